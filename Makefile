@@ -1,0 +1,81 @@
+# Everything a person or a CI runs. `make` alone lists it. Each target makes the virtual environment that it needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_VENV ?= .venv-demo
+TRAIN_VENV ?= .venv-train
+ARGS ?=
+NOT_RUN := $(CURDIR)/$(VENV)/tests-not-run.txt
+
+# Benchmarks and training read pictures and texts from here; tests need none of it.
+ifneq ($(wildcard ../shared/data),)
+export PGEMBED_DATA ?= $(abspath ../shared/data)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format bench train clean
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(DEMO_VENV)/.installed ## search thousands of real pictures in an embedded Postgres (ARGS="--psql", "--clean", ...)
+	$(DEMO_VENV)/bin/pgembed demo $(ARGS)
+
+test: lint ## lint, types and all tests, with a coverage figure: what CI runs
+	@rm -f $(NOT_RUN)
+	$(VENV)/bin/coverage erase
+	$(VENV)/bin/coverage run -m pytest -m "not full_server" tests/unit tests/integration tests/acceptance tests/migration
+	PGEMBED_NOT_RUN_FILE=$(NOT_RUN) $(VENV)/bin/coverage run -m pytest -m full_server tests
+	$(VENV)/bin/coverage combine --quiet
+	$(VENV)/bin/coverage report --skip-covered --sort=cover
+	@if [ -f $(NOT_RUN) ]; then echo; cat $(NOT_RUN); else echo "All tests ran."; fi
+
+test-all: test ## make test, then every benchmark in its quick form
+	$(MAKE) bench ARGS=--quick
+
+lint: $(VENV)/.installed ## format, lint, types, and the SQL files
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/python tools/lint_sql.py
+
+format: $(VENV)/.installed ## format the Python files, and fix what ruff can fix
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: $(VENV)/.installed ## run every benchmark and tell which missed its target (ARGS=--quick: each under a minute)
+	@status=0; \
+	for name in $$(cd benchmarks && ls *.py | sed 's/\.py$$//' | grep -vx -e __init__ -e common); do \
+		echo "== $$name"; $(VENV)/bin/python -m benchmarks.$$name $(ARGS) || status=1; \
+	done; exit $$status
+
+train: $(TRAIN_VENV)/.installed ## make the built-in encoder's weights again (ARGS=--quick: only see that it runs)
+	$(TRAIN_VENV)/bin/python -m training.make $(ARGS)
+
+clean: ## remove the virtual environments and what the tools cached here
+	rm -rf $(VENV) $(DEMO_VENV) $(TRAIN_VENV) .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build
+
+$(VENV)/.installed: pyproject.toml
+	@$(call make_venv,$(VENV))
+	$(VENV)/bin/python -m pip install --quiet --editable '.[all]' --group dev
+	@touch $@
+
+$(DEMO_VENV)/.installed: pyproject.toml
+	@$(call make_venv,$(DEMO_VENV))
+	$(DEMO_VENV)/bin/python -m pip install --quiet --editable '.[embedded]'
+	@touch $@
+
+$(TRAIN_VENV)/.installed: pyproject.toml
+	@$(call make_venv,$(TRAIN_VENV))
+	$(TRAIN_VENV)/bin/python -m pip install --quiet --editable . --group train
+	@touch $@
+
+# The first pip with --group is 25.1.
+define make_venv
+	echo "Making $(1) and installing what it needs (the first time takes minutes)."; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "$(PYTHON) is not Python 3.11 or newer. Name one that is: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }; \
+	[ -x $(1)/bin/python ] || $(PYTHON) -m venv $(1) \
+		|| { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }; \
+	$(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+endef

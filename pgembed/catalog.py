@@ -1,0 +1,212 @@
+"""Typed rows of pgembed's tables and views, and the calls of its SQL functions.
+
+Each call is a plan: a generator that yields ``Call`` values and is sent their rows, so that the synchronous and the
+asynchronous client run the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from pgembed.encoders import Encoder, Settings, load_encoder, split_spec
+from pgembed.errors import InvalidInput
+
+T = TypeVar("T")
+InputSpec = str | Mapping[str, Any]
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A statement to run; its rows, as dictionaries, are what the plan is sent."""
+
+    query: sql.Composable
+    params: Parameters = ()
+
+
+Plan = Generator[Call, list[dict[str, Any]], T]
+
+
+@dataclass(frozen=True)
+class EncoderRow:
+    """A registered encoder: a row of ``pgembed.encoder``."""
+
+    name: str
+    spec: str
+    space: str
+    dim: int
+    modalities: list[str]
+    metric: str
+    normalized: bool
+    fingerprint: str
+    settings: dict[str, Any]
+    static_text: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class StatusRow:
+    """How one embedding stands: a row of the view ``pgembed.status``. ``exact`` is false where rows are estimated."""
+
+    id: int
+    schema_name: str
+    table_name: str
+    target: str
+    encoder: str
+    state: str
+    rows: int | None
+    ready: int | None
+    exact: bool | None
+    queued: int
+    claimed: int
+    failed: int
+    oldest_wait: timedelta | None
+    rows_per_second: float | None
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    """A row that was given up: a row of the view ``pgembed.failures``. ``key`` holds the primary key as texts."""
+
+    schema_name: str
+    table_name: str
+    target: str
+    key: list[str]
+    error: str
+    attempts: int
+    failed_at: datetime
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of ``pgembed.doctor()``: what was looked at, whether it is well, what was found, what to do."""
+
+    subject: str
+    ok: bool
+    finding: str
+    remedy: str | None
+
+
+def encoders() -> Plan[list[EncoderRow]]:
+    """Every registered encoder, by name."""
+    rows = yield Call(sql.SQL("SELECT * FROM pgembed.encoder ORDER BY name"))
+    return [EncoderRow(**row) for row in rows]
+
+
+def encoder(name: str) -> Plan[EncoderRow]:
+    """One registered encoder; the error for an unknown one names those there are."""
+    rows = yield Call(sql.SQL("SELECT e.* FROM pgembed._encoder(%s) e"), [name])
+    return EncoderRow(**rows[0])
+
+
+def add_encoder(name: str, spec: str, settings: Settings | None, space: str | None) -> Plan[EncoderRow]:
+    """Register an encoder; its model is loaded to learn its facts, unless SQL knows it already."""
+    split_spec(spec)
+    known = yield Call(sql.SQL("SELECT FROM pgembed.shipped_encoder WHERE spec = %s"), [spec])
+    facts = {} if known and not settings else _facts(load_encoder(spec, settings))
+    arguments: dict[str, Any] = {
+        "name": name,
+        "spec": spec,
+        "settings": Jsonb(dict(settings or {})),
+        **({"space": space} if space else {}),
+        **facts,
+    }
+    named = sql.SQL(", ").join(
+        sql.SQL("{} => {}").format(sql.Identifier(key), sql.Placeholder(key)) for key in arguments
+    )
+    rows = yield Call(sql.SQL("SELECT e.* FROM pgembed.add_encoder({}) e").format(named), arguments)
+    return EncoderRow(**rows[0])
+
+
+def remove_encoder(name: str) -> Plan[None]:
+    """Remove an encoder that no embedding uses."""
+    yield Call(sql.SQL("SELECT pgembed.remove_encoder(%s)"), [name])
+
+
+def attach(table: str, target: str, encoder: str, inputs: Mapping[str, InputSpec | None], stale: str) -> Plan[int]:
+    """Attach an embedding; returns its id."""
+    given = {modality: value for modality, value in inputs.items() if value is not None}
+    if not given:
+        raise InvalidInput(
+            f"Nothing to embed: {table}.{target} was given no input.",
+            "Give text='{title}', image='photo' or screenshot='page'.",
+        )
+    rows = yield Call(
+        sql.SQL("SELECT pgembed.attach(%s::regclass, %s, %s, %s, %s) AS id"),
+        [table, target, encoder, Jsonb(given), stale],
+    )
+    return int(rows[0]["id"])
+
+
+def detach(table: str, target: str | None) -> Plan[None]:
+    """Detach an embedding; the table is as it was before."""
+    yield Call(sql.SQL("SELECT pgembed.detach(%s::regclass, %s)"), [table, target])
+
+
+def status(table: str | None = None) -> Plan[list[StatusRow]]:
+    """How every embedding stands, or those of one table."""
+    rows = yield Call(
+        sql.SQL(
+            "SELECT s.*, s.rows_per_second::float8 AS rows_per_second FROM pgembed.status s"
+            " JOIN pgembed.embedding e USING (id) WHERE %(table)s::text IS NULL"
+            " OR e.relation = %(table)s::regclass"
+        ),
+        {"table": table},
+    )
+    return [StatusRow(**row) for row in rows]
+
+
+def failures(table: str | None = None, limit: int = 100) -> Plan[list[FailureRow]]:
+    """Rows that were given up, with their reasons; the latest first."""
+    rows = yield Call(
+        sql.SQL(
+            "SELECT f.* FROM pgembed.failures f WHERE %(table)s::text IS NULL"
+            " OR pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', schema_name, table_name)) = %(table)s::regclass"
+            " ORDER BY failed_at DESC LIMIT %(limit)s"
+        ),
+        {"table": table, "limit": limit},
+    )
+    return [FailureRow(**row) for row in rows]
+
+
+def retry(table: str, target: str | None, reason: str | None) -> Plan[int]:
+    """Put failed rows back into the queue; returns how many."""
+    rows = yield Call(sql.SQL("SELECT pgembed.retry(%s::regclass, %s, %s) AS n"), [table, target, reason])
+    return int(rows[0]["n"])
+
+
+def reconcile(table: str, target: str | None, where: str | None) -> Plan[int]:
+    """Queue rows that no trigger saw; returns how many."""
+    rows = yield Call(sql.SQL("SELECT pgembed.reconcile(%s::regclass, %s, %s) AS n"), [table, target, where])
+    return int(rows[0]["n"])
+
+
+def doctor() -> Plan[list[Finding]]:
+    """What SQL can see of the health of this installation."""
+    rows = yield Call(sql.SQL("SELECT * FROM pgembed.doctor()"))
+    return [Finding(**row) for row in rows]
+
+
+def index_statement(table: str, target: str | None, m: int, ef_construction: int) -> Plan[str]:
+    """The statement that builds an embedding's vector index."""
+    rows = yield Call(
+        sql.SQL("SELECT pgembed.index_sql(%s::regclass, %s, %s, %s) AS statement"), [table, target, m, ef_construction]
+    )
+    return str(rows[0]["statement"])
+
+
+def _facts(encoder: Encoder) -> dict[str, Any]:
+    return {
+        "dim": encoder.dim,
+        "modalities": sorted(encoder.modalities),
+        "metric": encoder.metric,
+        "normalized": encoder.normalized,
+        "fingerprint": encoder.fingerprint,
+        "static_text": encoder.static_text,
+    }

@@ -1,0 +1,229 @@
+"""Pictures from URLs: over https, from public addresses only, within limits of bytes, time and redirects.
+
+A URL comes from a table, so it is somebody's wish, not ours. The address that is checked is the one connected to (no
+second look-up in between), at every redirect again. Proxies are not used: they would connect to what nobody checked.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import httpcore
+import httpx
+
+from pgembed.errors import MediaError
+from pgembed.inputs import shown_source
+
+if TYPE_CHECKING:
+    import ssl
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_REFUSED = [  # what ipaddress calls global, and is not: IETF assignments, 6to4, Azure's metadata
+    ipaddress.ip_network(network) for network in ("192.0.0.0/24", "192.88.99.0/24", "2002::/16", "168.63.129.16/32")
+]
+
+
+class Downloader:
+    """Gets pictures from URLs and keeps its connections; threads may share it.
+
+    ``timeout`` is in seconds and for the whole of a download, redirects and all. ``allow_private`` lets URLs lead to
+    this machine and its network.
+    """
+
+    def __init__(
+        self, *, allow_http: bool, allow_private: bool, max_bytes: int, timeout: float, max_redirects: int
+    ) -> None:
+        self._allow_http = allow_http
+        self._max_bytes = max_bytes
+        self._timeout = timeout
+        self._max_redirects = max_redirects
+        self._lock = threading.Lock()
+        self._backend = _GuardedBackend(allow_private=allow_private)
+        self._pool: httpcore.ConnectionPool | None = None
+
+    def get(self, source: str) -> bytes:
+        """The body at a URL. Raises MediaError, transient where trying again may help."""
+        shown = shown_source(source, url=True)
+        self._backend.start(self._timeout)
+        try:
+            url = httpx.URL(source)
+            for _ in range(self._max_redirects + 1):
+                answer = self._get(url, shown)
+                if isinstance(answer, bytes):
+                    return answer
+                url = answer
+        except (httpx.InvalidURL, ValueError):
+            raise MediaError(f"The picture {shown} is not a valid URL, or leads to one that is not.") from None
+        except httpcore.TimeoutException:
+            late = f"The picture {shown} did not arrive within {self._timeout:g} s."
+            raise MediaError(late, transient=True) from None
+        except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+            raise MediaError(f"The picture {shown} could not be fetched: {reason(error)}.", transient=True) from None
+        raise MediaError(f"The picture {shown} is redirected more than {self._max_redirects} times.")
+
+    def _get(self, url: httpx.URL, shown: str) -> bytes | httpx.URL:
+        """One request: the body, or where it is redirected to."""
+        if url.scheme != "https" and not (url.scheme == "http" and self._allow_http):
+            raise MediaError(f"The picture {shown} is at {url.scheme or 'no scheme'}:, and only https: is read.")
+        if not url.host:
+            raise MediaError(f"The picture {shown} is a URL without a host.")
+        if url.userinfo:
+            raise MediaError(f"The picture {shown} is a URL with a user name or password, which is not sent.")
+        headers = {
+            "Host": url.netloc.decode("ascii"),
+            "Accept": "image/*",
+            "Accept-Encoding": "identity",
+            "User-Agent": "pgembed",
+        }
+        timeout = dict.fromkeys(("connect", "read", "write", "pool"), self._timeout)
+        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        with self._connections().stream(
+            "GET", target, headers=list(headers.items()), extensions={"timeout": timeout}
+        ) as response:
+            fields = {name.lower(): value for name, value in response.headers}
+            if response.status in {301, 302, 303, 307, 308} and b"location" in fields:
+                return url.join(fields[b"location"].decode("latin-1"))
+            if response.status != 200:
+                later = response.status in {404, 408, 425, 429} or response.status >= 500
+                raise MediaError(f"The picture {shown} was answered with HTTP {response.status}.", transient=later)
+            announced = fields.get(b"content-length", b"0")
+            if announced.isdigit() and int(announced) > self._max_bytes:
+                raise too_long(shown, int(announced), self._max_bytes)
+            body = bytearray()
+            for chunk in response.iter_stream():
+                body += chunk
+                if len(body) > self._max_bytes:
+                    raise too_long(shown, len(body), self._max_bytes)
+            return bytes(body)
+
+    def _connections(self) -> httpcore.ConnectionPool:
+        with self._lock:
+            if self._pool is None:  # no proxy: it would connect to addresses that are not checked here
+                self._pool = httpcore.ConnectionPool(
+                    httpx.create_ssl_context(), max_connections=64, keepalive_expiry=15, network_backend=self._backend
+                )
+            return self._pool
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        with self._lock:
+            if self._pool is not None:
+                self._pool.close()
+
+
+class _GuardedBackend(httpcore.SyncBackend):
+    """Connects to public addresses only: the checked one is the one connected to. Knows each call's deadline."""
+
+    def __init__(self, *, allow_private: bool) -> None:
+        self._allow_private = allow_private
+        self._call = threading.local()
+
+    def start(self, seconds: float) -> None:
+        """Begin a call of this thread, which must be over in so many seconds."""
+        self._call.deadline = time.monotonic() + seconds
+
+    def remaining(self, error: type[httpcore.TimeoutException]) -> float:
+        seconds: float = self._call.deadline - time.monotonic()
+        if seconds <= 0:
+            raise error
+        return seconds
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        found = _addresses(host, port, self.remaining(httpcore.ConnectTimeout))
+        allowed = [address for address in found if self._allow_private or is_public(address)]
+        if not allowed:
+            raise MediaError(f"The host '{host}' is at the address {found[0]}, which is private or reserved.")
+        failed: Exception | None = None
+        for address in allowed:
+            left = self.remaining(httpcore.ConnectTimeout)
+            try:
+                stream = super().connect_tcp(address, port, left / 2, local_address, socket_options)
+                return _TimedStream(stream, self)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failed = error
+        raise failed or httpcore.ConnectError(f"no address of {host}")
+
+
+class _TimedStream(httpcore.NetworkStream):
+    """A connection whose every step ends with its call, so that a server that drips bytes holds no worker."""
+
+    def __init__(self, stream: httpcore.NetworkStream, backend: _GuardedBackend) -> None:
+        self._stream = stream
+        self._backend = backend
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._backend.remaining(httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._backend.remaining(httpcore.WriteTimeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        left = self._backend.remaining(httpcore.ConnectTimeout)
+        return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, left), self._backend)
+
+    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401
+        return self._stream.get_extra_info(info)
+
+
+def _addresses(host: str, port: int, seconds: float) -> list[str]:
+    """The host's addresses; the resolver knows no timeout, so it runs in a thread that may be left behind."""
+    answer: list[str] = []
+    failure: list[str] = []
+
+    def ask() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answer.extend(dict.fromkeys(str(address[0]) for *_, address in found))
+        except (OSError, UnicodeError) as error:
+            failure.append(reason(error))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failure or (not answer and not thread.is_alive()):
+        raise httpcore.ConnectError(f"host '{host}': {failure[0] if failure else 'no address'}")
+    if not answer:
+        raise httpcore.ConnectTimeout
+    return answer
+
+
+def is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None or ip in _NAT64:
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        if ip.is_site_local:
+            return False
+    refused = any(ip in network for network in _REFUSED)
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or refused)
+
+
+def reason(error: BaseException) -> str:
+    """Why, in a few words: what goes after the colon of a message that names the picture."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return re.sub(r"\s+", " ", str(error)).strip().rstrip(".")[:120] or type(error).__name__
+
+
+def too_long(shown: str, size: int, limit: int) -> MediaError:
+    """The error of a picture file that is too large."""
+    hint = "Store it smaller, or raise the limit of bytes."
+    return MediaError(f"The picture {shown} has {size:,} bytes or more, and the limit is {limit:,}.", hint)

@@ -1,0 +1,341 @@
+"""``open_clip:MODEL/TAG``: the CLIP family in open_clip's names, with the model's own preprocessing and tokenizer.
+
+    open_clip:ViT-B-32/laion2b_s34b_b79k      a model and a tag; its weights come from the hub or its cache
+    open_clip:ViT-B-32                        with the setting checkpoint: a local file of weights
+    open_clip:any-label                       with the settings config (a local JSON) and checkpoint
+    open_clip:hf-hub:ORG/REPO                 a repository on the hub that brings its own configuration
+    open_clip:local-dir:PATH                  a folder with open_clip_config.json and weights
+
+torch is imported when a model is loaded, not before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from pgembed.encoders.base import Encoder, Modality, Settings, fingerprint_of
+from pgembed.errors import EncoderError, MissingExtra
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from pgembed.encoders.base import Vectors
+
+_SETTINGS: Mapping[str, type] = {
+    "checkpoint": str,  # a local file of weights: .safetensors, or a pickle where allow_pickle is true
+    "config": str,  # a local JSON of the architecture: embed_dim, vision_cfg, text_cfg
+    "allow_pickle": bool,  # take .pt, .pth and .bin files too; they are read with torch's weights_only
+    "device": str,  # auto, cpu, cuda, cuda:1, mps
+    "precision": str,  # fp32, fp16, bf16
+    "batch_size": int,
+}
+_PRECISIONS = ("fp32", "fp16", "bf16")
+_REMOTE = "hf-hub:"
+_FOLDER = "local-dir:"
+_PROBE = "A probe of the tokenizer: naïve café, 3.14 ÷ 2; don't!"
+
+
+class OpenClipEncoder(Encoder):
+    """A model of open_clip. Pictures, screenshots and texts share its space; vectors have unit length."""
+
+    scheme: ClassVar[str] = "open_clip"
+    modalities: frozenset[Modality] = frozenset({"text", "image", "screenshot"})
+
+    def __init__(self, spec: str, loaded: _Loaded, *, device: str, precision: str, batch_size: int) -> None:
+        self.spec = spec
+        self.batch_size = batch_size
+        self._torch: Any = importlib.import_module("torch")
+        self._device: Any = self._torch.device(device)
+        self._model = loaded.model
+        self._tokenizer = loaded.tokenizer
+        self._transform = loaded.transform
+        self._dtype: Any = {"fp32": self._torch.float32, "fp16": self._torch.float16, "bf16": self._torch.bfloat16}[
+            precision
+        ]
+        self.dim = int(self.embed_texts(["a"]).shape[1])
+        self.fingerprint = fingerprint_of(
+            loaded.architecture,
+            json.dumps(loaded.model.visual.preprocess_cfg, sort_keys=True, default=list),
+            json.dumps(self._tokenizer([_PROBE]).tolist()),
+            *_tensor_facts(loaded.model, self._torch),
+        )
+
+    @classmethod
+    def load(cls, name: str, settings: Settings) -> Self:
+        """Load ``MODEL/TAG``, ``MODEL``, ``hf-hub:…`` or ``local-dir:…``; the module's head tells what each needs.
+
+        Settings: checkpoint, config, allow_pickle, device, precision, batch_size. A tag beside a checkpoint gives the
+        preprocessing that its weights were trained with. Raises MissingExtra without open_clip, EncoderError where the
+        model, the tag or the weights are not there, or do not fit one another.
+        """
+        spec = f"{cls.scheme}:{name}"
+        _check_settings(spec, settings)
+        try:
+            open_clip: Any = importlib.import_module("open_clip")
+            torch: Any = importlib.import_module("torch")
+        except ImportError as error:
+            if error.name in {"open_clip", "torch", "torchvision"}:
+                raise MissingExtra(f"Encoder '{spec}'", "clip") from None
+            raise EncoderError(f"Encoder '{spec}' could not import open_clip: {error}.") from error
+        device = _device(spec, settings.get("device", "auto"), torch)
+        precision = settings.get("precision", "fp32")
+        with _source(spec, name, settings, open_clip) as source:
+            loaded = _load(spec, source, open_clip, precision, device)
+        return cls(spec, loaded, device=device, precision=precision, batch_size=settings.get("batch_size", 64))
+
+    def preprocess(self, picture: Picture) -> Any:  # noqa: ANN401
+        """The model's own preprocessing: one tensor ``(3, height, width) float32``."""
+        return self._transform(picture)
+
+    def embed_pixels(self, pixels: Sequence[Any]) -> Vectors:
+        """Preprocessed pictures -> ``(n, dim) float32``, of unit length."""
+        return self._embed(pixels, lambda chunk: self._model.encode_image(self._on_device(self._torch.stack(chunk))))
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        """Texts, cut off at the model's context length, -> ``(n, dim) float32``, of unit length."""
+        return self._embed(texts, lambda chunk: self._model.encode_text(self._tokenizer(chunk).to(self._device)))
+
+    def _on_device(self, batch: Any) -> Any:  # noqa: ANN401
+        return batch.to(device=self._device, dtype=self._dtype)
+
+    def _embed(self, inputs: Sequence[Any], encode: Any) -> Vectors:  # noqa: ANN401
+        if not inputs:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        found: list[Vectors] = []
+        with self._torch.inference_mode():
+            for start in range(0, len(inputs), self.batch_size):
+                vectors = encode(list(inputs[start : start + self.batch_size])).float()
+                found.append(self._torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy())
+        return np.concatenate(found)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What open_clip is asked for: its name of the model, the file of weights, and what a tag says beside them."""
+
+    model: str
+    checkpoint: str | None  # None: the folder or repository that ``model`` names holds it
+    preprocess: Mapping[str, Any]
+    quick_gelu: bool = False
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    model: Any
+    transform: Any
+    tokenizer: Any
+    architecture: str
+
+
+@contextmanager
+def _source(spec: str, name: str, settings: Settings, open_clip: Any) -> Iterator[_Source]:  # noqa: ANN401
+    """Find configuration and weights; files made for open_clip to read live as long as the context."""
+    checkpoint = settings.get("checkpoint")
+    config = settings.get("config")
+    pickles = settings.get("allow_pickle", False)
+    if checkpoint is not None:
+        _check_file(spec, checkpoint, "checkpoint")
+        _check_pickle(spec, checkpoint, pickles)
+    if name.startswith((_REMOTE, _FOLDER)):
+        if checkpoint is not None or config is not None:
+            raise EncoderError(f"Encoder '{spec}' brings its own configuration and weights.", "Drop those settings.")
+        if name.startswith(_REMOTE):
+            _check_pickle(spec, _downloaded(spec, open_clip, repository=name.removeprefix(_REMOTE)), pickles)
+        else:
+            _check_folder(spec, Path(name.removeprefix(_FOLDER)), pickles)
+        yield _Source(name, None, {})
+    elif config is not None:
+        if checkpoint is None:
+            raise EncoderError(
+                f"Encoder '{spec}' has a config but no weights.", 'Add the setting {"checkpoint": PATH}.'
+            )
+        with tempfile.TemporaryDirectory(prefix="pgembed-open-clip-") as folder:
+            _stage(spec, Path(config), Path(checkpoint), Path(folder))
+            yield _Source(_FOLDER + folder, None, {})
+    else:
+        model, _, tag = name.partition("/")
+        facts = _tag_facts(spec, model, tag, open_clip)
+        if checkpoint is None and not tag:
+            known = ", ".join(open_clip.pretrained.list_pretrained_tags_by_model(model)) or "none"
+            hint = f'Add a tag ({known}), or the setting {{"checkpoint": PATH}}.'
+            raise EncoderError(f"Encoder '{spec}' names no weights.", hint)
+        if checkpoint is None:
+            checkpoint = _downloaded(spec, open_clip, facts=facts)
+            _check_pickle(spec, checkpoint, pickles)
+        yield _Source(model, checkpoint, facts, bool(facts.get("quick_gelu")))
+
+
+def _load(spec: str, source: _Source, open_clip: Any, precision: str, device: str) -> _Loaded:  # noqa: ANN401
+    options: dict[str, Any] = {
+        "precision": precision,
+        "force_quick_gelu": source.quick_gelu,  # open_clip only warns where the tag's activation is another
+        "force_preprocess_cfg": dict(source.preprocess),
+        "pretrained_text": False,
+    }
+    try:
+        model = open_clip.create_model(
+            source.model, source.checkpoint, device=device, require_pretrained=True, weights_only=True, **options
+        )
+    except Exception as error:
+        misfit = _misfit(source, open_clip, options)
+        if misfit:
+            raise EncoderError(f"The weights of '{spec}' are of another architecture: {misfit}.") from error
+        raise EncoderError(f"open_clip could not load '{spec}': {_first_line(error)}.") from error
+    try:
+        tokenizer = open_clip.get_tokenizer(source.model)
+    except Exception as error:
+        hint = "Offline, put the tokenizer's files beside the configuration, in one folder, and use local-dir:PATH."
+        raise EncoderError(f"The tokenizer of '{spec}' could not be loaded: {_first_line(error)}.", hint) from error
+    transform = open_clip.transform.image_transform_v2(
+        open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
+    )
+    architecture = json.dumps(
+        {"config": open_clip.get_model_config(source.model), "quick_gelu": source.quick_gelu}, sort_keys=True
+    )
+    return _Loaded(model.eval().requires_grad_(False), transform, tokenizer, architecture)
+
+
+def _misfit(source: _Source, open_clip: Any, options: Mapping[str, Any]) -> str | None:  # noqa: ANN401
+    """The first tensor on which the weights and the architecture differ, in words; None where they do not."""
+    folder = Path(source.model.removeprefix(_FOLDER))
+    try:
+        checkpoint = source.checkpoint or open_clip.factory._find_checkpoint_in_dir(folder)
+        held: Mapping[str, Any] = open_clip.factory.load_state_dict(checkpoint)
+        wanted: Mapping[str, Any] = open_clip.create_model(source.model, load_weights=False, **options).state_dict()
+    except Exception:
+        return None  # something else is wrong, and the error at hand says what
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    for name, shape in shapes.items():
+        if name in held and tuple(held[name].shape) != shape:
+            return f"'{name}' is {tuple(held[name].shape)} there, and {shape} in the model"
+    missing = next((name for name in shapes if name not in held), None)
+    if missing is not None:
+        return f"'{missing}' {shapes[missing]} is missing"
+    extra = next((name for name in held if name not in shapes), None)
+    return f"'{extra}' is not in the model" if extra is not None else None
+
+
+def _tag_facts(spec: str, model: str, tag: str, open_clip: Any) -> Mapping[str, Any]:  # noqa: ANN401
+    """What open_clip knows of a pretrained tag: where its weights are, and their preprocessing."""
+    names: dict[str, str] = {known.lower(): known for known in open_clip.list_models()}
+    if model not in names.values():
+        near = [names[name] for name in difflib.get_close_matches(model.lower(), names, 3, 0.5)]
+        hint = f"Did you mean {', '.join(near)}?" if near else "open_clip.list_models() lists the names."
+        raise EncoderError(f"open_clip has no model '{model}' (for '{spec}').", hint)
+    if not tag:
+        return {}
+    facts: Mapping[str, Any] = open_clip.get_pretrained_cfg(model, tag)
+    if not facts:
+        known = ", ".join(open_clip.pretrained.list_pretrained_tags_by_model(model)) or "none"
+        raise EncoderError(f"Model '{model}' has no pretrained tag '{tag}' (for '{spec}').", f"Its tags: {known}.")
+    return facts
+
+
+def _downloaded(
+    spec: str,
+    open_clip: Any,  # noqa: ANN401
+    *,
+    facts: Mapping[str, Any] | None = None,
+    repository: str = "",
+) -> str:
+    """The local file of a tag's or a repository's weights, from the hub or its cache."""
+    try:
+        if repository:
+            return str(open_clip.pretrained.download_pretrained_from_hf(repository))
+        return str(open_clip.download_pretrained(facts))
+    except Exception as error:
+        raise EncoderError(
+            f"The weights of '{spec}' could not be downloaded: {_first_line(error)}.",
+            'Offline, fetch them elsewhere and give the setting {"checkpoint": PATH}.',
+        ) from error
+
+
+def _stage(spec: str, config: Path, checkpoint: Path, folder: Path) -> None:
+    """Lay out a folder as open_clip reads it: configuration, weights, and tokenizer files that lie beside the former."""
+    _check_file(spec, str(config), "config")
+    try:
+        read: dict[str, Any] = json.loads(config.read_bytes())
+        model: Mapping[str, Any] = read.get("model_cfg", read)
+        missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(model)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise EncoderError(f"The config '{config}' of '{spec}' is not a JSON object: {error}.") from error
+    if missing:
+        raise EncoderError(f"The config '{config}' of '{spec}' lacks {', '.join(sorted(missing))}.")
+    whole = {"model_cfg": model, "preprocess_cfg": read.get("preprocess_cfg", {})}
+    (folder / "open_clip_config.json").write_text(json.dumps(whole))
+    name = "open_clip_model.safetensors" if checkpoint.suffix == ".safetensors" else "open_clip_pytorch_model.bin"
+    (folder / name).symlink_to(checkpoint.absolute())
+    for pattern in ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"):
+        for file in config.absolute().parent.glob(pattern):
+            (folder / file.name).symlink_to(file)
+
+
+def _check_settings(spec: str, settings: Settings) -> None:
+    for key, value in settings.items():
+        kind = _SETTINGS.get(key)
+        if kind is None:
+            raise EncoderError(f"Encoder '{spec}' has no setting '{key}'.", f"Its settings: {', '.join(_SETTINGS)}.")
+        if type(value) is not kind or (kind is int and value < 1):
+            wanted = "a positive int" if kind is int else kind.__name__
+            raise EncoderError(f"The setting '{key}' of '{spec}' takes {wanted}, not {value!r}.")
+    precision = settings.get("precision", "fp32")
+    if precision not in _PRECISIONS:
+        raise EncoderError(f"Encoder '{spec}' has no precision '{precision}'.", f"Use {', '.join(_PRECISIONS)}.")
+
+
+def _check_file(spec: str, path: str, what: str) -> None:
+    if not os.path.isfile(path):
+        raise EncoderError(f"The {what} '{path}' of '{spec}' is not a file.", "Give the path of a local file.")
+
+
+def _check_pickle(spec: str, path: str, allowed: bool) -> None:
+    if not path.endswith(".safetensors") and not allowed:
+        raise EncoderError(
+            f"The weights '{path}' of '{spec}' may be a pickle, which can hold code.",
+            'Convert them to .safetensors, or add the setting {"allow_pickle": true}.',
+        )
+
+
+def _check_folder(spec: str, folder: Path, pickles: bool) -> None:
+    _check_file(spec, str(folder / "open_clip_config.json"), "config")
+    if not pickles and not any(folder.glob("*.safetensors")):
+        raise EncoderError(
+            f"The folder '{folder}' of '{spec}' holds no .safetensors.",
+            'Convert its weights, or add the setting {"allow_pickle": true}.',
+        )
+
+
+def _device(spec: str, asked: str, torch: Any) -> str:  # noqa: ANN401
+    cuda, mps = bool(torch.cuda.is_available()), bool(torch.backends.mps.is_available())
+    if asked == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    kind, _, number = asked.partition(":")
+    there = {"cpu": 1, "cuda": int(torch.cuda.device_count()) if cuda else 0, "mps": int(mps)}
+    if kind not in there or (number and not number.isdigit()):
+        raise EncoderError(f"Encoder '{spec}' knows no device '{asked}'.", "Use auto, cpu, cuda, cuda:N or mps.")
+    if int(number or 0) >= there[kind]:
+        raise EncoderError(f"The device '{asked}' of '{spec}' is not on this machine.", "Use auto or cpu.")
+    return asked
+
+
+def _tensor_facts(model: Any, torch: Any) -> Iterator[str]:  # noqa: ANN401
+    """Name, type, shape and digest of each tensor of the model, by name."""
+    for name, tensor in sorted(model.state_dict().items()):
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(content).hexdigest()}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]

@@ -1,0 +1,401 @@
+"""What is asked or stored: texts, pictures, screenshots and vectors, and their sums. Immutable values, no I/O.
+
+``Image("dress.jpg") + 0.8 * Text("in red") - 0.8 * Text("in blue")`` is an Expression of three weighted terms. It
+knows no encoder: ``resolve`` asks the caller for the vector of each input, ``batches`` says which to encode together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgembed.errors import InvalidInput, InvalidQuery
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+SourceKind = Literal["bytes", "path", "url", "picture"]
+InputModality = Literal["text", "image", "screenshot", "vector"]
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_CANCELS = 1e-6  # of the sum of the weights: what is left then is the rounding of float32, not a direction
+
+
+class _HasNumpy(Protocol):
+    """What pgvector's Vector, HalfVector and SparseVector have in common."""
+
+    def to_numpy(self) -> NDArray[Any]: ...
+
+
+class Expression:
+    """Something that has one vector: an input, or a weighted sum of inputs.
+
+    Sums come from ``+``, ``-``, and from ``*`` and ``/`` with a finite number. Equal expressions have equal terms in
+    the same order, hash alike, and print as the Python that makes them.
+    """
+
+    __slots__ = ()
+    __array_ufunc__: ClassVar[None] = None  # so that numpy's numbers leave ``0.8 * Text(…)`` to us
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The weighted inputs, in the order in which they were written."""
+        raise NotImplementedError
+
+    def resolve(self, encode: Callable[[Input], NDArray[Any]]) -> NDArray[np.float32]:
+        """The unit vector of this expression, ``(dim,) float32``: inputs normalized, weighted, summed, normalized.
+
+        ``encode`` gives the vector of one text, image or screenshot; a Vector is its own. Raises InvalidQuery where
+        there are no terms, a vector is zero or not finite, dimensions or named spaces differ, or the sum cancels.
+        """
+        if not self.terms:
+            raise InvalidQuery("The query is empty.", "Add a Text, an Image, a Screenshot or a Vector to it.")
+        if len(self.spaces) > 1:
+            raise InvalidQuery(f"The query mixes vectors of the spaces {' and '.join(sorted(self.spaces))}.")
+        first, *others = [(term, _unit(term.input, encode)) for term in self.terms]
+        total = first[0].weight * first[1]
+        for term, vector in others:
+            if vector.size != total.size:
+                raise InvalidQuery(
+                    f"{first[0].input!r} has {total.size} dimensions, {term.input!r} has {vector.size}.",
+                    "Vectors of one query must come from one space.",
+                )
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = total + term.weight * vector
+        with np.errstate(over="ignore", invalid="ignore"):
+            length = float(np.linalg.norm(total))
+        if not math.isfinite(length):
+            raise InvalidQuery(f"The weights of {self!r} are too large to be summed.", "Make them smaller.")
+        if length <= _CANCELS * sum(abs(term.weight) for term in self.terms):
+            raise InvalidQuery(f"The terms of {self!r} cancel: no direction is left.", "Change a weight or a term.")
+        return (total / length).astype(np.float32)
+
+    @property
+    def spaces(self) -> frozenset[str]:
+        """The spaces that its Vectors name; the other inputs take the space of the encoder they meet."""
+        inputs = (term.input for term in self.terms)
+        return frozenset(input.space for input in inputs if isinstance(input, Vector) and input.space is not None)
+
+    def __add__(self, other: Expression) -> Expression:
+        return _sum(self.terms + _terms_of(other, "+"))
+
+    def __radd__(self, other: object) -> Expression:
+        if isinstance(other, int) and other == 0:  # what sum([...]) starts with
+            return self
+        return _sum(_terms_of(other, "+") + self.terms)
+
+    def __sub__(self, other: Expression) -> Expression:
+        return _sum(self.terms + tuple(-term for term in _terms_of(other, "-")))
+
+    def __rsub__(self, other: object) -> Expression:
+        return _sum(_terms_of(other, "-") + tuple(-term for term in self.terms))
+
+    def __mul__(self, weight: float) -> Expression:
+        factor = _number(weight, "*")
+        return _sum(tuple(Term(term.weight * factor, term.input) for term in self.terms))
+
+    def __rmul__(self, weight: float) -> Expression:
+        return self * weight
+
+    def __truediv__(self, divisor: float) -> Expression:
+        factor = _number(divisor, "/")
+        if factor == 0:
+            raise InvalidQuery(f"{self!r} is divided by zero.")
+        return _sum(tuple(Term(term.weight / factor, term.input) for term in self.terms))
+
+    def __neg__(self) -> Expression:
+        return _sum(tuple(-term for term in self.terms))
+
+    def __pos__(self) -> Expression:
+        return self
+
+
+class Input(Expression):
+    """One text, image, screenshot or vector."""
+
+    __slots__ = ()
+    modality: ClassVar[InputModality]
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return (Term(1.0, self),)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """An input and its weight, a finite number. Raises InvalidQuery."""
+
+    weight: float
+    input: Input
+
+    def __post_init__(self) -> None:
+        weight = _number(self.weight, "*")
+        if not math.isfinite(weight):
+            raise InvalidQuery(f"The weight {weight} of {self.input!r} is not finite.", "Use a finite number.")
+        object.__setattr__(self, "weight", weight + 0.0)  # -0.0 becomes 0.0
+
+    def __neg__(self) -> Term:
+        return Term(-self.weight, self.input)
+
+    def __repr__(self) -> str:
+        if self.weight == 1:
+            return repr(self.input)
+        if self.weight == -1:
+            return f"-{self.input!r}"
+        return f"{repr(self.weight).removesuffix('.0')} * {self.input!r}"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Sum(Expression):
+    """A weighted sum of inputs. Write it with ``+ - * /``."""
+
+    _terms: tuple[Term, ...]
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return self._terms
+
+    def __repr__(self) -> str:
+        if not self._terms:
+            return "Sum(())"
+        first, *others = self._terms
+        rest = (f" - {-term!r}" if term.weight < 0 else f" + {term!r}" for term in others)
+        return repr(first) + "".join(rest)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Text(Input):
+    """Words. Raises InvalidInput for what is not a string, InvalidQuery for an empty one."""
+
+    modality: ClassVar[InputModality] = "text"
+    text: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput(f"Text takes a str, not {_kind_of(self.text)}.")
+        if not self.text.strip():
+            raise InvalidQuery(f"Text({self.text!r}) holds no words.", "Give it some, or leave it out of the query.")
+        if any("\ud800" <= character <= "\udfff" for character in self.text):
+            raise InvalidInput(f"Text({_shortened(self.text)!r}) holds a lone surrogate, which is not a character.")
+
+    def __repr__(self) -> str:
+        return f"Text({self.text!r})"
+
+
+@dataclass(frozen=True, slots=True, repr=False, init=False)
+class _PictureInput(Input):
+    """What Image and Screenshot share: where the picture comes from. It is read by pgembed.media, later."""
+
+    kind: SourceKind
+    source: str | bytes | Picture = field(compare=False)
+    content: str | bytes = field()  # equal content, equal picture
+
+    def __init__(self, source: str | os.PathLike[str] | bytes | bytearray | memoryview | Picture) -> None:
+        """Take a path, a URL with its scheme, the bytes of a picture file, or a PIL image, which is copied.
+
+        Raises InvalidInput for anything else.
+        """
+        kind: SourceKind
+        name = type(self).__name__
+        if isinstance(source, str | os.PathLike):
+            taken = os.fspath(source)
+            if not isinstance(taken, str) or not taken or "\0" in taken:  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidInput(f"{name}({taken!r}) names no file.", "Give a path, a URL, bytes or a PIL image.")
+            kind = "url" if isinstance(source, str) and _URL.match(source) else "path"
+            content = taken
+        elif isinstance(source, bytes | bytearray | memoryview):
+            kind, taken = "bytes", bytes(source)
+            if not taken:
+                raise InvalidInput(f"{name}(b'') holds no picture.")
+            content = taken
+        elif _is_picture(source):
+            kind, taken, content = "picture", *_copied(source, name)
+        else:
+            raise InvalidInput(
+                f"{name} takes a path, a URL, bytes or a PIL image, not {_kind_of(source)}.",
+                "Words go into Text(…), vectors into Vector(…), arrays of pixels through PIL.Image.fromarray.",
+            )
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "source", taken)
+        object.__setattr__(self, "content", content)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({shown_source(self.source, limit=4096)})"
+
+
+@dataclass(frozen=True, slots=True, repr=False, init=False)
+class Image(_PictureInput):
+    """A picture: ``Image("dress.jpg")``, ``Image(Path(…))``, ``Image("https://…")``, bytes, or a PIL image."""
+
+    modality: ClassVar[InputModality] = "image"
+
+
+@dataclass(frozen=True, slots=True, repr=False, init=False)
+class Screenshot(_PictureInput):
+    """A picture of a screen or a page, for encoders that read what is written on it; it takes what Image takes."""
+
+    modality: ClassVar[InputModality] = "screenshot"
+
+
+@dataclass(frozen=True, slots=True, repr=False, init=False)
+class Vector(Input):
+    """A vector that is there already: a list, an array, or a value of pgvector; kept as read-only ``(dim,) float32``.
+
+    ``space`` names the space it lives in, so that a query that mixes spaces is refused. Raises InvalidQuery where it is
+    empty, not of one dimension, or holds what is not a finite number.
+    """
+
+    modality: ClassVar[InputModality] = "vector"
+    content: bytes = field()  # the numbers, float32 in the machine's byte order
+    space: str | None
+
+    def __init__(self, values: Sequence[float] | NDArray[Any] | _HasNumpy, *, space: str | None = None) -> None:
+        if isinstance(values, str | bytes):
+            raise InvalidInput(f"Vector takes numbers, not {_kind_of(values)}.", "Words go into Text(…).")
+        plain: Any = values.to_numpy() if _has_numpy(values) else values
+        try:
+            array: NDArray[Any] = np.asarray(plain)
+            if array.dtype.kind not in "fiu" and array.size:
+                raise TypeError
+            with np.errstate(over="ignore"):
+                copied = np.array(array, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise InvalidQuery(f"Vector takes numbers, not {_shortened(repr(plain))}.") from None
+        if copied.ndim != 1 or not copied.size:
+            raise InvalidQuery(f"A vector has one dimension and is not empty; this one's shape is {copied.shape}.")
+        bad = np.flatnonzero(~np.isfinite(copied))
+        if bad.size:
+            raise InvalidQuery(f"Number {bad[0] + 1} of the vector, {array[bad[0]]}, is not finite in float32.")
+        copied += 0.0  # -0.0 becomes 0.0, so that equal vectors have equal bytes
+        object.__setattr__(self, "content", copied.tobytes())
+        object.__setattr__(self, "space", space)
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The numbers, ``(dim,) float32``, read-only."""
+        return np.frombuffer(self.content, dtype=np.float32)
+
+    @property
+    def dim(self) -> int:
+        return self.values.size
+
+    def __repr__(self) -> str:
+        numbers = [str(value) for value in self.values[:4]] + [f"… {self.dim} in all"] * (self.dim > 4)
+        space = f", space={self.space!r}" if self.space is not None else ""
+        return f"Vector([{', '.join(numbers)}]{space})"
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """The distinct inputs of some expressions, in order of appearance, by what encodes them."""
+
+    texts: tuple[Text, ...]
+    images: tuple[Image, ...]
+    screenshots: tuple[Screenshot, ...]
+
+
+def batches(*expressions: Expression) -> Batches:
+    """What must be encoded for these expressions, each input once, so that each modality is one call of the encoder."""
+    inputs = dict.fromkeys(term.input for expression in expressions for term in expression.terms)
+    return Batches(
+        texts=tuple(input for input in inputs if isinstance(input, Text)),
+        images=tuple(input for input in inputs if isinstance(input, Image)),
+        screenshots=tuple(input for input in inputs if isinstance(input, Screenshot)),
+    )
+
+
+def shown_source(source: str | bytes | Picture, limit: int = 80, *, url: bool = False) -> str:
+    """A picture's source as messages and logs may show it: shortened, a URL without credentials, query and fragment.
+
+    ``url`` says that a string is meant as a URL, even where it does not look like one.
+    """
+    if isinstance(source, str):
+        return repr(_shortened(shown_url(source) if url or _URL.match(source) else source, limit))
+    if isinstance(source, bytes):
+        return f"<{len(source):,} bytes {source[:8].hex()}{'…' if len(source) > 8 else ''}>"
+    return f"<PIL image {source.mode} {source.width} x {source.height}>"
+
+
+def shown_url(url: str) -> str:
+    """``https://me:secret@host/a.png?key=1`` -> ``https://host/a.png``."""
+    plain = re.split("[?#]", url, maxsplit=1)[0]
+    scheme, mark, rest = plain.partition("://")
+    if not mark:
+        return plain.rpartition("@")[2]
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def _unit(input: Input, encode: Callable[[Input], NDArray[Any]]) -> NDArray[np.float64]:
+    vector = np.asarray(input.values if isinstance(input, Vector) else encode(input), dtype=np.float64)
+    if vector.ndim != 1 or not vector.size:
+        raise InvalidQuery(f"The vector of {input!r} has shape {vector.shape}, not (dim,).")
+    if not np.isfinite(vector).all():
+        raise InvalidQuery(f"The vector of {input!r} is not finite.")
+    length = math.sqrt(float(vector @ vector))
+    if length == 0:
+        raise InvalidQuery(f"The vector of {input!r} is zero, which has no direction.")
+    return vector / length
+
+
+def _sum(terms: tuple[Term, ...]) -> Expression:
+    """The sum of the terms; one input alone is itself, so that ``1 * Text("a")`` equals ``Text("a")``."""
+    return terms[0].input if len(terms) == 1 and terms[0].weight == 1 else Sum(terms)
+
+
+def _terms_of(other: object, operator: str) -> tuple[Term, ...]:
+    if not isinstance(other, Expression):
+        raise TypeError(
+            f"'{operator}' takes two inputs, not {_kind_of(other)}: say what it is with Text(…), Image(…), "
+            "Screenshot(…) or Vector(…)."
+        )
+    return other.terms
+
+
+def _number(value: object, operator: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"'{operator}' takes an input and a number, its weight, not {_kind_of(value)}.")
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidQuery(f"The weight {_shortened(str(value))} is too large.", "Use a finite number.") from None
+
+
+def _has_numpy(value: object) -> TypeGuard[_HasNumpy]:
+    return callable(getattr(value, "to_numpy", None))
+
+
+def _is_picture(value: object) -> TypeGuard[Picture]:
+    module = sys.modules.get("PIL.Image")  # whoever made a PIL image has imported it
+    return module is not None and isinstance(value, module.Image)
+
+
+def _copied(picture: Picture, name: str) -> tuple[Picture, str]:
+    """A copy that later changes of the caller's picture do not reach, and the digest that stands for its content."""
+    try:
+        copy = picture.copy()
+        pixels = copy.tobytes()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InvalidInput(f"{name}({shown_source(picture)}) cannot be read: {error}.") from error
+    palette = repr(copy.getpalette("RGBA")) if copy.mode in {"P", "PA"} else ""
+    facts = f"{copy.mode} {copy.size} {palette} {copy.info.get('transparency')!r} {dict(copy.getexif())!r}"
+    return copy, hashlib.sha256(facts.encode() + b"\0" + pixels).hexdigest()
+
+
+def _kind_of(value: object) -> str:
+    shown = _shortened(repr(value)) if isinstance(value, str | bytes | int | float | bool) else ""
+    return f"{type(value).__name__} {shown}".strip()
+
+
+def _shortened(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,0 +1,292 @@
+"""The statements of one embedding's queue: fold, claim, read, write, release. Only the worker runs them.
+
+A claimed job is known by its ``seq``, which changes whenever its row does; keys never leave the database. The rules
+that the statements keep, and what goes wrong without them, are told in docs/queue.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from psycopg import sql
+
+FOLD_LIMIT = 5_000
+BACKFILL_LIMIT = 10_000
+
+
+@dataclass(frozen=True)
+class Work:
+    """An embedding as the worker sees it: a row of the view ``pgembed._work``."""
+
+    id: int
+    schema_name: str
+    table_name: str
+    target: str
+    state: str
+    stale: str
+    present: bool
+    key_columns: list[dict[str, Any]]
+    inputs: dict[str, dict[str, Any]]
+    input_sql: dict[str, str]
+    key_names: list[str]
+    encoder: str
+    spec: str
+    space: str
+    dim: int
+    metric: str
+    normalized: bool
+    fingerprint: str
+    settings: dict[str, Any]
+    vector_type: str
+
+    @property
+    def name(self) -> str:
+        """Its name for people: schema.table.target."""
+        return f"{self.schema_name}.{self.table_name}.{self.target}"
+
+    @property
+    def modalities(self) -> list[str]:
+        """The modalities it reads, in a fixed order."""
+        return sorted(self.input_sql)
+
+
+class Queue:
+    """Composes the statements for one embedding."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        count = len(work.key_names)
+        self._numbers = range(1, count + 1)
+        self._table = sql.Identifier(work.schema_name, work.table_name)
+        self._change = sql.Identifier("pgembed", f"change_{work.id}")
+        self._job = sql.Identifier("pgembed", f"job_{work.id}")
+        self._temporary = sql.Identifier("pg_temp", f"pgembed_write_{work.id}")
+
+    def _keys(self, alias: str | None = None) -> sql.Composed:
+        """``key_1, key_2`` of the queue's tables."""
+        parts = [sql.Identifier(*([alias] if alias else []), f"key_{n}") for n in self._numbers]
+        return sql.SQL(", ").join(parts)
+
+    def _row_keys(self) -> sql.Composed:
+        """The key's columns in the user's table, alias t."""
+        return sql.SQL(", ").join(sql.Identifier("t", name) for name in self.work.key_names)
+
+    def _same_key(self, alias: str) -> sql.Composed:
+        """``t.id = w.key_1 AND …``: joins the user's table with a table of the queue."""
+        return sql.SQL(" AND ").join(
+            sql.SQL("{} = {}").format(sql.Identifier("t", name), sql.Identifier(alias, f"key_{n}"))
+            for n, name in zip(self._numbers, self.work.key_names, strict=True)
+        )
+
+    def _key_text(self, alias: str) -> sql.Composed:
+        """A key as it stands in pgembed.failure: a JSON array of texts."""
+        parts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(alias, f"key_{n}")) for n in self._numbers)
+        return sql.SQL("pg_catalog.jsonb_build_array({})").format(parts)
+
+    @cached_property
+    def _inputs(self) -> sql.Composed:
+        return sql.SQL(", ").join(_trusted(self.work.input_sql[modality]) for modality in self.work.modalities)
+
+    @cached_property
+    def lock(self) -> sql.Composed:
+        """Held to the end of the transaction by whoever changes the queue."""
+        return sql.SQL("SELECT pgembed._lock_queue({})").format(self.work.id)
+
+    @cached_property
+    def fold(self) -> sql.Composed:
+        """Move changes from the log into jobs: a new seq, so that a vector that is on its way is not written."""
+        return sql.SQL(
+            "WITH moved AS (DELETE FROM {change} WHERE seq = ANY(ARRAY("
+            "SELECT seq FROM {change} ORDER BY seq LIMIT {limit} FOR UPDATE SKIP LOCKED)) RETURNING {keys}),"
+            " forgiven AS (DELETE FROM pgembed.failure f USING moved m WHERE f.embedding = {id} AND f.key = {text})"
+            " INSERT INTO {job} AS j ({keys}) SELECT DISTINCT {keys} FROM moved ORDER BY {keys}"
+            " ON CONFLICT ({keys}) DO UPDATE"
+            " SET seq = excluded.seq, attempts = 0, available_at = now(), claimed_until = NULL, error = NULL"
+        ).format(
+            change=self._change,
+            job=self._job,
+            keys=self._keys(),
+            id=self.work.id,
+            text=self._key_text("m"),
+            limit=FOLD_LIMIT,
+        )
+
+    @cached_property
+    def claim(self) -> sql.Composed:
+        """Parameters: lease in seconds, limit. Returns seq, attempts."""
+        return sql.SQL(
+            "UPDATE {job} j SET claimed_until = clock_timestamp() + %s * interval '1 second'"
+            " WHERE j.seq = ANY(ARRAY(SELECT seq FROM {job}"
+            " WHERE available_at <= clock_timestamp() AND (claimed_until IS NULL OR claimed_until < clock_timestamp())"
+            " ORDER BY seq LIMIT %s FOR UPDATE SKIP LOCKED))"
+            " RETURNING j.seq, j.attempts"
+        ).format(job=self._job)
+
+    @cached_property
+    def renew(self) -> sql.Composed:
+        """Parameters: lease in seconds, seqs. Keeps what is in hand claimed while a slow model runs."""
+        return sql.SQL(
+            "UPDATE {} SET claimed_until = clock_timestamp() + %s * interval '1 second'"
+            " WHERE seq = ANY(%s) AND claimed_until IS NOT NULL"
+        ).format(self._job)
+
+    @cached_property
+    def read(self) -> sql.Composed:
+        """Parameter: seqs. Returns seq, whether the row is there, then one column a modality, NULL where absent."""
+        return sql.SQL(
+            "SELECT j.seq, {first_key} IS NOT NULL, {inputs} FROM {job} j LEFT JOIN {table} t ON {same}"
+            " WHERE j.seq = ANY(%s)"
+        ).format(
+            first_key=sql.Identifier("t", self.work.key_names[0]),
+            inputs=self._inputs,
+            job=self._job,
+            table=self._table,
+            same=self._same_key("j"),
+        )
+
+    @cached_property
+    def make_temporary(self) -> sql.Composed:
+        """The session's table of vectors on their way; ``vector`` is NULL where the row has no input any more."""
+        return sql.SQL(
+            "CREATE TEMPORARY TABLE IF NOT EXISTS {} (seq bigint, vector {}, gone boolean) ON COMMIT DELETE ROWS"
+        ).format(sql.Identifier(f"pgembed_write_{self.work.id}"), _trusted(self.work.vector_type))
+
+    @cached_property
+    def copy(self) -> sql.Composed:
+        """Fill the temporary table: seq, vector, gone."""
+        return sql.SQL("COPY {} FROM STDIN WITH (FORMAT binary)").format(self._temporary)
+
+    @cached_property
+    def lock_rows(self) -> sql.Composed:
+        """User rows before queue rows, always; rows that somebody else holds are left for another time."""
+        return sql.SQL(
+            "SELECT w.seq FROM {temporary} w JOIN {job} j ON j.seq = w.seq JOIN {table} t ON {same}"
+            " WHERE NOT w.gone FOR NO KEY UPDATE OF t SKIP LOCKED"
+        ).format(temporary=self._temporary, job=self._job, table=self._table, same=self._same_key("j"))
+
+    @cached_property
+    def write(self) -> sql.Composed:
+        """Parameter: the seqs whose rows are locked. A row whose key is in the log again is left as it is."""
+        same_change = sql.SQL(" AND ").join(
+            sql.SQL("{} = {}").format(sql.Identifier("c", f"key_{n}"), sql.Identifier("j", f"key_{n}"))
+            for n in self._numbers
+        )
+        return sql.SQL(
+            "UPDATE {table} t SET {target} = w.vector FROM {temporary} w JOIN {job} j ON j.seq = w.seq"
+            " WHERE {same} AND w.seq = ANY(%s) AND NOT EXISTS (SELECT FROM {change} c WHERE {same_change})"
+            " RETURNING w.seq"
+        ).format(
+            table=self._table,
+            target=sql.Identifier(self.work.target),
+            temporary=self._temporary,
+            job=self._job,
+            same=self._same_key("j"),
+            change=self._change,
+            same_change=same_change,
+        )
+
+    @cached_property
+    def finish(self) -> sql.Composed:
+        """Parameter: the seqs of rows that are written or gone."""
+        return sql.SQL("DELETE FROM {} WHERE seq = ANY(%s)").format(self._job)
+
+    @cached_property
+    def count_written(self) -> sql.Composed:
+        """Parameter: rows written. Keeps the rate that status shows."""
+        return sql.SQL(
+            "INSERT INTO pgembed.written AS w (embedding, minute, rows) VALUES ({}, date_trunc('minute', now()), %s)"
+            " ON CONFLICT (embedding, minute) DO UPDATE SET rows = w.rows + excluded.rows"
+        ).format(self.work.id)
+
+    @cached_property
+    def release(self) -> sql.Composed:
+        """Parameter: seqs. Gives claimed jobs back at once."""
+        return sql.SQL("UPDATE {} SET claimed_until = NULL WHERE seq = ANY(%s)").format(self._job)
+
+    @cached_property
+    def postpone(self) -> sql.Composed:
+        """Parameters: error, wait in seconds, seq. A row's own trouble: try it again later."""
+        return sql.SQL(
+            "UPDATE {} SET claimed_until = NULL, attempts = attempts + 1, error = %s,"
+            " available_at = clock_timestamp() + %s * interval '1 second' WHERE seq = %s"
+        ).format(self._job)
+
+    @cached_property
+    def give_up(self) -> sql.Composed:
+        """Parameters: seq, error. The job becomes a failure; nothing happens where the row has changed meanwhile."""
+        return sql.SQL(
+            "WITH gone AS (DELETE FROM {job} j WHERE j.seq = %s RETURNING {keys}, j.attempts)"
+            " INSERT INTO pgembed.failure (embedding, key, error, attempts)"
+            " SELECT {id}, {text}, %s, g.attempts + 1 FROM gone g"
+            " ON CONFLICT (embedding, key) DO UPDATE"
+            " SET error = excluded.error, attempts = excluded.attempts, failed_at = now()"
+        ).format(job=self._job, keys=self._keys("j"), id=self.work.id, text=self._key_text("g"))
+
+    @cached_property
+    def forget_gone_failures(self) -> sql.Composed:
+        """Failures of rows that are no longer there."""
+        return sql.SQL(
+            "DELETE FROM pgembed.failure f WHERE f.embedding = {id}"
+            " AND NOT EXISTS (SELECT FROM {table} t WHERE f.key = pg_catalog.jsonb_build_array({keys}))"
+        ).format(
+            id=self.work.id,
+            table=self._table,
+            keys=sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", n)) for n in self.work.key_names),
+        )
+
+    def backfill(self, after: Sequence[str] | None) -> sql.Composed:
+        """Queue the next rows by key that have inputs and no vector; returns the last key looked at, or no row.
+
+        ``after`` is the last key of the step before, as texts in the queue's types; None at the start.
+        """
+        keys = sql.SQL(", ").join(sql.Identifier(f"k{n}") for n in self._numbers)
+        beyond = sql.SQL("true")
+        if after is not None:
+            values = sql.SQL(", ").join(
+                sql.SQL("{}::{}").format(sql.Literal(value), _trusted(column["type"]))
+                for value, column in zip(after, self.work.key_columns, strict=True)
+            )
+            beyond = sql.SQL("({}) > ({})").format(self._row_keys(), values)
+        aliases = sql.SQL(", ").join(
+            sql.SQL("{} AS {}").format(sql.Identifier("t", name), sql.Identifier(f"k{n}"))
+            for n, name in zip(self._numbers, self.work.key_names, strict=True)
+        )
+        return sql.SQL(
+            "WITH step AS MATERIALIZED (SELECT {aliases},"
+            " t.{target} IS NULL AND pg_catalog.num_nonnulls({inputs}) > 0 AS wanted FROM {table} t"
+            " WHERE {beyond} ORDER BY {row_keys} LIMIT {limit}),"
+            " queued AS (INSERT INTO {job} ({queue_keys}) SELECT {keys} FROM step WHERE wanted"
+            " ON CONFLICT DO NOTHING)"
+            " SELECT pg_catalog.jsonb_build_array({texts}) FROM step ORDER BY {descending} LIMIT 1"
+        ).format(
+            aliases=aliases,
+            target=sql.Identifier(self.work.target),
+            inputs=self._inputs,
+            table=self._table,
+            beyond=beyond,
+            row_keys=self._row_keys(),
+            limit=BACKFILL_LIMIT,
+            job=self._job,
+            queue_keys=self._keys(),
+            keys=keys,
+            texts=sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(f"k{n}")) for n in self._numbers),
+            descending=sql.SQL(", ").join(sql.SQL("{} DESC").format(sql.Identifier(f"k{n}")) for n in self._numbers),
+        )
+
+    @cached_property
+    def depth(self) -> sql.Composed:
+        """Changes and jobs that wait, due or not."""
+        return sql.SQL("SELECT (SELECT count(*) FROM {}) + (SELECT count(*) FROM {})").format(self._change, self._job)
+
+    @cached_property
+    def any_left(self) -> sql.Composed:
+        """Whether a change or a job is there at all."""
+        return sql.SQL("SELECT EXISTS (SELECT FROM {}) OR EXISTS (SELECT FROM {})").format(self._change, self._job)
+
+
+def _trusted(text: str) -> sql.SQL:
+    """SQL that a function of the schema pgembed composed and quoted: types, and the expressions of inputs."""
+    return sql.SQL(text)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,169 @@
+"""The worker: three stages side by side with bounded queues between them, so that the encoder never waits for the
+database, the disk or the network. No lock is held while a model runs."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import psycopg
+
+from pgembed.errors import PgembedError
+from pgembed.worker.batch import Batch, abandon, encode
+from pgembed.worker.load import Loader
+from pgembed.worker.state import TROUBLE_WAITS, Mode, Progress, State, Summary, WorkerOptions
+from pgembed.worker.write import Writer
+
+Connect = Callable[[], psycopg.Connection[Any]]
+STAGE_DEPTH = 2  # batches that may wait between two stages
+SESSION_SETTINGS = {
+    "application_name": "pgembed worker",
+    "row_security": "off",  # a filtered read would lose jobs silently; off, it raises
+    "timezone": "UTC",  # templates render values; they must render alike wherever the worker runs
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "lock_timeout": "10s",
+    "enable_hashjoin": "off",  # nothing is known of a temporary table's size; by index is right for a batch
+    "enable_mergejoin": "off",
+}
+
+
+class Worker:
+    """Works on the queues of a database until told to stop. One process may run several; so may several machines."""
+
+    def __init__(
+        self,
+        connect: Connect,
+        options: WorkerOptions | None = None,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._connect = connect
+        self.state = State(options or WorkerOptions(), on_progress)
+
+    def stop(self) -> None:
+        """Ask it to finish the batch in hand and leave; safe from signal handlers and other threads."""
+        self.state.stop.set()
+
+    def run(self, mode: Mode = "forever") -> Summary:
+        """Work. ``until_idle`` returns when nothing waits in any queue, ``once`` after one batch of each embedding.
+
+        Raises InvalidInput for an embedding that is not there; in ``until_idle`` and ``once`` an error of an encoder
+        or the database that does not go away after a few tries is raised, otherwise it is logged and tried again.
+        """
+        failures = 0
+        self.state.summary = Summary()
+        while True:
+            try:
+                Session(self._connect, self.state, mode).run()
+                return self.state.summary
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                failures += 1
+                if mode != "forever" and failures >= len(TROUBLE_WAITS) - 1:
+                    raise
+                wait = TROUBLE_WAITS[min(failures, len(TROUBLE_WAITS)) - 1]
+                self.state.log.warning("database trouble", error=str(error).strip(), retry_in=wait)
+                if self.state.stop.wait(wait):
+                    return self.state.summary
+
+
+class Stopped(Exception):
+    """Raised in a stage to leave it."""
+
+
+class Session:
+    """One run of the stages on one pair of connections; it ends when the work, the patience or a connection does."""
+
+    def __init__(self, connect: Connect, state: State, mode: Mode) -> None:
+        self.connect = connect
+        self.state = state
+        self.options = state.options
+        self.mode = mode
+        self.loaded: queue.Queue[Batch | None] = queue.Queue(STAGE_DEPTH)
+        self.encoded: queue.Queue[Batch | None] = queue.Queue(STAGE_DEPTH)
+        self.broken = threading.Event()
+        self.errors: list[BaseException] = []
+
+    def run(self) -> None:
+        with ExitStack() as stack:
+            reader = stack.enter_context(_session_connection(self.connect))
+            writer = stack.enter_context(_session_connection(self.connect))
+            loader = Loader(self, reader)
+            threads = [
+                threading.Thread(target=self._stage, args=(loader.run, self.loaded), name="pgembed-load"),
+                threading.Thread(target=self._stage, args=(Writer(self, writer).run, None), name="pgembed-write"),
+            ]
+            for thread in threads:
+                thread.start()
+            self._stage(self._encode, self.encoded)
+            for thread in threads:
+                thread.join()
+            loader.close()
+            if self.errors:
+                raise self.errors[0]
+
+    def _stage(self, run: Callable[[], None], following: queue.Queue[Batch | None] | None) -> None:
+        try:
+            run()
+        except Stopped:
+            pass
+        except BaseException as error:  # the other stages must not wait for this one
+            self.errors.append(error)
+            self.broken.set()
+        if following is not None:
+            self.put(following, None, force=True)
+
+    def put(self, to: queue.Queue[Batch | None], batch: Batch | None, *, force: bool = False) -> None:
+        """Hand a batch on; gives up where a stage is broken (``force``: only once nobody takes from the queue)."""
+        while True:
+            try:
+                to.put(batch, timeout=0.2)
+                return
+            except queue.Full:
+                if self.broken.is_set():
+                    if force:
+                        return
+                    raise Stopped from None
+
+    def take(self, source: queue.Queue[Batch | None]) -> Iterator[Batch]:
+        """The batches of a stage before, until it ends or one is broken."""
+        while True:
+            try:
+                batch = source.get(timeout=0.2)
+            except queue.Empty:
+                if self.broken.is_set():
+                    return
+                continue
+            if batch is None:
+                return
+            yield batch
+
+    def _encode(self) -> None:
+        in_hand = 0
+        for batch in self.take(self.loaded):
+            if self.state.stop.is_set() and in_hand:
+                abandon(batch)  # finish one batch, give back the others
+            else:
+                in_hand = self.state.stop.is_set()
+                try:
+                    encode(self.state.encoder(batch.work), batch)
+                    self.state.note_success(batch.work)
+                except PgembedError as error:
+                    self.state.note_trouble(batch.work, error)
+                    abandon(batch)
+            self.put(self.encoded, batch)
+
+
+@contextmanager
+def _session_connection(connect: Connect) -> Generator[psycopg.Connection[Any]]:
+    with connect() as conn:
+        conn.autocommit = True
+        conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        for name, value in SESSION_SETTINGS.items():
+            conn.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
+        yield conn

@@ -1,0 +1,141 @@
+"""What the stages of a worker share: its options, what it holds, which embeddings are in trouble, loaded encoders."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import structlog
+
+from pgembed.encoders import Encoder, load_encoder
+from pgembed.errors import EncoderError, EncoderMismatch
+from pgembed.media import MediaPolicy
+from pgembed.worker.queue import Work
+
+Mode = Literal["forever", "until_idle", "once"]
+TROUBLE_WAITS = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds, after each failure in a row of an embedding or the database
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How a worker works. ``embeddings`` names tables or table.target; empty means all."""
+
+    batch_size: int | None = None  # rows claimed at once; default: the encoder's, at least 256
+    embeddings: tuple[str, ...] = ()
+    media: MediaPolicy = field(default_factory=MediaPolicy)
+    allow_encoders: tuple[str, ...] | None = None  # kinds or specs; None: every kind installed
+    lease: float = 60.0  # seconds until another worker may take up a claimed row; renewed while it is in hand
+    poll: float = 1.0  # seconds between looks at an empty queue
+    max_attempts: int = 5
+    decode_threads: int = 4
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one batch came to; ``left`` counts the changes and jobs that wait in this embedding's queue."""
+
+    embedding: str
+    written: int
+    failed: int
+    skipped: int
+    left: int
+
+
+@dataclass
+class Summary:
+    """What a run came to, over all embeddings."""
+
+    written: int = 0
+    failed: int = 0
+
+
+@dataclass
+class Trouble:
+    failures: int = 0
+    until: float = 0.0
+    error: Exception | None = None
+
+
+class State:
+    """Shared by the stages of one worker; every method may be called from any of their threads."""
+
+    def __init__(self, options: WorkerOptions, on_progress: Callable[[Progress], None] | None) -> None:
+        self.options = options
+        self.on_progress = on_progress
+        self.stop = threading.Event()
+        self.log: Any = structlog.get_logger("pgembed.worker")
+        self.summary = Summary()
+        self._encoders: dict[str, tuple[Encoder, str]] = {}
+        self._trouble: dict[int, Trouble] = {}
+        self._held: dict[int, set[int]] = {}  # seqs claimed and not yet written, by embedding
+        self._lock = threading.Lock()
+
+    def encoder(self, work: Work) -> Encoder:
+        """The encoder of an embedding, loaded once. Raises EncoderMismatch where it is not the registered one."""
+        loaded = self._encoders.get(work.encoder)
+        if loaded is None or loaded[1] != work.fingerprint:
+            encoder = load_encoder(work.spec, work.settings, allow=self.options.allow_encoders)
+            _require_same(work, encoder)
+            loaded = (encoder, work.fingerprint)
+            self._encoders[work.encoder] = loaded
+        return loaded[0]
+
+    def hold(self, work: Work, seqs: Sequence[int]) -> None:
+        """Remember seqs as claimed by this worker."""
+        with self._lock:
+            self._held.setdefault(work.id, set()).update(seqs)
+
+    def let_go(self, work: Work, seqs: Sequence[int]) -> None:
+        """Forget seqs that are written or given back."""
+        with self._lock:
+            self._held.get(work.id, set()).difference_update(seqs)
+
+    def held_seqs(self, embedding_id: int) -> list[int]:
+        """The seqs of an embedding that are in hand."""
+        with self._lock:
+            return sorted(self._held.get(embedding_id, ()))
+
+    def in_trouble(self, work: Work) -> bool:
+        """Whether to leave this embedding alone for now."""
+        trouble = self._trouble.get(work.id)
+        return trouble is not None and trouble.until > time.monotonic()
+
+    def note_trouble(self, work: Work, error: Exception) -> None:
+        """An encoder or the database failed for this embedding: leave it alone for a while, longer each time."""
+        trouble = self._trouble.setdefault(work.id, Trouble())
+        trouble.failures += 1
+        trouble.error = error
+        wait = TROUBLE_WAITS[min(trouble.failures, len(TROUBLE_WAITS)) - 1]
+        trouble.until = time.monotonic() + wait
+        self.log.error("embedding in trouble", embedding=work.name, error=str(error).strip(), retry_in=wait)
+
+    def note_success(self, work: Work) -> None:
+        """This embedding works again."""
+        self._trouble.pop(work.id, None)
+
+    def lasting_trouble(self, work: Work) -> Exception | None:
+        """The error of an embedding that has failed time and again, or that no second try would mend."""
+        trouble = self._trouble.get(work.id)
+        if trouble and (trouble.failures >= 3 or isinstance(trouble.error, EncoderMismatch)):
+            return trouble.error
+        return None
+
+
+def _require_same(work: Work, encoder: Encoder) -> None:
+    for what, registered, loaded in (
+        ("fingerprint", work.fingerprint, encoder.fingerprint),
+        ("dimensions", work.dim, encoder.dim),
+        ("normalization", work.normalized, encoder.normalized),
+    ):
+        if registered != loaded:
+            raise EncoderMismatch(
+                f"Encoder '{work.encoder}' ({work.spec}) has {what} {str(loaded)[:12]} here, and is registered with"
+                f" {str(registered)[:12]}; its vectors would not compare with those that are there.",
+                "Load the weights it was registered with, or register the new ones under another name and attach anew.",
+            )
+    missing = set(work.modalities) - encoder.modalities
+    if missing:
+        raise EncoderError(f"Encoder '{work.encoder}' ({work.spec}) takes no {', '.join(sorted(missing))}.")

@@ -1,0 +1,212 @@
+-- The algebra of vectors: what a composed query is made of. Plain SQL over pgvector's own functions; pgembed/inputs.py
+-- and the tests do the same in numpy. Directions are what counts: inputs are normalized first, results at the end.
+-- A NULL argument of scale, slerp, reject and maxsim gives NULL, as a row without a vector needs; compose makes a
+-- query and therefore refuses NULL.
+
+-- Raise an error from a function with an SQL-standard body. Volatile, so that no planner evaluates it beforehand.
+CREATE OR REPLACE FUNCTION pgembed._raise(message text, hint text, result anyelement) RETURNS anyelement
+LANGUAGE plpgsql VOLATILE PARALLEL SAFE
+AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = message, HINT = hint;
+END
+$$;
+
+-- A vector of dim times the same number: the factor of a product by elements.
+CREATE OR REPLACE FUNCTION pgembed._filled(value float8, dim integer) RETURNS @extschema:vector@.vector
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN array_fill(value::real, ARRAY[dim])::@extschema:vector@.vector;
+
+-- weight times v, not normalized.
+CREATE OR REPLACE FUNCTION pgembed.scale(v @extschema:vector@.vector, weight float8) RETURNS @extschema:vector@.vector
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN v IS NOT NULL AND weight IS NOT NULL THEN
+    v OPERATOR(@extschema:vector@.*) pgembed._filled(weight, @extschema:vector@.vector_dims(v))
+END;
+
+-- Why these vectors and weights cannot be composed, as an error, or NULL where they can. Called by compose.
+CREATE OR REPLACE FUNCTION pgembed._compose_fault(vectors @extschema:vector@.vector[], weights float8[]) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT CASE
+        WHEN coalesce(cardinality(vectors), 0) = 0 THEN 'There are no vectors to compose.'
+        WHEN cardinality(vectors) <> cardinality(weights)
+            THEN format('compose was given %s vectors and %s weights.', cardinality(vectors), cardinality(weights))
+        WHEN min(ordinal) FILTER (WHERE v IS NULL) IS NOT NULL
+            THEN format('Vector %s of %s is NULL.', min(ordinal) FILTER (WHERE v IS NULL), count(*))
+        WHEN count(DISTINCT @extschema:vector@.vector_dims(v)) > 1
+            THEN format('The vectors to compose have different dimensions: %s.',
+                string_agg(@extschema:vector@.vector_dims(v)::text, ', ' ORDER BY ordinal))
+        WHEN min(ordinal) FILTER (WHERE @extschema:vector@.vector_norm(v) = 0) IS NOT NULL
+            THEN format('Vector %s of %s is zero, which has no direction.',
+                min(ordinal) FILTER (WHERE @extschema:vector@.vector_norm(v) = 0), count(*))
+        WHEN bool_or(w IS NULL OR w IN ('NaN', 'Infinity', '-Infinity'))
+            THEN format('A weight is not a finite number: %s.', weights)
+        WHEN max(abs(w)) = 0 THEN 'All weights are zero.'
+    END
+    FROM unnest(vectors, weights) WITH ORDINALITY AS term (v, w, ordinal);
+END;
+
+-- The direction of a weighted sum: every vector is normalized, then weighted; the sum is normalized. Without weights
+-- all are 1. Raises for no vectors, a NULL or zero one, a weight that is not finite, and a sum that cancels.
+--     ORDER BY embedding <=> (SELECT pgembed.compose(ARRAY[photo, blue, red], ARRAY[1, -0.8, 0.8]))
+CREATE OR REPLACE FUNCTION pgembed.compose(vectors @extschema:vector@.vector[], weights float8[] DEFAULT NULL)
+RETURNS @extschema:vector@.vector
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT CASE
+        WHEN fault IS NOT NULL THEN pgembed._raise(fault,
+            'Give one finite weight for each vector; a vector that is NULL belongs to a row that is not there or not encoded yet.',
+            NULL::@extschema:vector@.vector)
+        ELSE (
+            -- divided by the largest weight, so that no finite weight is out of float4's range
+            SELECT CASE
+                WHEN @extschema:vector@.vector_norm(avg(scaled)) * count(*) <= 1e-6 * sum(abs(share))
+                    THEN pgembed._raise(format('The vectors cancel under the weights %s: no direction is left.', given),
+                        'Change a weight, or leave a vector out.', NULL::@extschema:vector@.vector)
+                ELSE @extschema:vector@.l2_normalize(avg(scaled))
+            END
+            FROM (
+                SELECT share, @extschema:vector@.l2_normalize(v)
+                    OPERATOR(@extschema:vector@.*) pgembed._filled(share, @extschema:vector@.vector_dims(v)) AS scaled
+                FROM (
+                    SELECT v, CASE WHEN w = 0 OR ln(abs(w)) - ln(largest) < -25 THEN 0 ELSE w / largest END AS share
+                    FROM unnest(vectors, given) AS term (v, w)
+                    CROSS JOIN (SELECT max(abs(w)) AS largest FROM unnest(given) AS w) AS m
+                ) AS weighted
+            ) AS terms
+        )
+    END
+    FROM (SELECT coalesce(weights, array_fill(1::float8, ARRAY[coalesce(cardinality(vectors), 0)])) AS given) AS g
+    CROSS JOIN LATERAL (SELECT pgembed._compose_fault(vectors, given) AS fault) AS f;
+END;
+
+-- The direction at share t of the way from a to b on the great circle: t = 0 is a, t = 1 is b, others extrapolate.
+-- The angle comes from the lengths of difference and sum, which is exact where arccos(a . b) is not.
+CREATE OR REPLACE FUNCTION pgembed.slerp(a @extschema:vector@.vector, b @extschema:vector@.vector, t float8)
+RETURNS @extschema:vector@.vector
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT CASE
+        WHEN num_nulls(a, b, t) > 0 THEN NULL::@extschema:vector@.vector
+        WHEN t IN ('NaN', 'Infinity', '-Infinity')
+            THEN pgembed._raise(format('The share t of slerp is %s.', t), 'Give a number from 0 to 1.', NULL::@extschema:vector@.vector)
+        WHEN @extschema:vector@.vector_norm(a) = 0 OR @extschema:vector@.vector_norm(b) = 0
+            THEN pgembed._raise('slerp was given a zero vector, which has no direction.',
+                'Give two vectors that are not zero.', NULL::@extschema:vector@.vector)
+        ELSE (
+            SELECT CASE
+                WHEN pi() - angle < 1e-6
+                    THEN pgembed._raise('The vectors of slerp are opposite to each other: there is no single way between them.',
+                        'Go through a third vector, or use compose.', NULL::@extschema:vector@.vector)
+                ELSE @extschema:vector@.l2_normalize(
+                    pgembed.scale(p, CASE WHEN angle < 1e-6 THEN 1 - t ELSE sin((1 - t) * angle) / sin(angle) END)
+                    OPERATOR(@extschema:vector@.+)
+                    pgembed.scale(q, CASE WHEN angle < 1e-6 THEN t ELSE sin(t * angle) / sin(angle) END))
+            END
+            FROM (SELECT @extschema:vector@.l2_normalize(a) AS p, @extschema:vector@.l2_normalize(b) AS q) AS unit
+            CROSS JOIN LATERAL (
+                SELECT 2 * atan2(@extschema:vector@.vector_norm(p OPERATOR(@extschema:vector@.-) q),
+                    @extschema:vector@.vector_norm(p OPERATOR(@extschema:vector@.+) q)) AS angle
+            ) AS between_them
+        )
+    END;
+END;
+
+-- v without its part along the unit vector u.
+CREATE OR REPLACE FUNCTION pgembed._without(v @extschema:vector@.vector, u @extschema:vector@.vector)
+RETURNS @extschema:vector@.vector
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+    WHEN abs(@extschema:vector@.inner_product(v, u)) < 1e-12 THEN v -- nothing to take away, and its product might underflow
+    ELSE v OPERATOR(@extschema:vector@.-) pgembed.scale(u, @extschema:vector@.inner_product(v, u))
+END;
+
+-- Project directions out of v ("not short", "whatever the colour"): the direction of what is left of v. The directions
+-- are made orthonormal first (modified Gram-Schmidt, each projection twice); one that depends on those before it is
+-- passed over. Raises where a vector is zero or nothing is left.
+CREATE OR REPLACE FUNCTION pgembed.reject(v @extschema:vector@.vector, directions @extschema:vector@.vector[])
+RETURNS @extschema:vector@.vector
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT CASE
+        WHEN v IS NULL OR directions IS NULL THEN NULL::@extschema:vector@.vector
+        WHEN EXISTS (SELECT FROM unnest(directions || v) AS d WHERE d IS NULL OR @extschema:vector@.vector_norm(d) = 0)
+            THEN pgembed._raise('reject was given a vector or a direction that is NULL or zero.', 'Leave it out.',
+                NULL::@extschema:vector@.vector)
+        ELSE (
+            WITH RECURSIVE step (i, rest, remaining) AS (
+                SELECT 1, @extschema:vector@.l2_normalize(v), ARRAY(
+                    SELECT @extschema:vector@.l2_normalize(d) FROM unnest(directions) WITH ORDINALITY AS o (d, n) ORDER BY n)
+                UNION ALL
+                SELECT step.i + 1,
+                    CASE WHEN independent THEN pgembed._without(pgembed._without(rest, u), u) ELSE rest END,
+                    CASE WHEN independent THEN ARRAY(
+                        SELECT CASE WHEN n <= step.i THEN d ELSE pgembed._without(pgembed._without(d, u), u) END
+                        FROM unnest(remaining) WITH ORDINALITY AS o (d, n) ORDER BY n)
+                    ELSE remaining END
+                FROM step
+                CROSS JOIN LATERAL (
+                    SELECT @extschema:vector@.l2_normalize(remaining[step.i]) AS u,
+                        @extschema:vector@.vector_norm(remaining[step.i]) > 1e-5 AS independent
+                ) AS direction
+                WHERE step.i <= cardinality(remaining)
+            )
+            SELECT CASE
+                WHEN @extschema:vector@.vector_norm(rest) <= 1e-6
+                    THEN pgembed._raise('The vector lies in the directions to reject: nothing is left of it.',
+                        'Reject fewer directions.', NULL::@extschema:vector@.vector)
+                ELSE @extschema:vector@.l2_normalize(rest)
+            END
+            FROM step
+            WHERE i = cardinality(directions) + 1
+        )
+    END;
+END;
+
+-- The direction of the mean: last step of the aggregate centroid, from pgvector's own state of avg.
+CREATE OR REPLACE FUNCTION pgembed._centroid(state float8[]) RETURNS @extschema:vector@.vector
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT CASE
+        WHEN @extschema:vector@.vector_norm(mean) <= 1e-6 THEN pgembed._raise(
+            'The vectors of centroid cancel: their mean has no direction.',
+            'Group them otherwise, or leave some out.', NULL::@extschema:vector@.vector)
+        ELSE @extschema:vector@.l2_normalize(mean)
+    END
+    FROM (SELECT @extschema:vector@.vector_avg(state) AS mean) AS m;
+END;
+
+-- centroid(vector): the normalized mean of vectors as they are stored; NULLs are passed over, none at all gives NULL.
+CREATE OR REPLACE AGGREGATE pgembed.centroid (@extschema:vector@.vector) (
+    SFUNC = @extschema:vector@.vector_accum,
+    STYPE = float8[],
+    INITCOND = '{0}',
+    FINALFUNC = pgembed._centroid,
+    COMBINEFUNC = @extschema:vector@.vector_combine,
+    PARALLEL = SAFE
+);
+
+-- Late interaction: for every vector of the query its best inner product with one of the document's, summed. NULL
+-- where either is NULL or holds no vector.
+CREATE OR REPLACE FUNCTION pgembed.maxsim(query @extschema:vector@.vector[], document @extschema:vector@.vector[])
+RETURNS float8
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT sum((SELECT max(@extschema:vector@.inner_product(q, d)) FROM unnest(document) AS d)) FROM unnest(query) AS q;
+END;
+
+-- Reciprocal rank fusion of one row's ranks, counted from 1: the sum of weight / (constant + rank). A NULL rank (the
+-- row is not in that list) adds nothing. Cormack, Clarke and Buettcher, SIGIR 2009.
+CREATE OR REPLACE FUNCTION pgembed.rrf(ranks bigint[], weights float8[] DEFAULT NULL, constant float8 DEFAULT 60)
+RETURNS float8
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT CASE
+        WHEN min(rank) < 1 OR cardinality(ranks) <> cardinality(weights) THEN pgembed._raise(
+            format('rrf was given the ranks %s%s.', ranks, ' and the weights ' || weights::text),
+            'Ranks count from 1, with one weight for each where there are weights.', 0::float8)
+        ELSE coalesce(sum(coalesce(weight, 1) / (constant + rank)), 0)
+    END
+    FROM unnest(ranks, weights) AS list (rank, weight);
+END;

@@ -1,0 +1,105 @@
+-- Register an encoder. The built-in one is known by its spec alone; for other kinds Python loads the model and
+-- fills in dim, modalities and fingerprint. Doing it again with the same facts changes nothing.
+CREATE OR REPLACE FUNCTION pgembed.add_encoder(
+    name text,
+    spec text,
+    space text DEFAULT NULL,
+    dim integer DEFAULT NULL,
+    modalities text[] DEFAULT NULL,
+    metric text DEFAULT NULL,
+    normalized boolean DEFAULT NULL,
+    fingerprint text DEFAULT NULL,
+    settings jsonb DEFAULT '{}',
+    static_text text DEFAULT NULL
+) RETURNS pgembed.encoder
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    shipped pgembed.shipped_encoder;
+    present pgembed.encoder;
+    wanted pgembed.encoder;
+BEGIN
+    IF coalesce(btrim(name), '') = '' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'An encoder needs a name.',
+            HINT = 'For example: SELECT pgembed.add_encoder(''shop'', ''builtin:lite'');';
+    END IF;
+    SELECT * INTO shipped FROM pgembed.shipped_encoder AS s WHERE s.spec = add_encoder.spec;
+    wanted.name := name;
+    wanted.spec := spec;
+    wanted.dim := coalesce(dim, shipped.dim);
+    wanted.modalities := coalesce(modalities, shipped.modalities);
+    wanted.metric := coalesce(metric, shipped.metric, 'cosine');
+    wanted.normalized := coalesce(normalized, shipped.normalized, true);
+    wanted.fingerprint := coalesce(fingerprint, shipped.fingerprint);
+    wanted.settings := coalesce(settings, '{}');
+    wanted.static_text := coalesce(static_text, shipped.static_text);
+    wanted.space := coalesce(space, spec || '@' || left(wanted.fingerprint, 12));
+    IF wanted.spec IS NULL OR wanted.dim IS NULL OR wanted.modalities IS NULL OR wanted.fingerprint IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('Encoder ''%s'' (%s) is not one that SQL knows: dim, modalities and fingerprint are missing.',
+                name, coalesce(spec, 'no spec')),
+            HINT = format('Let Python load it: pgembed encoder add %s %s; or give dim, modalities and fingerprint.',
+                name, coalesce(spec, 'KIND:NAME'));
+    END IF;
+    SELECT * INTO present FROM pgembed.encoder AS e WHERE e.name = add_encoder.name;
+    IF FOUND THEN
+        wanted.created_at := present.created_at;
+        IF wanted IS DISTINCT FROM present THEN
+            RAISE EXCEPTION USING ERRCODE = 'duplicate_object',
+                MESSAGE = format('An encoder named ''%s'' is registered already: %s, fingerprint %s, settings %s.',
+                    name, present.spec, left(present.fingerprint, 12), present.settings),
+                HINT = 'Choose another name, or remove it first: SELECT pgembed.remove_encoder(...).';
+        END IF;
+        RETURN present;
+    END IF;
+    wanted.created_at := now();
+    INSERT INTO pgembed.encoder SELECT (wanted).*;
+    RETURN wanted;
+END
+$$;
+
+-- Remove an encoder that no embedding uses.
+CREATE OR REPLACE FUNCTION pgembed.remove_encoder(name text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    users text;
+BEGIN
+    PERFORM pgembed._encoder(name);
+    SELECT string_agg(format('%I.%I.%I', schema_name, table_name, target), ', ') INTO users
+    FROM pgembed.embedding AS e WHERE e.encoder = remove_encoder.name;
+    IF users IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',
+            MESSAGE = format('Encoder ''%s'' is used by %s.', name, users),
+            HINT = 'Detach them first: SELECT pgembed.detach(''table'', ''target'');';
+    END IF;
+    DELETE FROM pgembed.encoder AS e WHERE e.name = remove_encoder.name;
+END
+$$;
+
+-- The registered encoder of this name, or an error that names those there are. Called by the functions of this schema.
+CREATE OR REPLACE FUNCTION pgembed._encoder(name text) RETURNS pgembed.encoder
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    found_encoder pgembed.encoder;
+BEGIN
+    SELECT * INTO found_encoder FROM pgembed.encoder AS e WHERE e.name = _encoder.name;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object',
+            MESSAGE = format('No encoder named ''%s'' is registered.', name),
+            HINT = 'Registered: ' || coalesce((SELECT string_agg(e.name, ', ' ORDER BY e.name) FROM pgembed.encoder AS e),
+                'none; add one: SELECT pgembed.add_encoder(''shop'', ''builtin:lite'');');
+    END IF;
+    RETURN found_encoder;
+END
+$$;
+
+-- The registered encoders, for people.
+CREATE OR REPLACE VIEW pgembed.encoders AS
+SELECT e.name, e.spec, e.space, e.dim, e.modalities, e.metric, e.static_text IS NOT NULL AS text_in_sql,
+    left(e.fingerprint, 12) AS fingerprint, count(m.id) AS embeddings
+FROM pgembed.encoder AS e
+LEFT JOIN pgembed.embedding AS m ON m.encoder = e.name
+GROUP BY e.name;

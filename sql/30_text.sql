@@ -1,0 +1,269 @@
+-- Query vectors made inside Postgres: the static text side (tokenizer, sum of token vectors), and encode_text and its
+-- kin, which look there first and then in the query cache. pgembed/static_text.py says step by step what the tokenizer
+-- does; both give the same tokens.
+
+-- Lower case needs a UTF-8 collation whose rules are known: under lc_ctype = C, lower('É') does nothing.
+-- The collation for a server version, or an error where there is none. Called by _normalize_text.
+CREATE OR REPLACE FUNCTION pgembed._lowercase_collation(server_version integer) RETURNS regcollation
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+AS $$
+DECLARE
+    found_collation regcollation;
+BEGIN
+    IF server_version >= 170000 THEN
+        RETURN 'pg_catalog.pg_c_utf8'::regcollation;
+    END IF;
+    -- Turkish, Azeri and Lithuanian have lower-case rules of their own: only collations of no language, or English.
+    SELECT c.oid INTO found_collation FROM pg_catalog.pg_collation AS c
+    WHERE c.collnamespace = 'pg_catalog'::regnamespace
+        AND (c.collprovider = 'c' AND c.collname ~* '^(C|en_[A-Z]+)[.]utf-?8$' AND c.collencoding = 6
+            OR c.collprovider = 'i' AND c.collname = 'und-x-icu')
+    ORDER BY c.collname !~* '^C[.]', c.collprovider, c.collname
+    LIMIT 1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = 'This server has no collation that lower-cases UTF-8 text, so texts cannot be encoded in SQL.',
+            HINT = 'Install the locale C.UTF-8 and run SELECT pg_import_system_collations(''pg_catalog'');, '
+                'use PostgreSQL 17 or later, or encode the query in Python and pass its vector.';
+    END IF;
+    RETURN found_collation;
+END
+$$;
+
+-- A text as the tokenizer sees it: cleaned, ideographs apart, accents dropped, lower case. Steps that the settings of
+-- the static text side switch off are left out. Called by _words.
+CREATE OR REPLACE FUNCTION pgembed._normalize_text(input text, settings jsonb DEFAULT '{}') RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+AS $$
+DECLARE
+    result text COLLATE "C" := input;
+    ascii boolean := octet_length(input) = length(input);
+    lower_case boolean := coalesce((settings ->> 'lowercase')::boolean, true);
+BEGIN
+    IF getdatabaseencoding() <> 'UTF8' THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = format('The encoding of database ''%s'' is %s; texts can be encoded in SQL only under UTF8.',
+                current_database(), getdatabaseencoding()),
+            HINT = 'Encode the query in Python and pass its vector.';
+    END IF;
+    IF coalesce((settings ->> 'clean_text')::boolean, true) THEN
+        result := regexp_replace(result, pgembed._dropped_characters(), '', 'g');
+        result := regexp_replace(result, pgembed._space_characters(), ' ', 'g');
+    END IF;
+    IF ascii THEN
+        RETURN CASE WHEN lower_case THEN lower(result COLLATE "C") ELSE result END;
+    END IF;
+    IF coalesce((settings ->> 'split_cjk')::boolean, true) THEN
+        result := regexp_replace(result, pgembed._ideographs(), ' \& ', 'g');
+    END IF;
+    IF coalesce((settings ->> 'strip_accents')::boolean, true) THEN
+        result := regexp_replace(normalize(result, NFD), pgembed._accents(), '', 'g');
+    END IF;
+    IF lower_case THEN
+        -- Character by character, as the tokenizer does it: some collations make a Σ at the end of a word a ς.
+        EXECUTE format('SELECT lower(replace($1, ''Σ'', ''σ'') COLLATE %s)',
+            pgembed._lowercase_collation(current_setting('server_version_num')::integer))
+        INTO result USING result;
+    END IF;
+    RETURN result;
+END
+$$;
+
+-- The words of a text, in order; each punctuation character is a word. Called by static_tokens.
+CREATE OR REPLACE FUNCTION pgembed._words(input text, settings jsonb DEFAULT '{}') RETURNS text[]
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN array_remove(string_to_array(
+    regexp_replace(pgembed._normalize_text(input, settings) COLLATE "C", pgembed._punctuation(), ' \& ', 'g'), ' '), '');
+
+-- A word in pieces that have vectors, longest from the left, with spaces between them; NULL where some part of it has
+-- none: the word is unknown then. Called by static_tokens for words that are no token themselves.
+CREATE OR REPLACE FUNCTION pgembed._word_pieces(model text, word text, prefix text) RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+AS $$
+DECLARE
+    rest text COLLATE "C" := word;
+    sought text COLLATE "C" := word;
+    shortest integer := 1;
+    piece text COLLATE "C";
+    pieces text;
+    common integer;
+BEGIN
+    LOOP
+        -- The last token that sorts at or before what is sought either begins it, or shares with it all that a
+        -- token beginning it can have: one or two index look-ups find the longest, whatever the word's length.
+        LOOP
+            SELECT t.token INTO piece FROM pgembed.token AS t
+            WHERE t.model = _word_pieces.model AND t.token <= sought
+            ORDER BY t.token DESC LIMIT 1;
+            EXIT WHEN starts_with(sought, piece);
+            common := 0;
+            WHILE left(piece, common + 1) = left(sought, common + 1) LOOP
+                common := common + 1;
+            END LOOP;
+            IF piece IS NULL OR common < shortest THEN
+                RETURN NULL;
+            END IF;
+            sought := left(sought, common);
+        END LOOP;
+        IF length(piece) < shortest THEN
+            RETURN NULL;
+        END IF;
+        pieces := concat_ws(' ', pieces, piece);
+        rest := substr(rest, length(piece) + 2 - shortest);
+        IF rest = '' THEN
+            RETURN pieces;
+        END IF;
+        sought := prefix || rest;
+        shortest := length(prefix) + 1;
+    END LOOP;
+END
+$$;
+
+-- The known tokens of a text, in order, each as often as it occurs; unknown words are left out. NULL for an unknown
+-- model. Called by static_vector, and by people who ask why a text found what it found. A generic plan, because planning
+-- anew for each text took longer than running.
+CREATE OR REPLACE FUNCTION pgembed.static_tokens(model text, input text) RETURNS text[]
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    side pgembed.static_text;
+    max_word_chars integer;
+    words text[];
+    split text[];
+    pieces text[];
+BEGIN
+    SELECT * INTO side FROM pgembed.static_text AS s WHERE s.model = static_tokens.model;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    max_word_chars := coalesce((side.settings ->> 'max_word_chars')::integer, 100);
+    words := pgembed._words(input, side.settings);
+    SELECT array_agg(DISTINCT w.word COLLATE "C") INTO split FROM unnest(words) AS w (word)
+    WHERE length(w.word) > max_word_chars OR NOT EXISTS (
+        SELECT FROM pgembed.token AS t WHERE t.model = side.model AND t.token = w.word COLLATE "C");
+    IF split IS NULL THEN
+        RETURN words;
+    END IF;
+    pieces := ARRAY(
+        SELECT CASE WHEN length(w.word) <= max_word_chars
+            THEN pgembed._word_pieces(side.model, w.word, coalesce(side.settings ->> 'continuing_prefix', '##')) END
+        FROM unnest(split) WITH ORDINALITY AS w (word, n) ORDER BY w.n);
+    RETURN ARRAY(
+        SELECT p.piece
+        FROM unnest(words) WITH ORDINALITY AS w (word, n)
+        LEFT JOIN unnest(split, pieces) AS s (word, pieces) ON s.word = w.word COLLATE "C"
+        CROSS JOIN LATERAL unnest(CASE WHEN s.word IS NULL THEN ARRAY[w.word] ELSE string_to_array(s.pieces, ' ') END)
+            WITH ORDINALITY AS p (piece, n)
+        ORDER BY w.n, p.n);
+END
+$$;
+
+-- The normalized sum of the vectors of a text's known tokens; NULL where it has none. Called by encode_text.
+CREATE OR REPLACE FUNCTION pgembed.static_vector(model text, input text) RETURNS @extschema:vector@.vector
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    tokens text[] := pgembed.static_tokens(model, input);
+    result @extschema:vector@.vector;
+BEGIN
+    SELECT @extschema:vector@.l2_normalize(@extschema:vector@.sum(t.vector)) INTO result
+    FROM unnest(tokens) AS s (token)
+    JOIN pgembed.token AS t ON t.model = static_vector.model AND t.token = s.token COLLATE "C";
+    RETURN result;
+END
+$$;
+
+-- What the query cache knows an input by: SHA-256 of encoder, fingerprint, modality (each ended by a zero byte) and
+-- the input's bytes. Called by _cached_vector, and by whoever fills the cache.
+CREATE OR REPLACE FUNCTION pgembed.input_hash(encoder text, fingerprint text, modality text, input bytea) RETURNS bytea
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN sha256(convert_to(encoder, 'UTF8') || decode('00', 'hex') || convert_to(fingerprint, 'UTF8')
+    || decode('00', 'hex') || convert_to(modality, 'UTF8') || decode('00', 'hex') || input);
+
+-- The encoder, or an error where it is unknown, does not take the modality, or the input is null or empty.
+-- Called by encode_text, encode_image and encode_screenshot.
+CREATE OR REPLACE FUNCTION pgembed._query_encoder(name text, modality text, empty boolean) RETURNS pgembed.encoder
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+AS $$
+DECLARE
+    found_encoder pgembed.encoder := pgembed._encoder(name);
+BEGIN
+    IF modality <> ALL (found_encoder.modalities) THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = format('Encoder ''%s'' takes no %s.', name, modality),
+            HINT = format('It takes: %s.', array_to_string(found_encoder.modalities, ', '));
+    END IF;
+    IF empty IS NOT FALSE THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('The %s to encode with ''%s'' is %s.', modality, name,
+                CASE WHEN empty THEN 'empty' ELSE 'null' END),
+            HINT = 'An empty query has no vector; leave its ORDER BY out.';
+    END IF;
+    RETURN found_encoder;
+END
+$$;
+
+-- The vector of an input in the query cache, or an error that names the ways out.
+-- Called by encode_text, encode_image and encode_screenshot.
+CREATE OR REPLACE FUNCTION pgembed._cached_vector(encoder pgembed.encoder, modality text, input bytea, shown text)
+RETURNS @extschema:vector@.vector
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+AS $$
+DECLARE
+    hash bytea := pgembed.input_hash(encoder.name, encoder.fingerprint, modality, input);
+    result @extschema:vector@.vector;
+BEGIN
+    SELECT c.vector INTO result FROM pgembed.query_cache AS c
+    WHERE c.encoder = _cached_vector.encoder.name AND c.input_hash = hash;
+    IF result IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('Encoder ''%s'' (%s) has no vector cached for the %s, and makes none in SQL.',
+                encoder.name, encoder.spec, shown),
+            HINT = 'Encode it in Python and pass its vector; db.search(...) does so.';
+    END IF;
+    RETURN result;
+END
+$$;
+
+-- The vector of a query text; never NULL. Write it as a scalar subquery, so that it runs once:
+-- ORDER BY embedding <=> (SELECT pgembed.encode_text('shop', 'a red shoe')) LIMIT 10.
+CREATE OR REPLACE FUNCTION pgembed.encode_text(encoder text, query text) RETURNS @extschema:vector@.vector
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+AS $$
+DECLARE
+    registered pgembed.encoder := pgembed._query_encoder(encoder, 'text', btrim(query) = '');
+    shown text := CASE WHEN length(query) <= 80 THEN query ELSE left(query, 80) || '…' END;
+    result @extschema:vector@.vector;
+BEGIN
+    IF registered.static_text IS NULL THEN
+        RETURN pgembed._cached_vector(registered, 'text', convert_to(query, 'UTF8'), format('text ''%s''', shown));
+    END IF;
+    result := pgembed.static_vector(registered.static_text, query);
+    IF result IS NULL OR @extschema:vector@.vector_norm(result) = 0 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('The text ''%s'' has no word that ''%s'' knows.', shown, registered.static_text),
+            HINT = 'Write it in English words, or use an encoder for its language.';
+    END IF;
+    RETURN result;
+END
+$$;
+
+-- The vector of a query picture (the bytes of its file), from the query cache; never NULL.
+CREATE OR REPLACE FUNCTION pgembed.encode_image(encoder text, image bytea) RETURNS @extschema:vector@.vector
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+AS $$
+BEGIN
+    RETURN pgembed._cached_vector(pgembed._query_encoder(encoder, 'image', octet_length(image) = 0), 'image', image,
+        format('picture of %s bytes', octet_length(image)));
+END
+$$;
+
+-- The vector of a query screenshot (the bytes of its file), from the query cache; never NULL.
+CREATE OR REPLACE FUNCTION pgembed.encode_screenshot(encoder text, image bytea) RETURNS @extschema:vector@.vector
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+AS $$
+BEGIN
+    RETURN pgembed._cached_vector(pgembed._query_encoder(encoder, 'screenshot', octet_length(image) = 0), 'screenshot',
+        image, format('screenshot of %s bytes', octet_length(image)));
+END
+$$;

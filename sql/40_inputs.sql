@@ -1,0 +1,199 @@
+-- What an embedding reads from a row: templates and columns, checked at attach, rendered as SQL for the worker.
+
+-- A template in its parts, in order: literal text, or the name of a column. '{{' and '}}' stand for braces.
+CREATE OR REPLACE FUNCTION pgembed._template_parts(template text)
+RETURNS TABLE (ordinal bigint, literal text, column_name text)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+AS $$
+DECLARE
+    part text;
+BEGIN
+    ordinal := 0;
+    FOR part IN SELECT m[1] FROM regexp_matches(template, '(\{\{|\}\}|\{[^{}]+\}|[^{}]+|[{}])', 'g') AS m LOOP
+        ordinal := ordinal + 1;
+        IF part IN ('{', '}') THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('The template ''%s'' has a brace without its partner.', template),
+                HINT = 'Write {column}; a brace that is meant as text is doubled: {{ or }}.';
+        END IF;
+        literal := CASE part WHEN '{{' THEN '{' WHEN '}}' THEN '}' ELSE part END;
+        column_name := NULL;
+        IF part ~ '^\{[^{}]+\}$' THEN
+            literal := NULL;
+            column_name := substr(part, 2, length(part) - 2);
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+-- One column of a table by name, or an error that names the columns there are.
+CREATE OR REPLACE FUNCTION pgembed._column(relation oid, name text) RETURNS pg_catalog.pg_attribute
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    found_column pg_catalog.pg_attribute;
+BEGIN
+    SELECT * INTO found_column FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid = relation AND a.attname = name AND a.attnum > 0 AND NOT a.attisdropped;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_column',
+            MESSAGE = format('Table %s has no column ''%s''.', relation::regclass, name),
+            HINT = 'Its columns: ' || (SELECT string_agg(a.attname, ', ' ORDER BY a.attnum) FROM pg_catalog.pg_attribute AS a
+                WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped);
+    END IF;
+    RETURN found_column;
+END
+$$;
+
+-- The inputs that a person gave to attach, checked and completed: each with its weight, its columns by name and
+-- number, and for pictures the form they have ('bytes', 'path' or 'url').
+CREATE OR REPLACE FUNCTION pgembed._checked_inputs(relation oid, encoder pgembed.encoder, inputs jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    modality text;
+    given jsonb;
+    input jsonb;
+    result jsonb := '{}';
+    unknown text;
+BEGIN
+    IF inputs IS NULL OR jsonb_typeof(inputs) <> 'object' OR inputs = '{}' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('The inputs of an embedding are a JSON object with at least one of text, image and screenshot, not %s.',
+                coalesce(inputs::text, 'NULL')),
+            HINT = 'For example: {"text": {"template": "{title}"}, "image": {"column": "photo"}}';
+    END IF;
+    FOR modality, given IN SELECT key, value FROM jsonb_each(inputs) LOOP
+        IF modality <> ALL (encoder.modalities) THEN
+            RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+                MESSAGE = format('Encoder ''%s'' takes no %s.', encoder.name, modality),
+                HINT = format('It takes: %s.', array_to_string(encoder.modalities, ', '));
+        END IF;
+        input := CASE
+            WHEN jsonb_typeof(given) = 'object' THEN given
+            WHEN jsonb_typeof(given) = 'string' AND given #>> '{}' ~ '[{}]' THEN jsonb_build_object('template', given)
+            WHEN jsonb_typeof(given) = 'string' THEN jsonb_build_object('column', given)
+        END;
+        IF input IS NULL OR (input ? 'template') = (input ? 'column') THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('The %s input %s names neither one column nor one template.', modality, given),
+                HINT = 'Write {"column": "photo"} or {"template": "{title}. {body}"}.';
+        END IF;
+        SELECT string_agg(key, ', ') INTO unknown FROM jsonb_object_keys(input) AS key
+        WHERE key NOT IN ('template', 'column', 'weight', 'as');
+        IF unknown IS NOT NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('The %s input has an unknown key: %s.', modality, unknown),
+                HINT = 'Known keys: template or column, weight, and as for pictures.';
+        END IF;
+        IF input ? 'weight' AND (jsonb_typeof(input -> 'weight') <> 'number' OR (input ->> 'weight')::numeric <= 0) THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('The weight of the %s input is %s, not a number above zero.', modality, input -> 'weight'),
+                HINT = 'Leave it out for equal weights.';
+        END IF;
+        input := CASE WHEN modality = 'text' THEN pgembed._checked_text(relation, input)
+            ELSE pgembed._checked_picture(relation, modality, input) END;
+        result := result || jsonb_build_object(modality,
+            input || jsonb_build_object('weight', coalesce(given -> 'weight', '1')));
+    END LOOP;
+    RETURN result;
+END
+$$;
+
+-- A text input with its columns looked up; a single column becomes the template that is that column alone.
+CREATE OR REPLACE FUNCTION pgembed._checked_text(relation oid, input jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    template text := coalesce(input ->> 'template',
+        '{' || replace(replace(input ->> 'column', '{', ''), '}', '') || '}');
+    part record;
+    attribute pg_catalog.pg_attribute;
+    columns jsonb := '{}';
+BEGIN
+    FOR part IN SELECT * FROM pgembed._template_parts(template) WHERE column_name IS NOT NULL LOOP
+        attribute := pgembed._column(relation, part.column_name);
+        IF attribute.atttypid = 'bytea'::regtype THEN
+            RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
+                MESSAGE = format('Column ''%s'' of %s is bytea, which is not text.', attribute.attname, relation::regclass),
+                HINT = 'Give it as {"image": {"column": "' || attribute.attname || '"}}, or name a text column.';
+        END IF;
+        columns := columns || jsonb_build_object(attribute.attname, attribute.attnum);
+    END LOOP;
+    IF columns = '{}' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('The template ''%s'' names no column.', template),
+            HINT = 'Put a column''s name in braces: {title}.';
+    END IF;
+    RETURN jsonb_build_object('template', template, 'columns', columns);
+END
+$$;
+
+-- A picture input with its column looked up: bytea holds the picture itself, a text column needs "as": path or url.
+CREATE OR REPLACE FUNCTION pgembed._checked_picture(relation oid, modality text, input jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    attribute pg_catalog.pg_attribute;
+    category "char";
+    form text := input ->> 'as';
+BEGIN
+    IF input ? 'template' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('The %s input is a template, %s; a picture comes from one column.', modality, input -> 'template'),
+            HINT = 'Write {"column": "photo"}.';
+    END IF;
+    attribute := pgembed._column(relation, input ->> 'column');
+    SELECT typcategory INTO category FROM pg_catalog.pg_type WHERE oid = attribute.atttypid;
+    IF attribute.atttypid = 'bytea'::regtype THEN
+        form := coalesce(form, 'bytes');
+    END IF;
+    IF (attribute.atttypid = 'bytea'::regtype AND form <> 'bytes')
+        OR (category = 'S' AND (form IS NULL OR form NOT IN ('path', 'url')))
+        OR (attribute.atttypid <> 'bytea'::regtype AND category <> 'S') THEN
+        RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
+            MESSAGE = format('Column ''%s'' of %s is %s%s, which cannot be read as a picture.', attribute.attname,
+                relation::regclass, format_type(attribute.atttypid, attribute.atttypmod),
+                coalesce(' as ''' || form || '''', '')),
+            HINT = 'A bytea column holds the picture itself; a text column needs "as": "path" or "as": "url".';
+    END IF;
+    RETURN jsonb_build_object('column', attribute.attname, 'columns',
+        jsonb_build_object(attribute.attname, attribute.attnum), 'as', form);
+END
+$$;
+
+-- The columns that an embedding reads, quoted, by their present names.
+CREATE OR REPLACE FUNCTION pgembed._input_columns(relation oid, inputs jsonb) RETURNS TABLE (column_sql text, type oid)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT DISTINCT quote_ident(a.attname), a.atttypid
+    FROM jsonb_each(inputs) AS input (modality, facts)
+    CROSS JOIN jsonb_each_text(facts -> 'columns') AS used (name, number)
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attnum = used.number::smallint
+    ORDER BY 1;
+END;
+
+-- One input of a row as an SQL expression over alias t, NULL where the row has no such input: the one place where
+-- templates are rendered. A null column renders as ''; a text that is blank altogether counts as absent.
+CREATE OR REPLACE FUNCTION pgembed._input_sql(relation oid, inputs jsonb, modality text) RETURNS text
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    facts jsonb := inputs -> modality;
+    names jsonb;
+    rendered text;
+BEGIN
+    SELECT jsonb_object_agg(used.name, quote_ident(a.attname)) INTO names
+    FROM jsonb_each_text(facts -> 'columns') AS used (name, number)
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attnum = used.number::smallint;
+    IF modality <> 'text' THEN
+        RETURN 't.' || (names ->> (facts ->> 'column'));
+    END IF;
+    SELECT string_agg(CASE WHEN column_name IS NULL THEN quote_literal(literal)
+        ELSE 't.' || (names ->> column_name) || '::text' END, ', ' ORDER BY ordinal)
+    INTO rendered FROM pgembed._template_parts(facts ->> 'template');
+    RETURN format('CASE WHEN pg_catalog.num_nonnulls(%s) > 0 THEN nullif(pg_catalog.btrim(pg_catalog.concat(%s), E'' \t\r\n''), '''') END',
+        (SELECT string_agg('t.' || value, ', ') FROM jsonb_each_text(names)), rendered);
+END
+$$;

@@ -1,0 +1,307 @@
+-- Search: the nearest rows of a table to a query vector, with a filter that never comes back short.
+
+-- The rows of a table that are nearest to a query vector, best first, each with its score.
+--
+--     SELECT (item).id, (item).title, score
+--     FROM pgembed.search(NULL::product, (SELECT pgembed.encode_text('shop', 'red shoe')),
+--                         k => 10, filter => 'price < $1 AND brand = ANY ($2)', params => '[50, ["acme", "zenith"]]');
+--
+-- prototype  names the table by its row type: NULL::product.
+-- query      the vector, never NULL or zero; written as a scalar subquery, so that it is computed once.
+-- filter     what could stand after WHERE: one condition on the table's columns, the one place where SQL text is taken.
+--            It runs with the caller's rights. Comments and further statements are refused.
+-- params     a JSON array with the values of $1, $2 ... in the filter, which are bound, never pasted: a whole number is
+--            a bigint, another number numeric, a string text, an array of these an array, an object jsonb. Other types
+--            are cast in the filter: created_at > $1::timestamptz.
+-- embedding  names the vector column where the table has several.
+-- wide       also gives the bytea and vector columns of item, which are NULL otherwise: reading them is what costs.
+-- exact      compares every matching row and uses no vector index.
+-- score      the higher the nearer, by the encoder's metric: cosine similarity, inner product, or minus the distance.
+--
+-- k rows come back whenever k rows match; a vector that is NULL or zero never matches. The index is read in relaxed
+-- order, in as many rounds as the filter needs, and what it gives is sorted; where that is not enough, all matching
+-- rows are compared. Rights and row-level security are the caller's.
+CREATE OR REPLACE FUNCTION pgembed.search(
+    prototype anyelement,
+    query @extschema:vector@.vector,
+    k integer DEFAULT 10,
+    filter text DEFAULT NULL,
+    params jsonb DEFAULT NULL,
+    embedding text DEFAULT NULL,
+    wide boolean DEFAULT false,
+    exact boolean DEFAULT false
+) RETURNS TABLE (item anyelement, score float8)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 10
+AS $$
+DECLARE
+    target record;
+    condition text := '';
+    nearest record;
+    scan_before text;
+    ef_before text;
+    -- the rows that count are known before the first is given out, since no row can be taken back
+    statement CONSTANT text := 'SELECT ROW(%1$s)::%2$s AS item, %3$s AS score, count(*) OVER () AS found_rows FROM ('
+        'SELECT %4$s, %5$s AS distance FROM %2$s AS %6$I WHERE %7$s%8$s ORDER BY %9$s LIMIT $2'
+        ') AS nearest WHERE distance < ''NaN'' ORDER BY distance%10$s';
+BEGIN
+    target := pgembed._search_target(pg_typeof(prototype), embedding, wide);
+    IF k IS NULL OR k <= 0 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('k is the number of rows wanted, at least 1, not %s.', coalesce(k::text, 'NULL')),
+            HINT = 'For example: k => 10.';
+    ELSIF query IS NULL OR @extschema:vector@.vector_norm(query) = 0 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('The query vector is %s, to which no row is near.', CASE WHEN query IS NULL THEN 'NULL' ELSE 'zero' END),
+            HINT = 'If it was read from a table: there is no such row, or it is not encoded yet.';
+    ELSIF @extschema:vector@.vector_dims(query) <> target.dim THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('%s.%I holds vectors of encoder ''%s'' with %s dimensions; the query has %s.', target.source,
+                target.target, target.encoder, target.dim, @extschema:vector@.vector_dims(query)),
+            HINT = format('Encode the query with ''%s''.', target.encoder);
+    ELSIF filter IS NOT NULL OR params IS NOT NULL THEN
+        condition := pgembed._filter_condition(target.source, target.alias, filter, params);
+    END IF;
+
+    scan_before := current_setting('hnsw.iterative_scan', true); -- NULL before pgvector 0.8, where a filter starves the index
+    IF exact IS NOT TRUE AND (condition = '' OR scan_before IS NOT NULL) THEN
+        ef_before := current_setting('hnsw.ef_search');
+        PERFORM set_config('hnsw.ef_search', least(greatest(ef_before::integer, k), 1000)::text, true);
+        IF scan_before IS NOT NULL THEN
+            PERFORM set_config('hnsw.iterative_scan', 'relaxed_order', true);
+        END IF;
+        FOR nearest IN EXECUTE format(statement, target.item, target.source, target.score, target.columns,
+            target.distance, target.alias, target.present, condition, 'distance', target.keys) USING query, k, params LOOP
+            EXIT WHEN nearest.found_rows < k;
+            item := nearest.item;
+            score := nearest.score;
+            RETURN NEXT;
+        END LOOP;
+        -- an error takes both settings back with the (sub)transaction that it ends
+        PERFORM set_config('hnsw.ef_search', ef_before, true);
+        IF scan_before IS NOT NULL THEN
+            PERFORM set_config('hnsw.iterative_scan', scan_before, true);
+        END IF;
+        IF nearest.found_rows >= k THEN
+            RETURN;
+        END IF;
+    END IF;
+    -- a sum is no order that an index gives
+    FOR nearest IN EXECUTE format(statement, target.item, target.source, target.score, target.columns,
+        '0 + (' || target.distance || ')', target.alias, target.present, condition, 'distance' || target.keys, target.keys)
+        USING query, k, params LOOP
+        item := nearest.item;
+        score := nearest.score;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+-- What a search of a table needs to know, and the parts of its statement, where $1 is the query vector: source and
+-- alias (what FROM names), columns (what is read), item (the row made of them), distance and score, present (the
+-- condition that there is a vector), keys (what breaks ties). Called by the search functions.
+CREATE OR REPLACE FUNCTION pgembed._search_target(
+    row_type regtype,
+    embedding text,
+    wide boolean,
+    OUT relation regclass,
+    OUT target text,
+    OUT encoder text,
+    OUT space text,
+    OUT metric text,
+    OUT dim integer,
+    OUT source text,
+    OUT alias text,
+    OUT columns text,
+    OUT item text,
+    OUT distance text,
+    OUT score text,
+    OUT present text,
+    OUT keys text
+)
+LANGUAGE plpgsql STABLE
+AS $$
+#variable_conflict use_column
+DECLARE
+    embeddings bigint;
+    vector_type text;
+    operator text;
+BEGIN
+    -- by the table's oid; by its name where the catalog was restored from a dump and oids are not yet resolved again
+    SELECT c.oid, c.relname, format('%I.%I', n.nspname, c.relname), e.target, e.encoder, m.space, m.metric, m.dim,
+        count(*) OVER ()
+    INTO relation, alias, source, target, encoder, space, metric, dim, embeddings
+    FROM pg_catalog.pg_type AS t
+    JOIN pg_catalog.pg_class AS c ON c.oid = t.typrelid
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pgembed.embedding AS e ON e.relation = c.oid OR (
+        e.schema_name = n.nspname AND e.table_name = c.relname
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_class AS present WHERE present.oid = e.relation))
+    JOIN pgembed.encoder AS m ON m.name = e.encoder
+    WHERE t.oid = row_type AND (_search_target.embedding IS NULL OR e.target = _search_target.embedding);
+    IF embeddings IS DISTINCT FROM 1 THEN
+        PERFORM pgembed._raise_no_target(row_type, embedding);
+    END IF;
+
+    SELECT string_agg(format('%I.%I AS c%s', alias, a.attname, a.attnum), ', ') FILTER (WHERE read),
+        string_agg(CASE WHEN given THEN 'c' || a.attnum ELSE 'NULL' END, ', ' ORDER BY a.attnum),
+        string_agg(', c' || a.attnum, '' ORDER BY position) FILTER (WHERE position IS NOT NULL),
+        min(a.atttypid::regtype::text) FILTER (WHERE a.attname = target)
+    INTO columns, item, keys, vector_type
+    FROM pg_catalog.pg_attribute AS a
+    LEFT JOIN pg_catalog.pg_index AS i ON i.indrelid = a.attrelid AND i.indisprimary
+    CROSS JOIN LATERAL (SELECT array_position(i.indkey::smallint[], a.attnum) AS position,
+        wide OR a.atttypid NOT IN ('bytea'::regtype, '@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype,
+            '@extschema:vector@.sparsevec'::regtype, '@extschema:vector@.vector[]'::regtype) AS given) AS column_facts
+    CROSS JOIN LATERAL (SELECT given OR position IS NOT NULL AS read) AS reading
+    WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped;
+    keys := coalesce(keys, '');
+    operator := CASE metric WHEN 'cosine' THEN '<=>' WHEN 'ip' THEN '<#>' ELSE '<->' END;
+    distance := format('%I.%I OPERATOR(@extschema:vector@.%s) $1%s', alias, target, operator,
+        CASE WHEN vector_type ~ 'halfvec$' THEN '::@extschema:vector@.halfvec' ELSE '' END);
+    score := CASE metric WHEN 'cosine' THEN '1 - distance' ELSE '-distance' END;
+    -- a zero vector has no cosine distance; for the other metrics it must be told apart
+    present := format(CASE WHEN metric = 'cosine' THEN '%1$I.%2$I IS NOT NULL'
+        WHEN vector_type ~ 'halfvec$' THEN '@extschema:vector@.l2_norm(%1$I.%2$I) > 0'
+        ELSE '@extschema:vector@.vector_norm(%1$I.%2$I) > 0' END, alias, target);
+END
+$$;
+
+-- Say why a row type has not exactly one embedding (of this name). Called by _search_target.
+CREATE OR REPLACE FUNCTION pgembed._raise_no_target(row_type regtype, embedding text) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    relation oid := (SELECT typrelid FROM pg_catalog.pg_type WHERE oid = row_type);
+    relation_name text := relation::regclass;
+    names text;
+BEGIN
+    IF relation = 0 THEN
+        RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
+            MESSAGE = format('The first argument of search names a table by its row type, which %s is not.', row_type),
+            HINT = 'For example: pgembed.search(NULL::product, ...).';
+    END IF;
+    SELECT string_agg(e.target, ', ' ORDER BY e.id) INTO names FROM pgembed.embedding AS e WHERE e.relation = relation;
+    IF names IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object',
+            MESSAGE = format('Table %s has no embedding.', relation_name),
+            HINT = format('Attach one: SELECT pgembed.attach(%L, ''embedding'', encoder => ''...'', inputs => ''...'');', relation_name);
+    ELSIF embedding IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'ambiguous_parameter',
+            MESSAGE = format('Table %s has several embeddings: %s.', relation_name, names),
+            HINT = format('Say which: embedding => %L.', split_part(names, ', ', 1));
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'undefined_object',
+        MESSAGE = format('Table %s has no embedding named ''%s''.', relation_name, embedding),
+        HINT = format('It has: %s.', names);
+END
+$$;
+
+-- A filter as the end of a WHERE clause, ' AND (filter)', with $1, $2 ... read from the parameter $3 of the statement,
+-- or an error that says what is wrong with it. Called by the search functions.
+CREATE OR REPLACE FUNCTION pgembed._filter_condition(source text, alias text, filter text, params jsonb) RETURNS text
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    plain text := regexp_replace(filter, '''[^'']*''|"[^"]*"', '', 'g');
+    bound text := filter;
+    refused text;
+    nothing record;
+BEGIN
+    IF plain ~ '--|/\*|;' THEN
+        RAISE EXCEPTION USING ERRCODE = 'syntax_error',
+            MESSAGE = format('The filter %s holds a comment or a semicolon.', quote_literal(filter)),
+            HINT = 'Give one condition, as it could stand after WHERE.';
+    ELSIF params IS NOT NULL OR plain ~ '\$[0-9]' THEN
+        bound := pgembed._bound_filter(filter, params);
+    END IF;
+    -- What parses between CASE WHEN and THEN here and between parentheses in the statement is one expression: it closes
+    -- each quote, comment and parenthesis that it opens, and no other. The loop's cursor takes no second statement.
+    BEGIN
+        FOR nothing IN EXECUTE format(E'SELECT FROM %s AS %I WHERE CASE WHEN\n%s\nTHEN true ELSE false END LIMIT 0',
+            source, alias, bound) USING NULL::@extschema:vector@.vector, 0, params LOOP
+        END LOOP;
+        refused := CASE WHEN btrim(filter, E' \t\r\n') = '' THEN 'it is empty' END;
+    EXCEPTION
+        WHEN insufficient_privilege THEN
+            RAISE;
+        WHEN syntax_error_or_access_rule_violation OR data_exception THEN
+            refused := SQLERRM;
+    END;
+    IF refused IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'syntax_error',
+            MESSAGE = format('The filter %s is not one condition on %s: %s.', quote_literal(filter), source, refused),
+            HINT = 'Give one condition, as it could stand after WHERE; cast a parameter to the type of its column: $1::timestamptz.';
+    END IF;
+    RETURN E' AND (\n' || bound || E'\n)';
+END
+$$;
+
+-- The SQL type of a scalar of JSON. Called by _bound_value.
+CREATE OR REPLACE FUNCTION pgembed._json_type(value jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE jsonb_typeof(value)
+    WHEN 'number' THEN CASE WHEN value::text ~ '^-?[0-9]{1,18}$' THEN 'bigint' ELSE 'numeric' END
+    WHEN 'string' THEN 'text'
+    WHEN 'boolean' THEN 'boolean'
+    ELSE 'jsonb'
+END;
+
+-- The expression that reads value n (from 0) of the parameter $3, with the type that JSON says. Called by _bound_filter.
+CREATE OR REPLACE FUNCTION pgembed._bound_value(n numeric, params jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT CASE jsonb_typeof(value)
+        WHEN 'object' THEN format('($3 -> %s)', n)
+        WHEN 'array' THEN CASE
+            WHEN value = '[]' THEN '(''{}'')'
+            WHEN types <@ ARRAY['bigint', 'numeric', 'text', 'boolean'] AND (cardinality(types) = 1 OR types <@ ARRAY['bigint', 'numeric'])
+                THEN format('(ARRAY(SELECT pg_catalog.jsonb_array_elements_text($3 -> %s)::%s))', n,
+                    CASE WHEN cardinality(types) = 1 THEN types[1] ELSE 'numeric' END)
+            ELSE format('($3 -> %s)', n)
+        END
+        WHEN 'null' THEN '(NULL)'
+        ELSE format('(($3 ->> %s)::%s)', n, pgembed._json_type(value))
+    END
+    FROM (SELECT params -> n::integer AS value WHERE n BETWEEN 0 AND 65535) AS one
+    CROSS JOIN LATERAL (
+        SELECT array_agg(DISTINCT pgembed._json_type(element)) AS types
+        FROM jsonb_array_elements(CASE jsonb_typeof(value) WHEN 'array' THEN value ELSE '[]' END) AS element
+        WHERE element <> 'null'
+    ) AS elements;
+END;
+
+-- The filter with each $n outside of quotes replaced by an expression that reads value n of the statement's parameter
+-- $3: no value becomes part of the text. Called by _filter_condition.
+CREATE OR REPLACE FUNCTION pgembed._bound_filter(filter text, params jsonb) RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+AS $$
+DECLARE
+    missing text;
+    bound text;
+BEGIN
+    IF jsonb_typeof(params) <> 'array' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('params is a JSON array with the values of $1, $2 ..., not %s.', params),
+            HINT = 'For example: filter => ''price < $1'', params => ''[50]''.';
+    ELSIF filter IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'There are params, but no filter that names them.',
+            HINT = 'For example: filter => ''price < $1'', params => ''[50]''.';
+    END IF;
+    SELECT string_agg(CASE
+            WHEN token[1] !~ '^\$[0-9]+$' THEN token[1]
+            ELSE pgembed._bound_value(substr(token[1], 2)::numeric - 1, params)
+        END, '' ORDER BY ordinal),
+        min(token[1]) FILTER (WHERE token[1] ~ '^\$[0-9]+$'
+            AND substr(token[1], 2)::numeric NOT BETWEEN 1 AND coalesce(jsonb_array_length(params), 0))
+    INTO bound, missing
+    FROM regexp_matches(filter, '(''[^'']*''|"[^"]*"|[[:alpha:]_][[:alnum:]_$]*|\$[0-9]+|[^''"$[:alpha:]_]+|.)', 'g')
+        WITH ORDINALITY AS m (token, ordinal);
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_parameter',
+            MESSAGE = format('The filter names %s; params holds %s values.', missing, coalesce(jsonb_array_length(params), 0)),
+            HINT = 'params is a JSON array with the values of $1, $2 ...: params => ''[50]''.';
+    END IF;
+    RETURN bound;
+END
+$$;

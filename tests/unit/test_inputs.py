@@ -1,0 +1,276 @@
+"""The algebra of inputs: what a query is, before anything is encoded."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pgvector import HalfVector, SparseVector
+from pgvector import Vector as PgVector
+
+from pgembed.errors import InvalidInput, InvalidQuery
+from pgembed.inputs import Expression, Image, Input, Screenshot, Sum, Term, Text, Vector, batches, shown_source
+
+DIRECTIONS = {Text("x"): np.array([2.0, 0.0]), Text("y"): np.array([0.0, 0.5]), Image("x.png"): np.array([3.0, 0.0])}
+
+
+def resolve(expression: Expression) -> list[float]:
+    return expression.resolve(DIRECTIONS.__getitem__).tolist()
+
+
+def test_query_prints_as_what_it_means() -> None:
+    query = Image("dress.jpg") + 0.8 * Text("in red") - 0.8 * Text("in blue")
+    assert repr(query) == "Image('dress.jpg') + 0.8 * Text('in red') - 0.8 * Text('in blue')"
+
+
+@pytest.mark.parametrize(
+    ("expression", "shown"),
+    [
+        (Text("a") * 1, "Text('a')"),
+        (-Text("a"), "-Text('a')"),
+        (-0.5 * Text("a") - Text("b"), "-0.5 * Text('a') - Text('b')"),
+        (2 * (Text("a") - Text("b") / 4), "2 * Text('a') - 0.5 * Text('b')"),
+        (Text("a") - (Text("b") - Text("c")), "Text('a') - Text('b') + Text('c')"),
+        (-0.0 * Text("a") + Text("b"), "0 * Text('a') + Text('b')"),
+        (Vector([1, 2.5]), "Vector([1.0, 2.5])"),
+        (Vector([1, 2, 3, 4, 5], space="shop"), "Vector([1.0, 2.0, 3.0, 4.0, … 5 in all], space='shop')"),
+        (Screenshot(b"\x89PNG\r\n\x1a\nabc"), "Screenshot(<11 bytes 89504e470d0a1a0a…>)"),
+        (Image(PIL.Image.new("L", (3, 2))), "Image(<PIL image L 3 x 2>)"),
+        (Image("https://me:secret@example.org/a.png?key=1#f"), "Image('https://example.org/a.png')"),
+    ],
+)
+def test_repr(expression: Expression, shown: str) -> None:
+    assert repr(expression) == shown
+
+
+inputs = st.one_of(
+    st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip).map(Text),
+    st.text("abc/.", min_size=1).map(Image),
+    st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=4).map(Vector),
+)
+weights = st.floats(-100, 100)
+expressions = st.recursive(
+    inputs,
+    lambda inner: st.one_of(
+        st.builds(lambda a, b: a + b, inner, inner),
+        st.builds(lambda a, b: a - b, inner, inner),
+        st.builds(lambda w, a: w * a, weights, inner),
+    ),
+    max_leaves=6,
+)
+
+
+@given(expressions)
+def test_repr_evaluates_to_an_equal_expression(expression: Expression) -> None:
+    again = eval(repr(expression))
+    assert again == expression
+    assert hash(again) == hash(expression)
+
+
+@given(expressions, expressions, weights)
+def test_algebra_is_that_of_weighted_terms(a: Expression, b: Expression, weight: float) -> None:
+    assert (a + b).terms == a.terms + b.terms
+    assert (a - b) == a + -b
+    assert (weight * a) == a * weight
+    assert (weight * (a + b)).terms == (weight * a + weight * b).terms
+    assert -1 * -a == a == +a
+
+
+def test_sum_builtin_and_numpy_numbers_work() -> None:
+    assert sum([Text("a"), Text("b")]) == Text("a") + Text("b")
+    assert np.float64(0.5) * Text("a") == 0.5 * Text("a") == Text("a") * np.float32(0.5) == Text("a") / np.int64(2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: "abc" + Text("a"),
+        lambda: Text("a") + "abc",
+        lambda: "abc" - Text("a"),
+        lambda: Text("a") - Path("a"),
+        lambda: np.ones(3) + Text("a"),
+        lambda: 1 + Text("a"),
+        lambda: Text("a") * "abc",
+        lambda: True * Text("a"),
+        lambda: Text("a") * Text("b"),
+        lambda: np.ones(2) * Text("a"),
+    ],
+)
+def test_nothing_is_guessed(wrong: object) -> None:
+    with pytest.raises(TypeError, match=r"takes (two inputs|an input and a number).*not"):
+        wrong()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf"), 10**400])
+def test_weights_are_finite(weight: float) -> None:
+    with pytest.raises(InvalidQuery):
+        weight * Text("a")
+    with pytest.raises(InvalidQuery):
+        Text("a") / 0
+    with pytest.raises(InvalidQuery):
+        1e308 * (10 * Text("a"))
+
+
+def test_inputs_are_immutable_and_equal_by_content() -> None:
+    assert Image("a.png") == Image(Path("a.png")) != Screenshot("a.png")
+    assert Image(b"abc") == Image(bytearray(b"abc")) == Image(memoryview(b"abc"))
+    assert Vector([1, -0.0]) == Vector(np.array([1.0, 0.0])) != Vector([1, 0], space="s")
+    assert len({Text("a"), Text("a"), Image("a"), Screenshot("a"), Vector([1]), Vector((1.0,))}) == 4
+    for value, name in ((Text("a"), "text"), (Image("a"), "source"), (Vector([1]), "content"), (-Text("a"), "_terms")):
+        with pytest.raises(AttributeError):
+            setattr(value, name, None)
+
+
+def test_vector_is_a_read_only_copy() -> None:
+    values = np.array([1, 2, 3])
+    vector = Vector(values)
+    values[0] = 7
+    assert vector.values.tolist() == [1, 2, 3]
+    assert vector.values.dtype == np.float32
+    assert vector.dim == 3
+    with pytest.raises(ValueError, match="read-only"):
+        vector.values[0] = 5
+
+
+def test_vector_takes_pgvector_values() -> None:
+    for value in (PgVector([1, 0, 2]), HalfVector([1, 0, 2]), SparseVector([1, 0, 2])):
+        assert Vector(value) == Vector([1, 0, 2])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], "not empty"),
+        ([[1, 2]], r"\(1, 2\)"),
+        ([1, float("nan")], "Number 2 of the vector, nan"),
+        ([1e300], r"1e\+300, is not finite in float32"),
+        (["a"], "takes numbers"),
+        ([True], "takes numbers"),
+        ([[1], [1, 2]], "takes numbers"),
+        (3, r"shape is \(\)"),
+    ],
+)
+def test_vector_refuses(values: list[float], message: str) -> None:
+    with pytest.raises(InvalidQuery, match=message):
+        Vector(values)
+    with pytest.raises(InvalidInput, match="Words go into Text"):
+        Vector("1, 2")  # type: ignore[arg-type]
+
+
+def test_pil_image_is_copied_and_compared_by_its_pixels() -> None:
+    picture = PIL.Image.new("RGB", (2, 2), "red")
+    before = Image(picture)
+    assert before == Image(picture.copy())
+    picture.putpixel((0, 0), (0, 0, 0))
+    assert before != Image(picture)
+    assert before.kind == "picture"
+    assert isinstance(before.source, PIL.Image.Image)
+    assert before.source.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [("a.png", "path"), ("https://h/a", "url"), ("s3://b/k", "url"), (Path("https://h"), "path"), (b"x", "bytes")],
+)
+def test_kind_of_a_picture(source: str | Path | bytes, kind: str) -> None:
+    assert Image(source).kind == kind
+
+
+@pytest.mark.parametrize("wrong", ["", b"", "a\0b", 3, None, np.zeros((2, 2, 3)), ["a.png"]])
+def test_image_refuses(wrong: object) -> None:
+    with pytest.raises(InvalidInput, match="Image"):
+        Image(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"), [("", InvalidQuery), (" \n", InvalidQuery), (3, InvalidInput), (b"a", InvalidInput)]
+)
+def test_text_refuses(wrong: str, error: type[Exception]) -> None:
+    with pytest.raises(error, match="Text"):
+        Text(wrong)
+    with pytest.raises(InvalidInput, match="surrogate"):
+        Text("a\ud800")
+
+
+def test_modalities() -> None:
+    inputs: list[Input] = [Text("a"), Image("a"), Screenshot("a"), Vector([1])]
+    assert [input.modality for input in inputs] == ["text", "image", "screenshot", "vector"]
+
+
+def test_inputs_are_normalized_before_they_are_weighted_and_so_is_the_result() -> None:
+    assert resolve(Text("x")) == [1, 0]
+    assert resolve(-3 * Text("x")) == [-1, 0]
+    assert resolve(3 * Text("x") + 4 * Text("y")) == pytest.approx([0.6, 0.8])
+    assert resolve(Vector([0, 9]) + Image("x.png")) == pytest.approx([0.5**0.5] * 2)
+    assert resolve(Vector([3e38, 3e38])) == pytest.approx([0.5**0.5] * 2)
+    assert (Text("x") + Text("y")).resolve(DIRECTIONS.__getitem__).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        (Sum(()), "empty"),
+        (Text("x") - Text("x"), "cancel"),
+        (Text("x") - Image("x.png"), "cancel"),
+        (0 * Text("x"), "cancel"),
+        (1e308 * Text("x") + 1e308 * Text("x"), "too large"),
+        (Vector([0, 0]), "zero"),
+        (Text("x") + Vector([1, 2, 3]), r"Text\('x'\) has 2 dimensions, Vector\(.*\) has 3"),
+        (Vector([1, 0], space="a") + Vector([0, 1], space="b"), "spaces a and b"),
+    ],
+)
+def test_what_has_no_direction_is_refused(expression: Expression, message: str) -> None:
+    with pytest.raises(InvalidQuery, match=message):
+        resolve(expression)
+
+
+@pytest.mark.parametrize("bad", [[float("nan"), 1], [float("inf"), 1], [0, 0], [[1, 2]], []])
+def test_what_an_encoder_may_return_wrongly_is_refused(bad: list[float]) -> None:
+    with pytest.raises(InvalidQuery, match=r"The vector of Text\('x'\)"):
+        Text("x").resolve(lambda _: np.array(bad))
+
+
+@given(st.lists(st.tuples(weights, st.lists(st.floats(-1, 1), min_size=3, max_size=3)), min_size=1, max_size=5))
+def test_resolve_agrees_with_the_formula(parts: list[tuple[float, list[float]]]) -> None:
+    vectors = [np.array(values, dtype=np.float32).astype(np.float64) for _, values in parts]
+    if any(np.linalg.norm(vector) < 1e-3 for vector in vectors):
+        return
+    total = sum(weight * vector / np.linalg.norm(vector) for (weight, _), vector in zip(parts, vectors, strict=True))
+    if np.linalg.norm(total) < 1e-3:
+        return
+    expression = Sum(tuple(Term(weight, Vector(values)) for weight, values in parts))
+    got = expression.resolve(lambda _: pytest.fail("a vector needs no encoder"))
+    assert got == pytest.approx(total / np.linalg.norm(total), abs=1e-6)
+
+
+def test_batches_hold_each_input_once() -> None:
+    found = batches(Text("a") + Image("b") - Text("a"), Text("c") + Screenshot("b") + Vector([1]), Text("a"))
+    assert found.texts == (Text("a"), Text("c"))
+    assert found.images == (Image("b"),)
+    assert found.screenshots == (Screenshot("b"),)
+
+
+def test_values_can_be_copied_and_sent_to_another_process() -> None:
+    query = Text("a") + 0.5 * Image(b"x") - Vector([1, 2])
+    for again in (copy.deepcopy(query), pickle.loads(pickle.dumps(query))):
+        assert again == query
+        assert again.terms[2].input.values.tolist() == [1, 2]
+
+
+def test_a_long_path_is_shortened_in_messages() -> None:
+    assert len(shown_source("a" * 500)) < 100
+    assert shown_source("me:secret@host/a?key=1", url=True) == "'host/a'"
+    assert shown_source("https://me:secret@[broken/a@2.png?key=1") == "'https://[broken/a@2.png'"
+
+
+def test_import_brings_no_pillow() -> None:
+    code = "import sys, pgembed.inputs; sys.exit(any(name.split('.')[0] == 'PIL' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,132 @@
+"""Training on the tower's features: the head for drawings together with the token table, and the gate.
+
+The loss is the symmetric cross-entropy of CLIP (Radford et al. 2021) over a batch of emoji, each with one picture and
+one caption. Captions move the vectors of the words in them; a penalty keeps each near where distilling put it, so that
+the words keep what they know of one another.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from training.drawings import Emoji, caption
+from training.network import FEATURES, Head
+from training.words import Words
+
+EVERY = 200  # steps between a checkpoint and the next
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the head is trained."""
+
+    steps: int = 4000
+    plain: int = 192  # emoji a batch without skin tone, and with one
+    toned: int = 64
+    rate: float = 1.5e-3
+    table_rate: float = 1e-3
+    keep: float = 1.0  # how much a step away from the distilled table costs
+    seed: int = 0
+
+
+class Table(nn.Module):
+    """The token table in training."""
+
+    def __init__(self, words: Words) -> None:
+        super().__init__()
+        self.words, start = words, torch.from_numpy(words.table.copy())
+        self.register_buffer("start", start)
+        self.vectors = nn.EmbeddingBag.from_pretrained(start.clone(), freeze=False, mode="sum")
+
+    def forward(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The texts' vectors ``(n, 256)``, and how far their words are from the start, relative to their length."""
+        ids = [self.words.ids(text) for text in texts]
+        flat = torch.tensor([i for each in ids for i in each])
+        offsets = torch.tensor(np.cumsum([0] + [len(i) for i in ids[:-1]]))
+        used = flat.unique()
+        moved = self.vectors.weight[used] - self.start[used]
+        away = (moved.square().sum(1) / self.start[used].square().sum(1).clamp(min=1e-2)).mean()
+        return F.normalize(self.vectors(flat, offsets), dim=-1), away
+
+
+def train_head(
+    pictures: list[tuple[list[Emoji], np.ndarray]], words: Words, plan: Plan, checkpoint: Path
+) -> tuple[Head, np.ndarray]:
+    """Train head and table; goes on from the checkpoint where there is one. Returns the head and the table."""
+    torch.manual_seed(plan.seed)
+    head, table, scale = Head(), Table(words), nn.Parameter(torch.tensor(math.log(20.0)))
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [*head.parameters(), scale], "lr": plan.rate, "weight_decay": 0.05},
+            {"params": list(table.parameters()), "lr": plan.table_rate, "weight_decay": 0.0},
+        ]
+    )
+    rates = [group["lr"] for group in optimizer.param_groups]
+    where: dict[str, list[tuple[int, int]]] = defaultdict(list)  # emoji id -> its (file, row)s
+    kinds: dict[str, Emoji] = {}
+    for number, (each, _) in enumerate(pictures):
+        for row, one in enumerate(each):
+            where[one.id].append((number, row))
+            kinds[one.id] = one
+    plain = [one for one in kinds.values() if not one.toned]
+    toned = [one for one in kinds.values() if one.toned]
+    first, start = 0, time.monotonic()
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        if saved["plan"] == repr(plan):
+            head.load_state_dict(saved["head"])
+            table.load_state_dict(saved["table"])
+            scale.data = saved["scale"]
+            optimizer.load_state_dict(saved["optimizer"])
+            first = saved["step"]
+    for step in range(first, plan.steps):
+        rng = random.Random(plan.seed * 1_000_003 + step)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1, (step + 1) / 100) * (0.495 * (1 + math.cos(math.pi * step / plan.steps)) + 0.01)
+        batch = rng.sample(plain, min(plan.plain, len(plain))) + rng.sample(toned, min(plan.toned, len(toned)))
+        chosen = [rng.choice(where[one.id]) for one in batch]
+        seen = torch.from_numpy(np.stack([pictures[number][1][row] for number, row in chosen])).float()
+        text, away = table([caption(one, rng) for one in batch])
+        logits = scale.exp().clamp(max=50) * (text @ head(seen).T)
+        right = torch.arange(len(batch))
+        loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+        optimizer.zero_grad()
+        (loss + plan.keep * away).backward()
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+        optimizer.step()
+        if (step + 1) % EVERY == 0 or step + 1 == plan.steps:
+            left = (time.monotonic() - start) / (step + 1 - first) * (plan.steps - step - 1)
+            print(f"head {step + 1}/{plan.steps}: loss {loss:.3f}, table moved {away:.3f}, {left:.0f} s left",
+                  file=sys.stderr)  # fmt: skip
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"plan": repr(plan), "step": step + 1, "head": head.state_dict(), "table": table.state_dict(),
+                        "scale": scale.data, "optimizer": optimizer.state_dict()}, checkpoint)  # fmt: skip
+    return head.eval(), table.vectors.weight.detach().numpy().copy()
+
+
+def train_gate(drawn: np.ndarray, photographed: np.ndarray, steps: int = 600) -> nn.Linear:
+    """A logistic regression on the features: 1 for a drawing, 0 for a photograph; both kinds weigh alike."""
+    torch.manual_seed(0)
+    gate = nn.Linear(FEATURES, 1)
+    nn.init.zeros_(gate.weight)
+    x = torch.from_numpy(np.concatenate([drawn, photographed])).float()
+    y = torch.cat([torch.ones(len(drawn), 1), torch.zeros(len(photographed), 1)])
+    weight = torch.where(y > 0, 0.5 / len(drawn), 0.5 / len(photographed))
+    optimizer = torch.optim.AdamW(gate.parameters(), lr=3e-3, weight_decay=0.1)
+    for _ in range(steps):
+        loss = F.binary_cross_entropy_with_logits(gate(x), y, weight=weight, reduction="sum")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return gate.eval()

