@@ -5,7 +5,7 @@ VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 TRAIN_VENV ?= .venv-train
 ARGS ?=
-NOT_RUN := $(CURDIR)/$(VENV)/tests-not-run.txt
+NOT_RUN := $(abspath $(VENV))/tests-not-run.txt
 
 # Benchmarks and training read pictures and texts from here; tests need none of it.
 ifneq ($(wildcard ../shared/data),)
@@ -13,7 +13,7 @@ export PGEMBED_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench train clean
+.PHONY: help demo test test-all lint lint-format lint-python lint-types lint-sql format bench train clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,10 +33,18 @@ test: lint ## lint, types and all tests, with a coverage figure: what CI runs
 test-all: test ## make test, then every benchmark in its quick form
 	$(MAKE) bench ARGS=--quick
 
-lint: $(VENV)/.installed ## format, lint, types, and the SQL files
+lint: lint-format lint-python lint-types lint-sql ## format, lint, types, and the SQL files (-k: all of them in any case)
+
+lint-format: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
+
+lint-python: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
+
+lint-types: $(VENV)/.installed
 	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
+
+lint-sql: $(VENV)/.installed
 	$(VENV)/bin/python tools/lint_sql.py
 
 format: $(VENV)/.installed ## format the Python files, and fix what ruff can fix
@@ -53,21 +61,21 @@ train: $(TRAIN_VENV)/.installed ## make the built-in encoder's weights again (AR
 	$(TRAIN_VENV)/bin/python -m training.make $(ARGS)
 
 clean: ## remove the virtual environments and what the tools cached here
-	rm -rf $(VENV) $(DEMO_VENV) $(TRAIN_VENV) .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build
+	rm -rf $(VENV) $(DEMO_VENV) $(TRAIN_VENV) .pytest_cache .ruff_cache .hypothesis .coverage dist build
 
 $(VENV)/.installed: pyproject.toml
 	@$(call make_venv,$(VENV))
-	$(VENV)/bin/python -m pip install --quiet --editable '.[all]' --group dev
+	$(VENV)/bin/python -m pip install -qq --editable '.[all]' --group dev
 	@touch $@
 
 $(DEMO_VENV)/.installed: pyproject.toml
 	@$(call make_venv,$(DEMO_VENV))
-	$(DEMO_VENV)/bin/python -m pip install --quiet --editable '.[embedded]'
+	$(DEMO_VENV)/bin/python -m pip install -qq --editable '.[embedded]'
 	@touch $@
 
 $(TRAIN_VENV)/.installed: pyproject.toml
 	@$(call make_venv,$(TRAIN_VENV))
-	$(TRAIN_VENV)/bin/python -m pip install --quiet --editable . --group train
+	$(TRAIN_VENV)/bin/python -m pip install -qq --editable . --group train
 	@touch $@
 
 # The first pip with --group is 25.1.
@@ -77,5 +85,5 @@ define make_venv
 		|| { echo "$(PYTHON) is not Python 3.11 or newer. Name one that is: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }; \
 	[ -x $(1)/bin/python ] || $(PYTHON) -m venv $(1) \
 		|| { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }; \
-	$(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(1)/bin/python -m pip install -qq --upgrade 'pip>=25.1'
 endef

@@ -1,36 +1,23 @@
 """Typed rows of pgembed's tables and views, and the calls of its SQL functions.
 
-Each call is a plan: a generator that yields ``Call`` values and is sent their rows, so that the synchronous and the
-asynchronous client run the same one.
+Each call is a plan (plans.py), which the synchronous and the asynchronous client both run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from pgembed.encoders import Encoder, Settings, load_encoder, split_spec
+from pgembed.encoders import Encoder, Metric, Settings, load_encoder, split_spec
 from pgembed.errors import InvalidInput
+from pgembed.plans import Call, Compute, Plan
 
-T = TypeVar("T")
 InputSpec = str | Mapping[str, Any]
-Parameters = Sequence[Any] | Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Call:
-    """A statement to run; its rows, as dictionaries, are what the plan is sent."""
-
-    query: sql.Composable
-    params: Parameters = ()
-
-
-Plan = Generator[Call, list[dict[str, Any]], T]
 
 
 @dataclass(frozen=True)
@@ -42,7 +29,7 @@ class EncoderRow:
     space: str
     dim: int
     modalities: list[str]
-    metric: str
+    metric: Metric
     normalized: bool
     fingerprint: str
     settings: dict[str, Any]
@@ -109,7 +96,7 @@ def add_encoder(name: str, spec: str, settings: Settings | None, space: str | No
     """Register an encoder; its model is loaded to learn its facts, unless SQL knows it already."""
     split_spec(spec)
     known = yield Call(sql.SQL("SELECT FROM pgembed.shipped_encoder WHERE spec = %s"), [spec])
-    facts = {} if known and not settings else _facts(load_encoder(spec, settings))
+    facts = {} if known and not settings else _facts((yield Compute(lambda: load_encoder(spec, settings))))
     arguments: dict[str, Any] = {
         "name": name,
         "spec": spec,
@@ -199,6 +186,18 @@ def index_statement(table: str, target: str | None, m: int, ef_construction: int
         sql.SQL("SELECT pgembed.index_sql(%s::regclass, %s, %s, %s) AS statement"), [table, target, m, ef_construction]
     )
     return str(rows[0]["statement"])
+
+
+def picture_column(table: str, target: str | None) -> Plan[str | None]:
+    """The column that an embedding reads pictures from, or None where it reads none."""
+    rows = yield Call(
+        sql.SQL(
+            "SELECT coalesce(inputs->'image'->>'column', inputs->'screenshot'->>'column') AS name"
+            " FROM pgembed._embedding(%s::regclass, %s)"
+        ),
+        [table, target],
+    )
+    return rows[0]["name"]
 
 
 def _facts(encoder: Encoder) -> dict[str, Any]:

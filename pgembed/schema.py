@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 from psycopg.types.json import Jsonb
 
+from pgembed.catalog import Finding
 from pgembed.errors import CatalogError, NotInstalled
 from pgembed.static_text import StaticText
 from pgembed.vectors import pack_one, register_packed, vector_oid
@@ -89,6 +90,29 @@ def versions(conn: psycopg.Connection) -> Versions:
         server=server[0] if server else "",
         pgvector=row[0] if row else None,
     )
+
+
+def doctor(conn: psycopg.Connection) -> list[Finding]:
+    """What can be seen before any function of pgembed is there: versions, extension, schema."""
+    found = versions(conn)
+    right = found.schema == head() and found.code == found.library
+    return [
+        Finding("server", int(found.server.split(".")[0].split()[0]) >= 14, f"PostgreSQL {found.server}", None),
+        Finding(
+            "extension vector",
+            found.pgvector is not None,
+            f"version {found.pgvector}" if found.pgvector else "not in this database",
+            None if found.pgvector else "CREATE EXTENSION vector; (some servers want a superuser for it)",
+        ),
+        Finding(
+            "schema pgembed",
+            right,
+            f"schema {found.schema}, functions {found.code}; the library has schema {head()}, functions {found.library}"
+            if found.schema
+            else "not installed",
+            None if right else "pgembed install",
+        ),
+    ]
 
 
 def head() -> str:

@@ -1,8 +1,8 @@
 """A static text side: a table of token vectors and a tokenizer, so that a text needs no model, in Python or in SQL.
 
 A text's vector is the normalized sum of its tokens' vectors, each as often as it occurs. ``install`` copies
-``tokens()`` into ``pgembed.token`` and ``settings`` into ``pgembed.static_text``; ``sql/30_text.sql`` then does in plain SQL what
-``split`` and ``encode`` do here, and must give the same tokens for every text:
+``tokens()`` into ``pgembed.token`` and ``settings`` into ``pgembed.static_text``. Then ``sql/30_text.sql`` does in
+plain SQL what ``split`` and ``encode`` do here, and must give the same tokens for every text:
 
 1. **Clean** (``clean_text``). Drop U+0000, U+FFFD and every character of Unicode category C (control, format, private
    use, unassigned) except tab, newline and carriage return; turn every whitespace character into a space.

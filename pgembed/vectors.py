@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,9 +44,8 @@ def vector_oid(conn: Connection[Any]) -> int:
     return int(row[0]) if row else 0
 
 
-def register_packed(adapters: AdaptersMap, oid: int) -> None:
-    """Let a cursor (or connection) with these adapters send PackedVector as type ``vector``."""
-
+@cache
+def _packed_dumper(oid: int) -> type[Dumper]:
     class PackedDumper(Dumper):
         format = Format.BINARY
 
@@ -53,7 +53,12 @@ def register_packed(adapters: AdaptersMap, oid: int) -> None:
             return obj
 
     PackedDumper.oid = oid
-    adapters.register_dumper(PackedVector, PackedDumper)
+    return PackedDumper
+
+
+def register_packed(adapters: AdaptersMap, oid: int) -> None:
+    """Let a cursor (or connection) with these adapters send PackedVector as type ``vector``."""
+    adapters.register_dumper(PackedVector, _packed_dumper(oid))
 
 
 def copy_header() -> bytes:
@@ -62,7 +67,7 @@ def copy_header() -> bytes:
 
 
 def copy_rows(seqs: NDArray[np.int64], vectors: NDArray[np.float32]) -> bytes:
-    """Rows of a binary COPY into ``(seq bigint, vector, gone boolean)``, from ``(n,)`` and ``(n, dim)``; none is gone."""
+    """Rows of a binary COPY into ``(seq bigint, vector, gone boolean)``; ``(n,)`` and ``(n, dim)``; none is gone."""
     dim = vectors.shape[1]
     row = np.dtype(
         [

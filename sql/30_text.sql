@@ -72,8 +72,10 @@ $$;
 -- The words of a text, in order; each punctuation character is a word. Called by static_tokens.
 CREATE OR REPLACE FUNCTION pgembed._words(input text, settings jsonb DEFAULT '{}') RETURNS text[]
 LANGUAGE sql STABLE PARALLEL SAFE
-RETURN array_remove(string_to_array(
-    regexp_replace(pgembed._normalize_text(input, settings) COLLATE "C", pgembed._punctuation(), ' \& ', 'g'), ' '), '');
+RETURN array_remove(
+    string_to_array(
+        regexp_replace(pgembed._normalize_text(input, settings) COLLATE "C", pgembed._punctuation(), ' \& ', 'g'), ' '),
+    '');
 
 -- A word in pieces that have vectors, longest from the left, with spaces between them; NULL where some part of it has
 -- none: the word is unknown then. Called by static_tokens for words that are no token themselves.
@@ -93,7 +95,7 @@ BEGIN
         -- token beginning it can have: one or two index look-ups find the longest, whatever the word's length.
         LOOP
             SELECT t.token INTO piece FROM pgembed.token AS t
-            WHERE t.model = _word_pieces.model AND t.token <= sought
+            WHERE t.model = _word_pieces.model COLLATE "C" AND t.token <= sought
             ORDER BY t.token DESC LIMIT 1;
             EXIT WHEN starts_with(sought, piece);
             common := 0;
@@ -120,27 +122,27 @@ END
 $$;
 
 -- The known tokens of a text, in order, each as often as it occurs; unknown words are left out. NULL for an unknown
--- model. Called by static_vector, and by people who ask why a text found what it found. A generic plan, because planning
--- anew for each text took longer than running.
+-- model. Called by static_vector, and by people who ask why a text found what it found.
+-- The generic plan is set because planning anew for each text takes as long as running.
 CREATE OR REPLACE FUNCTION pgembed.static_tokens(model text, input text) RETURNS text[]
 LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     side pgembed.static_text;
     max_word_chars integer;
-    words text[];
-    split text[];
-    pieces text[];
+    words text[] COLLATE "C";
+    split text[] COLLATE "C";
+    pieces text[] COLLATE "C";
 BEGIN
-    SELECT * INTO side FROM pgembed.static_text AS s WHERE s.model = static_tokens.model;
+    SELECT * INTO side FROM pgembed.static_text AS s WHERE s.model = static_tokens.model COLLATE "C";
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
     max_word_chars := coalesce((side.settings ->> 'max_word_chars')::integer, 100);
     words := pgembed._words(input, side.settings);
-    SELECT array_agg(DISTINCT w.word COLLATE "C") INTO split FROM unnest(words) AS w (word)
+    SELECT array_agg(DISTINCT w.word) INTO split FROM unnest(words) AS w (word)
     WHERE length(w.word) > max_word_chars OR NOT EXISTS (
-        SELECT FROM pgembed.token AS t WHERE t.model = side.model AND t.token = w.word COLLATE "C");
+        SELECT FROM pgembed.token AS t WHERE t.model = side.model AND t.token = w.word);
     IF split IS NULL THEN
         RETURN words;
     END IF;
@@ -151,7 +153,7 @@ BEGIN
     RETURN ARRAY(
         SELECT p.piece
         FROM unnest(words) WITH ORDINALITY AS w (word, n)
-        LEFT JOIN unnest(split, pieces) AS s (word, pieces) ON s.word = w.word COLLATE "C"
+        LEFT JOIN unnest(split, pieces) AS s (word, pieces) ON s.word = w.word
         CROSS JOIN LATERAL unnest(CASE WHEN s.word IS NULL THEN ARRAY[w.word] ELSE string_to_array(s.pieces, ' ') END)
             WITH ORDINALITY AS p (piece, n)
         ORDER BY w.n, p.n);
@@ -163,12 +165,12 @@ CREATE OR REPLACE FUNCTION pgembed.static_vector(model text, input text) RETURNS
 LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    tokens text[] := pgembed.static_tokens(model, input);
+    tokens text[] COLLATE "C" := pgembed.static_tokens(model, input);
     result @extschema:vector@.vector;
 BEGIN
     SELECT @extschema:vector@.l2_normalize(@extschema:vector@.sum(t.vector)) INTO result
     FROM unnest(tokens) AS s (token)
-    JOIN pgembed.token AS t ON t.model = static_vector.model AND t.token = s.token COLLATE "C";
+    JOIN pgembed.token AS t ON t.model = static_vector.model COLLATE "C" AND t.token = s.token;
     RETURN result;
 END
 $$;

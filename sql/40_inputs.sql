@@ -81,7 +81,7 @@ BEGIN
                 HINT = 'Write {"column": "photo"} or {"template": "{title}. {body}"}.';
         END IF;
         SELECT string_agg(key, ', ') INTO unknown FROM jsonb_object_keys(input) AS key
-        WHERE key NOT IN ('template', 'column', 'weight', 'as');
+        WHERE key NOT IN ('template', 'column', 'weight') AND (key <> 'as' OR modality = 'text');
         IF unknown IS NOT NULL THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
                 MESSAGE = format('The %s input has an unknown key: %s.', modality, unknown),
@@ -175,7 +175,7 @@ BEGIN ATOMIC
 END;
 
 -- One input of a row as an SQL expression over alias t, NULL where the row has no such input: the one place where
--- templates are rendered. A null column renders as ''; a text that is blank altogether counts as absent.
+-- templates are rendered. A null column renders as ''; what is blank altogether (text, path, URL) counts as absent.
 CREATE OR REPLACE FUNCTION pgembed._input_sql(relation oid, inputs jsonb, modality text) RETURNS text
 LANGUAGE plpgsql STABLE
 AS $$
@@ -188,7 +188,8 @@ BEGIN
     FROM jsonb_each_text(facts -> 'columns') AS used (name, number)
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attnum = used.number::smallint;
     IF modality <> 'text' THEN
-        RETURN 't.' || (names ->> (facts ->> 'column'));
+        RETURN format(CASE facts ->> 'as' WHEN 'bytes' THEN 't.%s' ELSE 'nullif(pg_catalog.btrim(t.%s::text), '''')' END,
+            names ->> (facts ->> 'column'));
     END IF;
     SELECT string_agg(CASE WHEN column_name IS NULL THEN quote_literal(literal)
         ELSE 't.' || (names ->> column_name) || '::text' END, ', ' ORDER BY ordinal)

@@ -10,7 +10,7 @@ CREATE OR REPLACE FUNCTION pgembed.attach(
     stale text DEFAULT 'keep'
 ) RETURNS integer
 LANGUAGE plpgsql
-SET lock_timeout = '2s' -- ALTER TABLE behind one long reader would block all readers that come after it
+SET lock_timeout = '2s' -- waiting behind one long reader would block all readers that come after
 AS $$
 DECLARE
     model pgembed.encoder := pgembed._encoder(encoder);
@@ -30,7 +30,12 @@ BEGIN
             HINT = '''keep'' leaves the old vector until the new one is there; ''null'' clears it at once.';
     END IF;
     checked := pgembed._checked_inputs(relation, model, inputs);
+    IF stale = 'null' THEN
+        PERFORM pgembed._check_none_generated(relation, checked);
+    END IF;
     keys := pgembed._key_columns(relation);
+    PERFORM pgembed._lock_table(relation);
+    PERFORM pgembed._check_target(relation, target, model); -- again: another attach may have been faster
     INSERT INTO pgembed.embedding (schema_name, table_name, relation, target, encoder, inputs, key_columns, stale)
     VALUES (space_name, relation_name, relation, target, encoder, checked, keys, stale)
     RETURNING id INTO new_id;
@@ -50,6 +55,7 @@ AS $$
 DECLARE
     attached pgembed.embedding := pgembed._embedding(relation, target);
 BEGIN
+    PERFORM pgembed._lock_table(relation);
     EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', relation, attached.target);
     PERFORM pgembed._drop_queue(attached.id);
     DELETE FROM pgembed.embedding WHERE id = attached.id;
@@ -96,22 +102,43 @@ BEGIN
             PERFORM pgembed.detach(format('%I.%I', embedding.schema_name, embedding.table_name)::regclass, embedding.target);
         END IF;
     END LOOP;
-    SELECT string_agg(DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid), ', ') INTO names
-    FROM pg_catalog.pg_depend AS d
-    JOIN pg_catalog.pg_proc AS p ON d.refclassid = 'pg_catalog.pg_proc'::regclass AND p.oid = d.refobjid
-    LEFT JOIN pg_catalog.pg_rewrite AS r ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND r.oid = d.objid
-    LEFT JOIN pg_catalog.pg_class AS c ON c.oid = r.ev_class
-    LEFT JOIN pg_catalog.pg_proc AS q ON d.classid = 'pg_catalog.pg_proc'::regclass AND q.oid = d.objid
-    WHERE p.pronamespace = 'pgembed'::regnamespace AND d.deptype = 'n'
-        AND coalesce(c.relnamespace, q.pronamespace, 0) <> 'pgembed'::regnamespace;
+    names := pgembed._dependents();
     IF names IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',
-            MESSAGE = format('Objects outside the schema pgembed use its functions: %s.', names),
+            MESSAGE = format('Objects outside the schema pgembed use it: %s.', names),
             HINT = 'Drop or change them first.';
     END IF;
     DROP SCHEMA pgembed CASCADE;
 END
 $$;
+
+-- What outside the schema pgembed uses something in it, and would go with it. Called by uninstall.
+CREATE OR REPLACE FUNCTION pgembed._dependents() RETURNS text
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH own AS (
+        SELECT 'pg_catalog.pg_class'::regclass AS classid, c.oid FROM pg_catalog.pg_class AS c
+        WHERE c.relnamespace = 'pgembed'::regnamespace
+        UNION ALL
+        SELECT 'pg_catalog.pg_proc'::regclass, p.oid FROM pg_catalog.pg_proc AS p
+        WHERE p.pronamespace = 'pgembed'::regnamespace
+        UNION ALL
+        SELECT 'pg_catalog.pg_type'::regclass, t.oid FROM pg_catalog.pg_type AS t
+        WHERE t.typnamespace = 'pgembed'::regnamespace
+    )
+    SELECT string_agg(DISTINCT pg_describe_object(d.classid, d.objid, 0), ', ')
+    FROM pg_catalog.pg_depend AS d
+    JOIN own ON own.classid = d.refclassid AND own.oid = d.refobjid
+    LEFT JOIN pg_catalog.pg_rewrite AS r ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND r.oid = d.objid
+    LEFT JOIN pg_catalog.pg_attrdef AS f ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND f.oid = d.objid
+    LEFT JOIN pg_catalog.pg_constraint AS k ON d.classid = 'pg_catalog.pg_constraint'::regclass AND k.oid = d.objid
+    LEFT JOIN pg_catalog.pg_proc AS p ON d.classid = 'pg_catalog.pg_proc'::regclass AND p.oid = d.objid
+    LEFT JOIN pg_catalog.pg_type AS t ON d.classid = 'pg_catalog.pg_type'::regclass AND t.oid = d.objid
+    LEFT JOIN pg_catalog.pg_class AS c
+        ON c.oid = coalesce(r.ev_class, f.adrelid, CASE d.classid WHEN 'pg_catalog.pg_class'::regclass THEN d.objid END)
+    WHERE d.deptype = 'n'
+        AND coalesce(c.relnamespace, k.connamespace, p.pronamespace, t.typnamespace, 0) <> 'pgembed'::regnamespace;
+END;
 
 -- The embedding of a table, by target where it has several; an error that says what there is. Called by everything
 -- that takes a table's name.
@@ -156,12 +183,53 @@ BEGIN
         WHEN found_class.relkind = 'f' THEN 'a foreign table'
         WHEN found_class.relkind NOT IN ('r', 'p') THEN 'not a table'
         WHEN found_class.relpersistence = 't' THEN 'a temporary table'
+        WHEN found_class.relispartition THEN 'a partition'
+        WHEN EXISTS (SELECT FROM pg_catalog.pg_inherits AS i
+            WHERE i.inhrelid = relation OR (i.inhparent = relation AND found_class.relkind = 'r'))
+            THEN 'part of an inheritance tree'
     END;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
             MESSAGE = format('%s is %s; an embedding needs an ordinary table.', relation, problem),
-            HINT = CASE WHEN found_class.relkind IN ('v', 'm') THEN 'Attach to the table under it.' END;
+            HINT = CASE
+            WHEN found_class.relkind IN ('v', 'm') THEN 'Attach to the table under it.'
+            WHEN found_class.relispartition THEN 'Attach to the partitioned table that it is part of.'
+            ELSE 'Attach to a table that holds the rows itself.'
+        END;
     END IF;
+END
+$$;
+
+-- Refuse generated inputs where a BEFORE trigger would have to compare them: they are computed after it.
+CREATE OR REPLACE FUNCTION pgembed._check_none_generated(relation regclass, inputs jsonb) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    generated text;
+BEGIN
+    SELECT string_agg(a.attname, ', ' ORDER BY a.attnum) INTO generated
+    FROM pg_catalog.pg_attribute AS a
+    JOIN pgembed._input_columns(relation, inputs) AS used ON used.column_sql = quote_ident(a.attname)
+    WHERE a.attrelid = relation AND a.attgenerated <> '';
+    IF generated IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = format('Generated columns of %s (%s) cannot be watched with stale => ''null''.', relation, generated),
+            HINT = 'Use stale => ''keep'', or name the columns that they are made from.';
+    END IF;
+END
+$$;
+
+-- Lock a table for what attach and detach do to it, or say why not.
+CREATE OR REPLACE FUNCTION pgembed._lock_table(relation regclass) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', relation);
+EXCEPTION WHEN lock_not_available THEN
+    RAISE EXCEPTION USING ERRCODE = 'lock_not_available',
+        MESSAGE = format('Table %s is in use by a transaction that did not end within %s.', relation,
+            current_setting('lock_timeout')),
+        HINT = 'Nothing was changed; try again. pg_stat_activity shows who uses it.';
 END
 $$;
 
@@ -192,6 +260,7 @@ $$;
 -- The primary key's columns, in order, with the type and collation that the queue keeps them in.
 CREATE OR REPLACE FUNCTION pgembed._key_columns(relation regclass) RETURNS jsonb
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp -- so that types and collations are kept with their schema
 AS $$
 DECLARE
     keys jsonb;
@@ -231,8 +300,9 @@ BEGIN
     EXECUTE format('CREATE INDEX ON pgembed.%I (%s)', 'change_' || embedding_id, names);
     EXECUTE format('CREATE TABLE pgembed.%I (%s, seq bigint NOT NULL GENERATED BY DEFAULT AS IDENTITY, '
         'attempts integer NOT NULL DEFAULT 0, available_at timestamptz NOT NULL DEFAULT now(), '
-        'claimed_until timestamptz, error text, PRIMARY KEY (%s))', 'job_' || embedding_id, definition, names);
-    EXECUTE format('CREATE INDEX ON pgembed.%I (seq)', 'job_' || embedding_id);
+        'claimed_until timestamptz, error text, PRIMARY KEY (%s)) WITH (fillfactor = 70)',
+        'job_' || embedding_id, definition, names);
+    EXECUTE format('CREATE UNIQUE INDEX ON pgembed.%I (seq)', 'job_' || embedding_id);
 END
 $$;
 
@@ -282,7 +352,6 @@ DECLARE
     input_names text[];
     differs text;
     log_columns text;
-    present text;
     function_head CONSTANT text := 'CREATE FUNCTION pgembed.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
         'SET search_path = pg_catalog, pg_temp AS ';
 BEGIN
@@ -293,10 +362,8 @@ BEGIN
     FROM jsonb_array_elements(embedding.key_columns) WITH ORDINALITY AS k (key, ordinal);
     SELECT array_agg(column_sql) INTO input_names FROM pgembed._input_columns(embedding.relation, embedding.inputs);
     differs := pgembed._differs_sql(embedding.relation, input_names || key_names);
-    -- a new row without inputs and without a vector is true as it is
-    SELECT format('pg_catalog.num_nonnulls(%s) > 0', string_agg('new_row.' || name, ', '))
-    INTO present FROM unnest(input_names || quote_ident(embedding.target)) AS name;
 
+    -- A new row without inputs is appended too: it may have taken the place of a deleted one that a worker encodes now.
     EXECUTE format(function_head || '%L', 'append_row_' || embedding_id, format(
         'BEGIN INSERT INTO pgembed.%I (%s) VALUES (%s); RETURN NULL; END',
         'change_' || embedding_id, log_columns, (SELECT string_agg('NEW.' || name, ', ' ORDER BY o) FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
@@ -305,14 +372,13 @@ BEGIN
         'pgembed_' || embedding_id || '_update', embedding.relation::regclass, differs, 'append_row_' || embedding_id);
 
     IF partitioned THEN -- a statement trigger there does not fire for a statement that names a partition
-        EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
-            'pgembed_' || embedding_id || '_insert', embedding.relation::regclass,
-            replace(present, 'new_row.', 'NEW.'), 'append_row_' || embedding_id);
+        EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pgembed.%I()',
+            'pgembed_' || embedding_id || '_insert', embedding.relation::regclass, 'append_row_' || embedding_id);
     ELSE
         EXECUTE format(function_head || '%L', 'append_rows_' || embedding_id, format(
-            'BEGIN INSERT INTO pgembed.%I (%s) SELECT %s FROM new_rows AS new_row WHERE %s; RETURN NULL; END',
+            'BEGIN INSERT INTO pgembed.%I (%s) SELECT %s FROM new_rows AS new_row; RETURN NULL; END',
             'change_' || embedding_id, log_columns,
-            (SELECT string_agg('new_row.' || name, ', ' ORDER BY o) FROM unnest(key_names) WITH ORDINALITY AS k (name, o)), present));
+            (SELECT string_agg('new_row.' || name, ', ' ORDER BY o) FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
         EXECUTE format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', 'append_rows_' || embedding_id);
         EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
             'FOR EACH STATEMENT EXECUTE FUNCTION pgembed.%I()',

@@ -1,6 +1,8 @@
 -- What people and workers do with the queue. A job is a row of pgembed.job_<id>; a failure is a job that was given up.
 
 -- Put failed rows of a table back into the queue; returns how many. `reason` narrows it: a LIKE pattern on the error.
+-- Like reconcile it appends to the log, as the triggers do: it takes no lock that a worker waits for, so that it can
+-- stand in any transaction.
 CREATE OR REPLACE FUNCTION pgembed.retry(relation regclass, target text DEFAULT NULL, reason text DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql
@@ -9,37 +11,44 @@ DECLARE
     embedding pgembed.embedding := pgembed._embedding(relation, target);
     moved bigint;
 BEGIN
-    PERFORM pgembed._lock_queue(embedding.id);
     EXECUTE format('WITH moved AS (DELETE FROM pgembed.failure WHERE embedding = $1 AND ($2 IS NULL OR error LIKE $2) RETURNING key) '
-        'INSERT INTO pgembed.%I (%s) SELECT %s FROM moved ON CONFLICT DO NOTHING',
-        'job_' || embedding.id, pgembed._key_list(embedding, 'key_%s'), pgembed._typed_key(embedding, 'key'))
+        'INSERT INTO pgembed.%I (%s) SELECT %s FROM moved',
+        'change_' || embedding.id, pgembed._key_list(embedding, 'key_%s'), pgembed._typed_key(embedding, 'key'))
     USING embedding.id, reason;
     GET DIAGNOSTICS moved = ROW_COUNT;
     RETURN moved;
 END
 $$;
 
--- Queue rows that no trigger saw: those that match the condition, or without one those that have inputs, no vector,
--- and no failure. Returns how many jobs were made.
+-- Queue rows that no trigger saw: those that match the condition (over alias t), or without one those that have
+-- inputs, no vector, no failure, and do not wait already. Returns how many were queued.
 CREATE OR REPLACE FUNCTION pgembed.reconcile(relation regclass, target text DEFAULT NULL, "where" text DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 DECLARE
     embedding pgembed.embedding := pgembed._embedding(relation, target);
+    row_key text := pgembed._key_columns_sql(embedding);
+    queue_key text := pgembed._key_list(embedding, 'key_%s');
+    condition text;
     queued bigint;
 BEGIN
-    EXECUTE format('INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS t WHERE %s ON CONFLICT DO NOTHING',
-        'job_' || embedding.id, pgembed._key_list(embedding, 'key_%s'), pgembed._key_columns_sql(embedding), relation,
-        coalesce('(' || "where" || E'\n)', format('t.%I IS NULL AND pg_catalog.num_nonnulls(%s) > 0 AND NOT EXISTS '
-            '(SELECT FROM pgembed.failure AS f WHERE f.embedding = %s AND f.key = pg_catalog.jsonb_build_array(%s))',
-            embedding.target, pgembed._present_sql(embedding), embedding.id, pgembed._key_text_sql(embedding))));
+    condition := coalesce('(' || "where" || E'\n)', format('t.%I IS NULL AND pg_catalog.num_nonnulls(%s) > 0 '
+        'AND NOT EXISTS (SELECT FROM pgembed.failure AS f WHERE f.embedding = %s AND (%s) = (%s)) '
+        'AND NOT EXISTS (SELECT FROM pgembed.%I WHERE (%s) = (%s)) '
+        'AND NOT EXISTS (SELECT FROM pgembed.%I WHERE (%s) = (%s))',
+        embedding.target, pgembed._present_sql(embedding),
+        embedding.id, pgembed._typed_key(embedding, 'f.key'), row_key,
+        'job_' || embedding.id, queue_key, row_key,
+        'change_' || embedding.id, queue_key, row_key));
+    EXECUTE format('INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS t WHERE %s',
+        'change_' || embedding.id, queue_key, row_key, relation, condition);
     GET DIAGNOSTICS queued = ROW_COUNT;
     RETURN queued;
 END
 $$;
 
--- The lock that orders the writers of one queue: fold, claim, write, backfill and retry take it, for a moment each.
+-- The lock that orders those who change jobs: workers alone, for a moment each, and after the user's rows, never before.
 CREATE OR REPLACE FUNCTION pgembed._lock_queue(embedding_id integer) RETURNS void
 LANGUAGE sql
 AS $$ SELECT pg_catalog.pg_advisory_xact_lock(1885824365, embedding_id) $$; -- 'pgem' in ASCII
@@ -57,13 +66,6 @@ RETURN (SELECT string_agg('t.' || quote_ident(a.attname), ', ' ORDER BY ordinal)
     FROM jsonb_array_elements((embedding).key_columns) WITH ORDINALITY AS k (key, ordinal)
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = (embedding).relation AND a.attnum = (key ->> 'attnum')::smallint);
 
--- The same as text, as keys stand in pgembed.failure.
-CREATE OR REPLACE FUNCTION pgembed._key_text_sql(embedding pgembed.embedding) RETURNS text
-LANGUAGE sql STABLE
-RETURN (SELECT string_agg('t.' || quote_ident(a.attname) || '::text', ', ' ORDER BY ordinal)
-    FROM jsonb_array_elements((embedding).key_columns) WITH ORDINALITY AS k (key, ordinal)
-    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = (embedding).relation AND a.attnum = (key ->> 'attnum')::smallint);
-
 -- A key of pgembed.failure back in the queue's types.
 CREATE OR REPLACE FUNCTION pgembed._typed_key(embedding pgembed.embedding, key_column text) RETURNS text
 LANGUAGE sql IMMUTABLE
@@ -77,16 +79,20 @@ RETURN (SELECT string_agg(pgembed._input_sql((embedding).relation, (embedding).i
     FROM jsonb_object_keys((embedding).inputs) AS modality);
 
 -- What a worker needs to know of the embeddings, with the SQL of each input; read at its start and each few seconds.
+-- A table is known by the embedding's own trigger on it: an oid alone may belong to another table after a restore.
 CREATE OR REPLACE VIEW pgembed._work AS
-SELECT e.id, e.schema_name, e.table_name, e.target, e.state, e.stale, c.relname IS NOT NULL AS present,
-    e.key_columns, e.inputs,
-    (SELECT jsonb_object_agg(modality, pgembed._input_sql(e.relation, e.inputs, modality))
+SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relname, e.table_name) AS table_name,
+    e.target, e.state, e.stale, c.oid IS NOT NULL AS present, e.key_columns, e.inputs,
+    (SELECT jsonb_object_agg(modality, pgembed._input_sql(c.oid, e.inputs, modality))
         FROM jsonb_object_keys(e.inputs) AS modality WHERE c.oid IS NOT NULL) AS input_sql,
+    (SELECT jsonb_agg(column_sql) FROM pgembed._input_columns(c.oid, e.inputs)) AS input_columns,
     (SELECT jsonb_agg(a.attname ORDER BY ordinal)
         FROM jsonb_array_elements(e.key_columns) WITH ORDINALITY AS k (key, ordinal)
-        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = e.relation AND a.attnum = (key ->> 'attnum')::smallint) AS key_names,
+        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = (key ->> 'attnum')::smallint) AS key_names,
     o.name AS encoder, o.spec, o.space, o.dim, o.metric, o.normalized, o.fingerprint, o.settings,
     '@extschema:vector@.vector'::text AS vector_type
 FROM pgembed.embedding AS e
 JOIN pgembed.encoder AS o ON o.name = e.encoder
-LEFT JOIN pg_catalog.pg_class AS c ON c.oid = e.relation;
+LEFT JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = e.relation AND g.tgname = format('pgembed_%s_update', e.id)
+LEFT JOIN pg_catalog.pg_class AS c ON c.oid = g.tgrelid
+LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace;

@@ -33,20 +33,26 @@ $$;
 -- The state of each embedding: rows and how many have their vector, what waits, what failed, rows a second over the
 -- last minute. For people, `pgembed status` and monitoring.
 CREATE OR REPLACE VIEW pgembed.status AS
-SELECT e.id, e.schema_name, e.table_name, e.target, e.encoder, e.state, c.rows, c.ready, c.exact, c.queued, c.claimed,
+SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(r.relname, e.table_name) AS table_name,
+    e.target, e.encoder, e.state, c.rows, c.ready, c.exact, c.queued, c.claimed,
     (SELECT count(*) FROM pgembed.failure AS f WHERE f.embedding = e.id) AS failed,
     c.oldest_wait,
     (SELECT round(sum(w.rows) / 60.0, 1) FROM pgembed.written AS w
         WHERE w.embedding = e.id AND w.minute = date_trunc('minute', now()) - interval '1 minute') AS rows_per_second
 FROM pgembed.embedding AS e
+LEFT JOIN pg_catalog.pg_class AS r ON r.oid = e.relation
+LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = r.relnamespace
 CROSS JOIN LATERAL pgembed._counts(e) AS c
 ORDER BY e.id;
 
 -- Rows that were given up, with the reason; pgembed.retry('table') puts them back.
 CREATE OR REPLACE VIEW pgembed.failures AS
-SELECT e.schema_name, e.table_name, e.target, f.key, f.error, f.attempts, f.failed_at
+SELECT coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(r.relname, e.table_name) AS table_name,
+    e.target, f.key, f.error, f.attempts, f.failed_at
 FROM pgembed.failure AS f
 JOIN pgembed.embedding AS e ON e.id = f.embedding
+LEFT JOIN pg_catalog.pg_class AS r ON r.oid = e.relation
+LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = r.relnamespace
 ORDER BY f.failed_at;
 
 -- The statement that builds an embedding's vector index: in psql, SELECT pgembed.index_sql('product') \gexec

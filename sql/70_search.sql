@@ -34,17 +34,19 @@ CREATE OR REPLACE FUNCTION pgembed.search(
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 10
 AS $$
 DECLARE
+    row_type CONSTANT regtype := pg_typeof(prototype);
     target record;
     condition text := '';
     nearest record;
     scan_before text;
     ef_before text;
+    ignored text;
     -- the rows that count are known before the first is given out, since no row can be taken back
     statement CONSTANT text := 'SELECT ROW(%1$s)::%2$s AS item, %3$s AS score, count(*) OVER () AS found_rows FROM ('
-        'SELECT %4$s, %5$s AS distance FROM %2$s AS %6$I WHERE %7$s%8$s ORDER BY %9$s LIMIT $2'
+        'SELECT %4$s, %5$s AS distance FROM %6$s WHERE %7$s%8$s ORDER BY distance%9$s LIMIT $2'
         ') AS nearest WHERE distance < ''NaN'' ORDER BY distance%10$s';
 BEGIN
-    target := pgembed._search_target(pg_typeof(prototype), embedding, wide);
+    target := pgembed._search_target(row_type, embedding, wide);
     IF k IS NULL OR k <= 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('k is the number of rows wanted, at least 1, not %s.', coalesce(k::text, 'NULL')),
@@ -59,36 +61,35 @@ BEGIN
                 target.target, target.encoder, target.dim, @extschema:vector@.vector_dims(query)),
             HINT = format('Encode the query with ''%s''.', target.encoder);
     ELSIF filter IS NOT NULL OR params IS NOT NULL THEN
-        condition := pgembed._filter_condition(target.source, target.alias, filter, params);
+        condition := pgembed._filter_condition(target.source, filter, params);
     END IF;
 
     scan_before := current_setting('hnsw.iterative_scan', true); -- NULL before pgvector 0.8, where a filter starves the index
     IF exact IS NOT TRUE AND (condition = '' OR scan_before IS NOT NULL) THEN
         ef_before := current_setting('hnsw.ef_search');
-        PERFORM set_config('hnsw.ef_search', least(greatest(ef_before::integer, k), 1000)::text, true);
+        ignored := set_config('hnsw.ef_search', least(greatest(ef_before::integer, k), 1000)::text, true);
         IF scan_before IS NOT NULL THEN
-            PERFORM set_config('hnsw.iterative_scan', 'relaxed_order', true);
+            ignored := set_config('hnsw.iterative_scan', 'relaxed_order', true);
         END IF;
-        FOR nearest IN EXECUTE format(statement, target.item, target.source, target.score, target.columns,
-            target.distance, target.alias, target.present, condition, 'distance', target.keys) USING query, k, params LOOP
+        FOR nearest IN EXECUTE format(statement, target.item, row_type, target.score, target.columns,
+            target.distance, target.source, target.present, condition, '', target.keys) USING query, k, params LOOP
             EXIT WHEN nearest.found_rows < k;
             item := nearest.item;
             score := nearest.score;
             RETURN NEXT;
         END LOOP;
         -- an error takes both settings back with the (sub)transaction that it ends
-        PERFORM set_config('hnsw.ef_search', ef_before, true);
+        ignored := set_config('hnsw.ef_search', ef_before, true);
         IF scan_before IS NOT NULL THEN
-            PERFORM set_config('hnsw.iterative_scan', scan_before, true);
+            ignored := set_config('hnsw.iterative_scan', scan_before, true);
         END IF;
         IF nearest.found_rows >= k THEN
             RETURN;
         END IF;
     END IF;
     -- a sum is no order that an index gives
-    FOR nearest IN EXECUTE format(statement, target.item, target.source, target.score, target.columns,
-        '0 + (' || target.distance || ')', target.alias, target.present, condition, 'distance' || target.keys, target.keys)
-        USING query, k, params LOOP
+    FOR nearest IN EXECUTE format(statement, target.item, row_type, target.score, target.columns,
+        '0 + (' || target.distance || ')', target.source, target.present, condition, target.keys, target.keys) USING query, k, params LOOP
         item := nearest.item;
         score := nearest.score;
         RETURN NEXT;
@@ -96,21 +97,20 @@ BEGIN
 END
 $$;
 
--- What a search of a table needs to know, and the parts of its statement, where $1 is the query vector: source and
--- alias (what FROM names), columns (what is read), item (the row made of them), distance and score, present (the
--- condition that there is a vector), keys (what breaks ties). Called by the search functions.
+-- What a search of a table needs to know, and the parts of its statement, in which $1 is the query vector: source
+-- (the table, as FROM names it), columns (what is read of it), item (the row made of them), distance and score, present
+-- (the condition that there is a vector), keys (what breaks ties). Called by the search functions.
 CREATE OR REPLACE FUNCTION pgembed._search_target(
     row_type regtype,
     embedding text,
     wide boolean,
-    OUT relation regclass,
+    OUT relation oid,
+    OUT source text,
     OUT target text,
     OUT encoder text,
     OUT space text,
     OUT metric text,
     OUT dim integer,
-    OUT source text,
-    OUT alias text,
     OUT columns text,
     OUT item text,
     OUT distance text,
@@ -119,50 +119,56 @@ CREATE OR REPLACE FUNCTION pgembed._search_target(
     OUT keys text
 )
 LANGUAGE plpgsql STABLE
+SET plan_cache_mode = 'force_generic_plan' -- planning these small look-ups again costs more than running them
 AS $$
 #variable_conflict use_column
 DECLARE
     embeddings bigint;
-    vector_type text;
-    operator text;
+    key_numbers smallint[];
+    half boolean;
 BEGIN
-    -- by the table's oid; by its name where the catalog was restored from a dump and oids are not yet resolved again
-    SELECT c.oid, c.relname, format('%I.%I', n.nspname, c.relname), e.target, e.encoder, m.space, m.metric, m.dim,
-        count(*) OVER ()
-    INTO relation, alias, source, target, encoder, space, metric, dim, embeddings
+    SELECT t.typrelid, e.target, m.name, m.space, m.metric, m.dim, count(*) OVER (),
+        ARRAY(SELECT (key ->> 'attnum')::smallint FROM jsonb_array_elements(e.key_columns) AS key)
+    INTO relation, target, encoder, space, metric, dim, embeddings, key_numbers
     FROM pg_catalog.pg_type AS t
-    JOIN pg_catalog.pg_class AS c ON c.oid = t.typrelid
-    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    JOIN pgembed.embedding AS e ON e.relation = c.oid OR (
-        e.schema_name = n.nspname AND e.table_name = c.relname
-        AND NOT EXISTS (SELECT FROM pg_catalog.pg_class AS present WHERE present.oid = e.relation))
+    JOIN pgembed.embedding AS e ON e.relation = t.typrelid
     JOIN pgembed.encoder AS m ON m.name = e.encoder
     WHERE t.oid = row_type AND (_search_target.embedding IS NULL OR e.target = _search_target.embedding);
+    IF embeddings IS NULL THEN -- restored from a dump, and oids not yet resolved again
+        SELECT c.oid, e.target, m.name, m.space, m.metric, m.dim, count(*) OVER (), '{}'
+        INTO relation, target, encoder, space, metric, dim, embeddings, key_numbers
+        FROM pg_catalog.pg_class AS c
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        JOIN pgembed.embedding AS e ON e.schema_name = n.nspname AND e.table_name = c.relname
+        JOIN pgembed.encoder AS m ON m.name = e.encoder
+        WHERE c.reltype = row_type AND (_search_target.embedding IS NULL OR e.target = _search_target.embedding)
+            AND NOT EXISTS (SELECT FROM pg_catalog.pg_class AS present WHERE present.oid = e.relation);
+    END IF;
     IF embeddings IS DISTINCT FROM 1 THEN
-        PERFORM pgembed._raise_no_target(row_type, embedding);
+        PERFORM pgembed._raise_no_target(row_type, _search_target.embedding);
     END IF;
 
-    SELECT string_agg(format('%I.%I AS c%s', alias, a.attname, a.attnum), ', ') FILTER (WHERE read),
+    SELECT string_agg(format('%I AS c%s', a.attname, a.attnum), ', ' ORDER BY a.attnum) FILTER (WHERE given OR is_key),
         string_agg(CASE WHEN given THEN 'c' || a.attnum ELSE 'NULL' END, ', ' ORDER BY a.attnum),
-        string_agg(', c' || a.attnum, '' ORDER BY position) FILTER (WHERE position IS NOT NULL),
-        min(a.atttypid::regtype::text) FILTER (WHERE a.attname = target)
-    INTO columns, item, keys, vector_type
+        bool_or(a.attname = target AND a.atttypid = '@extschema:vector@.halfvec'::regtype)
+    INTO columns, item, half
     FROM pg_catalog.pg_attribute AS a
-    LEFT JOIN pg_catalog.pg_index AS i ON i.indrelid = a.attrelid AND i.indisprimary
-    CROSS JOIN LATERAL (SELECT array_position(i.indkey::smallint[], a.attnum) AS position,
-        wide OR a.atttypid NOT IN ('bytea'::regtype, '@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype,
-            '@extschema:vector@.sparsevec'::regtype, '@extschema:vector@.vector[]'::regtype) AS given) AS column_facts
-    CROSS JOIN LATERAL (SELECT given OR position IS NOT NULL AS read) AS reading
+    CROSS JOIN LATERAL (SELECT a.attnum = ANY (key_numbers) AS is_key, wide OR a.atttypid NOT IN (
+        'bytea'::regtype, '@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype,
+        '@extschema:vector@.sparsevec'::regtype, '@extschema:vector@.vector[]'::regtype) AS given) AS facts
     WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped;
-    keys := coalesce(keys, '');
-    operator := CASE metric WHEN 'cosine' THEN '<=>' WHEN 'ip' THEN '<#>' ELSE '<->' END;
-    distance := format('%I.%I OPERATOR(@extschema:vector@.%s) $1%s', alias, target, operator,
-        CASE WHEN vector_type ~ 'halfvec$' THEN '::@extschema:vector@.halfvec' ELSE '' END);
+
+    source := relation::regclass;
+    keys := coalesce(', c' || array_to_string(key_numbers, ', c'), '');
+    distance := format('%I OPERATOR(@extschema:vector@.%s) $1', target,
+        CASE metric WHEN 'cosine' THEN '<=>' WHEN 'ip' THEN '<#>' ELSE '<->' END);
+    IF half THEN
+        distance := distance || '::@extschema:vector@.halfvec';
+    END IF;
     score := CASE metric WHEN 'cosine' THEN '1 - distance' ELSE '-distance' END;
-    -- a zero vector has no cosine distance; for the other metrics it must be told apart
-    present := format(CASE WHEN metric = 'cosine' THEN '%1$I.%2$I IS NOT NULL'
-        WHEN vector_type ~ 'halfvec$' THEN '@extschema:vector@.l2_norm(%1$I.%2$I) > 0'
-        ELSE '@extschema:vector@.vector_norm(%1$I.%2$I) > 0' END, alias, target);
+    -- a zero vector has no cosine distance; under the other metrics it must be told apart
+    present := format(CASE WHEN metric = 'cosine' THEN '%I IS NOT NULL' WHEN half THEN '@extschema:vector@.l2_norm(%I) > 0'
+        ELSE '@extschema:vector@.vector_norm(%I) > 0' END, target);
 END
 $$;
 
@@ -198,7 +204,7 @@ $$;
 
 -- A filter as the end of a WHERE clause, ' AND (filter)', with $1, $2 ... read from the parameter $3 of the statement,
 -- or an error that says what is wrong with it. Called by the search functions.
-CREATE OR REPLACE FUNCTION pgembed._filter_condition(source text, alias text, filter text, params jsonb) RETURNS text
+CREATE OR REPLACE FUNCTION pgembed._filter_condition(source text, filter text, params jsonb) RETURNS text
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
@@ -217,8 +223,8 @@ BEGIN
     -- What parses between CASE WHEN and THEN here and between parentheses in the statement is one expression: it closes
     -- each quote, comment and parenthesis that it opens, and no other. The loop's cursor takes no second statement.
     BEGIN
-        FOR nothing IN EXECUTE format(E'SELECT FROM %s AS %I WHERE CASE WHEN\n%s\nTHEN true ELSE false END LIMIT 0',
-            source, alias, bound) USING NULL::@extschema:vector@.vector, 0, params LOOP
+        FOR nothing IN EXECUTE format(E'SELECT FROM %s WHERE CASE WHEN\n%s\nTHEN true ELSE false END LIMIT 0',
+            source, bound) USING NULL::@extschema:vector@.vector, 0, params LOOP
         END LOOP;
         refused := CASE WHEN btrim(filter, E' \t\r\n') = '' THEN 'it is empty' END;
     EXCEPTION

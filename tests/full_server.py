@@ -167,7 +167,8 @@ def named_server(dsn: str) -> FullServer:
             query = "SELECT name FROM pg_available_extensions WHERE name IN ('vector', 'dblink')"
             extensions = {name for (name,) in conn.execute(query)}
     except psycopg.Error as error:
-        raise NotAvailable(f"PGEMBED_TEST_DSN names a server that cannot be reached: {error}") from error
+        reason = " ".join(str(error).split())
+        raise NotAvailable(f"PGEMBED_TEST_DSN names a server that cannot be reached: {reason}") from error
     if major < MINIMAL_MAJOR or extensions != {"vector", "dblink"}:
         found = ", ".join(sorted(extensions)) or "neither"
         raise NotAvailable(
@@ -222,9 +223,12 @@ def debian_installation() -> Installation:
     installation = Installation(Path("/usr/lib/postgresql/17/bin"), root=tree, user="postgres")
     if os.geteuid() != 0:
         raise NotAvailable("no PostgreSQL 17 with contrib and pgvector was found, and only root can make one here")
-    with locked(cache / "postgresql-17.lock"):
-        if not tree.exists():
-            make_debian_tree(tree)
+    try:
+        with locked(cache / "postgresql-17.lock"):
+            if not tree.exists():
+                make_debian_tree(tree)
+    except OSError as error:
+        raise NotAvailable(f"a Debian tree could not be made in '{cache}': {error}") from error
     return installation
 
 

@@ -144,7 +144,7 @@ class LiteEncoder(Encoder):
     def _session(self) -> InferenceSession:
         import onnxruntime
 
-        options: Any = onnxruntime.SessionOptions()  # pyright: ignore[reportAttributeAccessIssue]
+        options: Any = onnxruntime.SessionOptions()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # Postgres wants the cores too

@@ -17,7 +17,7 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,16 +101,19 @@ class OpenClipEncoder(Encoder):
 
     def embed_pixels(self, pixels: Sequence[Any]) -> Vectors:
         """Preprocessed pictures -> ``(n, dim) float32``, of unit length."""
-        return self._embed(pixels, lambda chunk: self._model.encode_image(self._on_device(self._torch.stack(chunk))))
+        return self._embed(pixels, self._encode_pixels)
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Texts, cut off at the model's context length, -> ``(n, dim) float32``, of unit length."""
-        return self._embed(texts, lambda chunk: self._model.encode_text(self._tokenizer(chunk).to(self._device)))
+        return self._embed(texts, self._encode_texts)
 
-    def _on_device(self, batch: Any) -> Any:  # noqa: ANN401
-        return batch.to(device=self._device, dtype=self._dtype)
+    def _encode_pixels(self, pixels: list[Any]) -> Any:  # noqa: ANN401
+        return self._model.encode_image(self._torch.stack(pixels).to(device=self._device, dtype=self._dtype))
 
-    def _embed(self, inputs: Sequence[Any], encode: Any) -> Vectors:  # noqa: ANN401
+    def _encode_texts(self, texts: list[str]) -> Any:  # noqa: ANN401
+        return self._model.encode_text(self._tokenizer(texts).to(self._device))
+
+    def _embed(self, inputs: Sequence[Any], encode: Callable[[list[Any]], Any]) -> Vectors:
         if not inputs:
             return np.zeros((0, self.dim), dtype=np.float32)
         found: list[Vectors] = []
@@ -140,7 +143,7 @@ class _Loaded:
 
 
 @contextmanager
-def _source(spec: str, name: str, settings: Settings, open_clip: Any) -> Iterator[_Source]:  # noqa: ANN401
+def _source(spec: str, name: str, settings: Settings, open_clip: Any) -> Generator[_Source]:  # noqa: ANN401
     """Find configuration and weights; files made for open_clip to read live as long as the context."""
     checkpoint = settings.get("checkpoint")
     config = settings.get("config")
@@ -263,7 +266,7 @@ def _downloaded(
 
 
 def _stage(spec: str, config: Path, checkpoint: Path, folder: Path) -> None:
-    """Lay out a folder as open_clip reads it: configuration, weights, and tokenizer files that lie beside the former."""
+    """Lay out a folder as open_clip reads it: configuration, weights, and tokenizer files from beside the config."""
     _check_file(spec, str(config), "config")
     try:
         read: dict[str, Any] = json.loads(config.read_bytes())

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from pgembed.encoders import Encoder
-from pgembed.errors import EncoderError, InvalidInput, MediaError, PgembedError
+from pgembed.errors import EncoderError, InvalidInput, PgembedError
 from pgembed.worker.queue import Work
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def encode(encoder: Encoder, batch: Batch) -> None:
     """Give each row its vector or its own error. Raises EncoderError where the encoder, not a row, is at fault."""
     fused: dict[int, NDArray[np.float64]] = {}
     for modality in batch.work.modalities:
-        rows, values = _collect(batch.rows, modality)
+        rows, values = _collect(encoder, batch.rows, modality)
         weight = float(batch.work.inputs[modality]["weight"])
         for row, vector in zip(rows, _encode_all(encoder, modality, rows, values), strict=True):
             if vector is not None:
@@ -53,7 +53,7 @@ def encode(encoder: Encoder, batch: Batch) -> None:
             _finish(row, fused[row.seq], normalize=encoder.normalized or len(batch.work.modalities) > 1)
 
 
-def _collect(rows: Sequence[Row], modality: str) -> tuple[list[Row], list[Any]]:
+def _collect(encoder: Encoder, rows: Sequence[Row], modality: str) -> tuple[list[Row], list[Any]]:
     """The rows that have this input, and the inputs, decoded; a picture that cannot be read is its row's error."""
     chosen: list[Row] = []
     values: list[Any] = []
@@ -64,7 +64,11 @@ def _collect(rows: Sequence[Row], modality: str) -> tuple[list[Row], list[Any]]:
         if isinstance(value, Future):
             try:
                 value = value.result()
-            except (PgembedError, OSError, ValueError, MemoryError) as error:
+            except PgembedError as error:
+                row.error = error
+                continue
+            except Exception as error:
+                _require_working(encoder, modality, error)
                 row.error = error
                 continue
         chosen.append(row)
@@ -85,9 +89,8 @@ def _encode_all(
         try:
             out.extend(_checked(encoder, call, values[start:stop]))
         except Exception as error:
-            if not _works(encoder, modality):
-                raise EncoderError(f"Encoder '{encoder.spec}' fails: {error}") from error
-            out.extend(_bisect(encoder, call, rows[start:stop], values[start:stop], error))
+            _require_working(encoder, modality, error)
+            out.extend(_bisect(encoder, modality, call, rows[start:stop], values[start:stop], error))
     return out
 
 
@@ -105,8 +108,8 @@ def _checked(
     return list(vectors)
 
 
-def _works(encoder: Encoder, modality: str) -> bool:
-    """Whether the encoder still does a plain input: if so, a row is at fault; if not, the encoder is."""
+def _require_working(encoder: Encoder, modality: str, error: Exception) -> None:
+    """Raise EncoderError unless the encoder still does a plain input: if it does, a row is at fault."""
     try:
         if modality == "text":
             _checked(encoder, encoder.embed_texts, ["a photo"])
@@ -114,12 +117,13 @@ def _works(encoder: Encoder, modality: str) -> bool:
             pixels = encoder.preprocess(PillowImage.new("RGB", (64, 64), "grey"))
             _checked(encoder, encoder.embed_pixels, [pixels])
     except Exception:
-        return False
-    return True
+        reason = str(error) or type(error).__name__
+        raise EncoderError(f"Encoder '{encoder.spec}' fails, on a plain {modality} too: {reason}") from error
 
 
 def _bisect(
     encoder: Encoder,
+    modality: str,
     call: Callable[[Sequence[Any]], NDArray[np.float32]],
     rows: Sequence[Row],
     values: Sequence[Any],
@@ -127,6 +131,7 @@ def _bisect(
 ) -> list[NDArray[np.float32] | None]:
     """Halve a failing batch until the rows at fault stand alone; the others get their vectors."""
     if len(values) == 1:
+        _require_working(encoder, modality, error)  # it may have broken meanwhile
         rows[0].error = error
         return [None]
     out: list[NDArray[np.float32] | None] = []
@@ -135,7 +140,7 @@ def _bisect(
         try:
             out.extend(_checked(encoder, call, values[part]))
         except Exception as half_error:
-            out.extend(_bisect(encoder, call, rows[part], values[part], half_error))
+            out.extend(_bisect(encoder, modality, call, rows[part], values[part], half_error))
     return out
 
 
@@ -151,13 +156,6 @@ def _finish(row: Row, total: NDArray[Any], *, normalize: bool) -> None:
         row.error = InvalidInput("The row's inputs give a zero vector.", "Change the inputs or their weights.")
     else:
         row.vector = (total / length if normalize else total).astype(np.float32)
-
-
-def is_transient(error: Exception) -> bool:
-    """Whether trying the row again later may help: network and storage troubles, not bad content."""
-    if isinstance(error, MediaError):
-        return error.transient
-    return not isinstance(error, InvalidInput | ValueError)
 
 
 class Abandoned(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -12,14 +12,19 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from pgembed.encoders import Encoder
-from pgembed.errors import InvalidInput, PgembedError
+from pgembed.errors import InvalidInput, NotInstalled, PgembedError
 from pgembed.media import MediaReader
 from pgembed.worker.batch import Batch, Row
+from pgembed.worker.faults import is_lost
 from pgembed.worker.queue import Queue, Work
+from pgembed.worker.write import give_back
 
 if TYPE_CHECKING:
     from pgembed.inputs import SourceKind
     from pgembed.worker.run import Session
+
+READ_ROWS = 64  # read at once, so that no more pictures than these lie in memory undecoded, twice
+REFRESH = 2.0  # seconds between looks at the catalog
 
 
 class Loader:
@@ -33,6 +38,7 @@ class Loader:
         self.media = MediaReader(self.options.media)
         self.pool = ThreadPoolExecutor(self.options.decode_threads, thread_name_prefix="pgembed-decode")
         self.renewed = time.monotonic()
+        self.works: list[Work] = []
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
@@ -41,30 +47,33 @@ class Loader:
     def run(self) -> None:
         self._give_back_from_before()
         refreshed = -10.0
-        works: list[Work] = []
         while not self.state.stop.is_set() and not self.session.broken.is_set():
-            if time.monotonic() - refreshed > 2:
-                works = self._works()
+            if time.monotonic() - refreshed > REFRESH:
+                self.works = self._works()
                 refreshed = time.monotonic()
-            busy = [self._serve(work) for work in works]
-            self._renew(works)
+            busy = [self._serve(work) for work in self.works if not self.state.stop.is_set()]
+            self._renew()
             if self.session.mode == "once":
-                self._raise_lasting_trouble(works)
                 return
             if any(busy):
                 continue
             if self.session.mode == "until_idle":
-                works = self._works()
-                self._raise_lasting_trouble(works)
-                if not any(self._unfinished(work) for work in works):
+                self.works = self._works()
+                self._raise_lasting_trouble()
+                if not any(self._unfinished(work) for work in self.works):
                     return
                 self.state.stop.wait(min(self.options.poll, 0.05))
             else:
                 self.state.stop.wait(self.options.poll)
 
     def _works(self) -> list[Work]:
-        with self.conn.transaction(), self.conn.cursor(row_factory=class_row(Work)) as cursor:
-            works = cursor.execute("SELECT * FROM pgembed._work ORDER BY id").fetchall()
+        try:
+            with self.conn.transaction(), self.conn.cursor(row_factory=class_row(Work)) as cursor:
+                works = cursor.execute("SELECT * FROM pgembed._work ORDER BY id").fetchall()
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+            raise NotInstalled(
+                f"pgembed is not installed in database '{self.conn.info.dbname}'.", "Run: pgembed install"
+            ) from error
         chosen = [work for work in works if work.present and _matches(work, self.options.embeddings)]
         for name in self.options.embeddings:
             if not any(_matches(work, (name,)) for work in works):
@@ -76,31 +85,41 @@ class Loader:
         """One batch of one embedding; True where there was something to do."""
         if self.state.in_trouble(work) or work.state == "paused":
             return False
+        rows: list[Row] = []
         try:
             encoder = self.state.encoder(work)
-            limit = self.options.batch_size or max(encoder.batch_size, 256)
-            rows, folded = self._claim(work, limit)
-            moved = len(rows) < limit and self._backfill(work)
+            rows, moved = self._claim(work, self.options.batch_size or max(encoder.batch_size, 256))
             if rows:
-                self.session.put(self.session.loaded, self._read(work, encoder, rows))
-            return bool(rows) or folded or moved
-        except (psycopg.OperationalError, psycopg.InterfaceError):
-            raise
+                batch = self._read(work, encoder, rows)
+                self.session.put(self.session.loaded, batch, meanwhile=self._renew)
         except (psycopg.Error, PgembedError) as error:
+            if is_lost(self.conn, error):
+                raise
             self.state.note_trouble(work, error)
+            self._give_back(work, [row.seq for row in rows])
             return False
+        return bool(rows) or moved
 
     def _claim(self, work: Work, limit: int) -> tuple[list[Row], bool]:
+        """The rows claimed, and whether the queue moved otherwise."""
         statements = Queue(work)
         with self.conn.transaction():
             self.conn.execute(statements.lock)
-            folded = self.conn.execute(statements.fold).rowcount > 0
+            moved = self.conn.execute(statements.fold).rowcount > 0
+        rows = self._claim_some(work, limit)
+        if len(rows) < limit and self._backfill(work):
+            moved = True
+            rows += self._claim_some(work, limit - len(rows))
+        return rows, moved
+
+    def _claim_some(self, work: Work, limit: int) -> list[Row]:
+        statements = Queue(work)
         with self.conn.transaction():
             self.conn.execute(statements.lock)
             claimed = self.conn.execute(statements.claim, [self.options.lease, limit]).fetchall()
         rows = [Row(seq, attempts) for seq, attempts in claimed]
         self.state.hold(work, [row.seq for row in rows])
-        return rows, folded
+        return rows
 
     def _backfill(self, work: Work) -> bool:
         if work.state != "backfill":
@@ -109,57 +128,78 @@ class Loader:
         with self.conn.transaction():
             self.conn.execute(statements.lock)
             state = self.conn.execute(
-                "SELECT state, backfill_after FROM pgembed.embedding WHERE id = %s", [work.id]
+                "SELECT state, backfill_after FROM pgembed.embedding WHERE id = $1", [work.id]
             ).fetchone()
             if state is None or state[0] != "backfill":
                 return False
             last = self.conn.execute(statements.backfill(state[1])).fetchone()
             if last is None:
-                self.conn.execute("UPDATE pgembed.embedding SET state = 'ready' WHERE id = %s", [work.id])
+                self.conn.execute("UPDATE pgembed.embedding SET state = 'ready' WHERE id = $1", [work.id])
             else:
                 self.conn.execute(
-                    "UPDATE pgembed.embedding SET backfill_after = %s WHERE id = %s",
+                    "UPDATE pgembed.embedding SET backfill_after = $1 WHERE id = $2",
                     [Jsonb(last[0]), work.id],
                 )
         return last is not None
 
     def _read(self, work: Work, encoder: Encoder, rows: list[Row]) -> Batch:
+        """What the rows hold. A part at a time, so that pictures are decoded as they come."""
         by_seq = {row.seq: row for row in rows}
-        with self.conn.transaction():
-            cursor = self.conn.cursor(binary=True)
-            found = cursor.execute(Queue(work).read, [list(by_seq)]).fetchall()
         kept: list[Row] = []
-        for seq, there, *values in found:
-            row = by_seq.pop(seq)
-            row.gone = not there
-            for modality, value in zip(work.modalities, values, strict=True):
-                if value is not None:
-                    row.inputs[modality] = value if modality == "text" else self._decode(work, encoder, modality, value)
-            kept.append(row)
-        self.state.let_go(work, list(by_seq))  # these rows changed again; they have a new seq
-        return Batch(work, kept)
+        decoding: list[Future[Any]] = []
+        for start in range(0, len(rows), READ_ROWS):
+            before, decoding = decoding, []
+            for seq, there, *values in self._fetch(work, rows[start : start + READ_ROWS]):
+                row = by_seq.pop(seq)
+                row.gone = not there
+                for modality, value in zip(work.modalities, values, strict=True):
+                    if value is None:
+                        continue
+                    if modality == "text":
+                        row.inputs[modality] = value
+                    else:
+                        decoding.append(future := self._decode(work, encoder, modality, value))
+                        row.inputs[modality] = future
+                kept.append(row)
+            wait(before)
+        spoiled = [row for row in by_seq.values() if row.error is not None]
+        self.state.let_go(work, list(by_seq.keys() - {row.seq for row in spoiled}))  # changed again: a new seq
+        return Batch(work, kept + spoiled)
 
-    def _decode(self, work: Work, encoder: Encoder, modality: str, value: str | bytes) -> Any:  # noqa: ANN401
+    def _fetch(self, work: Work, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+        """Read rows; one whose values cannot be computed, by a generated column say, is found by halves."""
+        try:
+            with self.conn.transaction(), self.conn.cursor(binary=True) as cursor:
+                return cursor.execute(Queue(work).read, [[row.seq for row in rows]]).fetchall()
+        except psycopg.DataError as error:
+            if len(rows) == 1:
+                rows[0].error = error
+                return []
+            middle = len(rows) // 2
+            return self._fetch(work, rows[:middle]) + self._fetch(work, rows[middle:])
+
+    def _decode(self, work: Work, encoder: Encoder, modality: str, value: str | bytes) -> Future[Any]:
         kind: SourceKind = work.inputs[modality]["as"]
         return self.pool.submit(lambda: encoder.preprocess(self.media.open(value, kind)))
 
-    def _renew(self, works: Sequence[Work]) -> None:
+    def _renew(self) -> None:
         if time.monotonic() - self.renewed < self.options.lease / 3:
             return
         self.renewed = time.monotonic()
-        for work in works:
+        for work in self.works:
             if held := self.state.held_seqs(work.id):
                 with self.conn.transaction():
+                    self.conn.execute(Queue(work).lock)
                     self.conn.execute(Queue(work).renew, [self.options.lease, held])
 
     def _give_back_from_before(self) -> None:
         """After a lost connection: what the session before held is free again."""
         for work in self._works():
-            if held := self.state.held_seqs(work.id):
-                with self.conn.transaction():
-                    self.conn.execute(Queue(work).lock)
-                    self.conn.execute(Queue(work).release, [held])
-                self.state.let_go(work, held)
+            self._give_back(work, self.state.held_seqs(work.id))
+
+    def _give_back(self, work: Work, seqs: list[int]) -> None:
+        give_back(self.conn, work, seqs)
+        self.state.let_go(work, seqs)
 
     def _unfinished(self, work: Work) -> bool:
         if work.state == "paused":
@@ -172,8 +212,8 @@ class Loader:
                 self.conn.execute(Queue(work).forget_gone_failures)
         return row != (False,)
 
-    def _raise_lasting_trouble(self, works: Sequence[Work]) -> None:
-        for work in works:
+    def _raise_lasting_trouble(self) -> None:
+        for work in self.works:
             if error := self.state.lasting_trouble(work):
                 raise error
 

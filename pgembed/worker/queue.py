@@ -1,7 +1,8 @@
 """The statements of one embedding's queue: fold, claim, read, write, release. Only the worker runs them.
 
 A claimed job is known by its ``seq``, which changes whenever its row does; keys never leave the database. The rules
-that the statements keep, and what goes wrong without them, are told in docs/queue.md.
+that the statements keep, and what goes wrong without them, are told in docs/queue.md. Parameters are written ``$1``
+(for ``psycopg.RawCursor``), since a ``%`` may stand in a template or in a column's name.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from psycopg import sql
 
 FOLD_LIMIT = 5_000
 BACKFILL_LIMIT = 10_000
+HELD_WAIT = 0.5  # seconds until a row that somebody held, or that had changed, is looked at again
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Work:
     key_columns: list[dict[str, Any]]
     inputs: dict[str, dict[str, Any]]
     input_sql: dict[str, str]
+    input_columns: list[str]
     key_names: list[str]
     encoder: str
     spec: str
@@ -90,6 +93,21 @@ class Queue:
     def _inputs(self) -> sql.Composed:
         return sql.SQL(", ").join(_trusted(self.work.input_sql[modality]) for modality in self.work.modalities)
 
+    def _unchanged(self) -> sql.Composed:
+        """No change of job j's key waits in the log: what was read is what the row holds."""
+        same = sql.SQL(" AND ").join(
+            sql.SQL("{} = {}").format(sql.Identifier("c", f"key_{n}"), sql.Identifier("j", f"key_{n}"))
+            for n in self._numbers
+        )
+        return sql.SQL("NOT EXISTS (SELECT FROM {} c WHERE {})").format(self._change, same)
+
+    def _typed_failure(self) -> sql.Composed:
+        """``t.id = (f.key ->> 0)::bigint AND …``: joins the user's table with pgembed.failure, by index."""
+        return sql.SQL(" AND ").join(
+            sql.SQL("{} = (f.key ->> {})::{}").format(sql.Identifier("t", name), n - 1, _trusted(column["type"]))
+            for n, name, column in zip(self._numbers, self.work.key_names, self.work.key_columns, strict=True)
+        )
+
     @cached_property
     def lock(self) -> sql.Composed:
         """Held to the end of the transaction by whoever changes the queue."""
@@ -97,11 +115,16 @@ class Queue:
 
     @cached_property
     def fold(self) -> sql.Composed:
-        """Move changes from the log into jobs: a new seq, so that a vector that is on its way is not written."""
+        """Move changes from the log into jobs: a new seq, so that a vector that is on its way is not written.
+
+        A failure that somebody retries at this moment is left to them: waiting with the lock held could deadlock.
+        """
         return sql.SQL(
             "WITH moved AS (DELETE FROM {change} WHERE seq = ANY(ARRAY("
             "SELECT seq FROM {change} ORDER BY seq LIMIT {limit} FOR UPDATE SKIP LOCKED)) RETURNING {keys}),"
-            " forgiven AS (DELETE FROM pgembed.failure f USING moved m WHERE f.embedding = {id} AND f.key = {text})"
+            " forgiven AS (DELETE FROM pgembed.failure WHERE embedding = {id} AND key = ANY(ARRAY("
+            "SELECT f.key FROM moved m JOIN pgembed.failure f ON f.embedding = {id} AND f.key = {text}"
+            " FOR UPDATE OF f SKIP LOCKED)))"
             " INSERT INTO {job} AS j ({keys}) SELECT DISTINCT {keys} FROM moved ORDER BY {keys}"
             " ON CONFLICT ({keys}) DO UPDATE"
             " SET seq = excluded.seq, attempts = 0, available_at = now(), claimed_until = NULL, error = NULL"
@@ -116,12 +139,12 @@ class Queue:
 
     @cached_property
     def claim(self) -> sql.Composed:
-        """Parameters: lease in seconds, limit. Returns seq, attempts."""
+        """Parameters: lease in seconds, limit. Returns seq, attempts; the oldest first."""
         return sql.SQL(
-            "UPDATE {job} j SET claimed_until = clock_timestamp() + %s * interval '1 second'"
+            "UPDATE {job} j SET claimed_until = clock_timestamp() + $1::float8 * interval '1 second'"
             " WHERE j.seq = ANY(ARRAY(SELECT seq FROM {job}"
             " WHERE available_at <= clock_timestamp() AND (claimed_until IS NULL OR claimed_until < clock_timestamp())"
-            " ORDER BY seq LIMIT %s FOR UPDATE SKIP LOCKED))"
+            " ORDER BY seq LIMIT $2::bigint FOR UPDATE SKIP LOCKED))"
             " RETURNING j.seq, j.attempts"
         ).format(job=self._job)
 
@@ -129,16 +152,16 @@ class Queue:
     def renew(self) -> sql.Composed:
         """Parameters: lease in seconds, seqs. Keeps what is in hand claimed while a slow model runs."""
         return sql.SQL(
-            "UPDATE {} SET claimed_until = clock_timestamp() + %s * interval '1 second'"
-            " WHERE seq = ANY(%s) AND claimed_until IS NOT NULL"
+            "UPDATE {} SET claimed_until = clock_timestamp() + $1::float8 * interval '1 second'"
+            " WHERE seq = ANY($2::bigint[]) AND claimed_until IS NOT NULL"
         ).format(self._job)
 
     @cached_property
     def read(self) -> sql.Composed:
         """Parameter: seqs. Returns seq, whether the row is there, then one column a modality, NULL where absent."""
         return sql.SQL(
-            "SELECT j.seq, {first_key} IS NOT NULL, {inputs} FROM {job} j LEFT JOIN {table} t ON {same}"
-            " WHERE j.seq = ANY(%s)"
+            "SELECT j.seq, {first_key} IS NOT NULL, {inputs} FROM {table} t RIGHT JOIN {job} j ON {same}"
+            " WHERE j.seq = ANY($1::bigint[])"
         ).format(
             first_key=sql.Identifier("t", self.work.key_names[0]),
             inputs=self._inputs,
@@ -163,64 +186,90 @@ class Queue:
     def lock_rows(self) -> sql.Composed:
         """User rows before queue rows, always; rows that somebody else holds are left for another time."""
         return sql.SQL(
-            "SELECT w.seq FROM {temporary} w JOIN {job} j ON j.seq = w.seq JOIN {table} t ON {same}"
+            "SELECT w.seq FROM {table} t JOIN {job} j ON {same} JOIN {temporary} w ON w.seq = j.seq"
             " WHERE NOT w.gone FOR NO KEY UPDATE OF t SKIP LOCKED"
         ).format(temporary=self._temporary, job=self._job, table=self._table, same=self._same_key("j"))
 
     @cached_property
+    def empty(self) -> sql.Composed:
+        """Parameter: the seqs whose rows are locked. Those that have no input and no vector: true as they are."""
+        return sql.SQL(
+            "SELECT w.seq FROM {table} t JOIN {job} j ON {same} JOIN {temporary} w ON w.seq = j.seq"
+            " WHERE w.seq = ANY($1::bigint[]) AND w.vector IS NULL AND {target} IS NULL AND {unchanged}"
+        ).format(
+            table=self._table,
+            target=sql.Identifier("t", self.work.target),
+            temporary=self._temporary,
+            job=self._job,
+            same=self._same_key("j"),
+            unchanged=self._unchanged(),
+        )
+
+    @cached_property
     def write(self) -> sql.Composed:
         """Parameter: the seqs whose rows are locked. A row whose key is in the log again is left as it is."""
-        same_change = sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(sql.Identifier("c", f"key_{n}"), sql.Identifier("j", f"key_{n}"))
-            for n in self._numbers
-        )
         return sql.SQL(
             "UPDATE {table} t SET {target} = w.vector FROM {temporary} w JOIN {job} j ON j.seq = w.seq"
-            " WHERE {same} AND w.seq = ANY(%s) AND NOT EXISTS (SELECT FROM {change} c WHERE {same_change})"
-            " RETURNING w.seq"
+            " WHERE {same} AND w.seq = ANY($1::bigint[]) AND {unchanged} RETURNING w.seq"
         ).format(
             table=self._table,
             target=sql.Identifier(self.work.target),
             temporary=self._temporary,
             job=self._job,
             same=self._same_key("j"),
-            change=self._change,
-            same_change=same_change,
+            unchanged=self._unchanged(),
+        )
+
+    @cached_property
+    def refused(self) -> sql.Composed:
+        """Parameter: seqs that were locked and not written. Those that had not changed: a trigger kept them."""
+        return sql.SQL("SELECT j.seq FROM {job} j WHERE j.seq = ANY($1::bigint[]) AND {unchanged}").format(
+            job=self._job, unchanged=self._unchanged()
         )
 
     @cached_property
     def finish(self) -> sql.Composed:
         """Parameter: the seqs of rows that are written or gone."""
-        return sql.SQL("DELETE FROM {} WHERE seq = ANY(%s)").format(self._job)
+        return sql.SQL("DELETE FROM {} WHERE seq = ANY($1::bigint[])").format(self._job)
 
     @cached_property
     def count_written(self) -> sql.Composed:
-        """Parameter: rows written. Keeps the rate that status shows."""
+        """Parameter: rows written. Keeps the rate that status shows, of the last hour."""
         return sql.SQL(
-            "INSERT INTO pgembed.written AS w (embedding, minute, rows) VALUES ({}, date_trunc('minute', now()), %s)"
+            "WITH old AS (DELETE FROM pgembed.written WHERE embedding = {0} AND minute < now() - interval '1 hour')"
+            " INSERT INTO pgembed.written AS w (embedding, minute, rows)"
+            " VALUES ({0}, date_trunc('minute', now()), $1::bigint)"
             " ON CONFLICT (embedding, minute) DO UPDATE SET rows = w.rows + excluded.rows"
         ).format(self.work.id)
 
     @cached_property
     def release(self) -> sql.Composed:
         """Parameter: seqs. Gives claimed jobs back at once."""
-        return sql.SQL("UPDATE {} SET claimed_until = NULL WHERE seq = ANY(%s)").format(self._job)
+        return sql.SQL("UPDATE {} SET claimed_until = NULL WHERE seq = ANY($1::bigint[])").format(self._job)
+
+    @cached_property
+    def put_off(self) -> sql.Composed:
+        """Parameter: seqs. Gives back what somebody held; at once, the worker would encode it in a circle."""
+        return sql.SQL(
+            "UPDATE {} SET claimed_until = NULL, available_at = clock_timestamp() + {} * interval '1 second'"
+            " WHERE seq = ANY($1::bigint[])"
+        ).format(self._job, HELD_WAIT)
 
     @cached_property
     def postpone(self) -> sql.Composed:
         """Parameters: error, wait in seconds, seq. A row's own trouble: try it again later."""
         return sql.SQL(
-            "UPDATE {} SET claimed_until = NULL, attempts = attempts + 1, error = %s,"
-            " available_at = clock_timestamp() + %s * interval '1 second' WHERE seq = %s"
+            "UPDATE {} SET claimed_until = NULL, attempts = attempts + 1, error = $1::text,"
+            " available_at = clock_timestamp() + $2::float8 * interval '1 second' WHERE seq = $3::bigint"
         ).format(self._job)
 
     @cached_property
     def give_up(self) -> sql.Composed:
         """Parameters: seq, error. The job becomes a failure; nothing happens where the row has changed meanwhile."""
         return sql.SQL(
-            "WITH gone AS (DELETE FROM {job} j WHERE j.seq = %s RETURNING {keys}, j.attempts)"
+            "WITH gone AS (DELETE FROM {job} j WHERE j.seq = $1::bigint RETURNING {keys}, j.attempts)"
             " INSERT INTO pgembed.failure (embedding, key, error, attempts)"
-            " SELECT {id}, {text}, %s, g.attempts + 1 FROM gone g"
+            " SELECT {id}, {text}, $2::text, g.attempts + 1 FROM gone g"
             " ON CONFLICT (embedding, key) DO UPDATE"
             " SET error = excluded.error, attempts = excluded.attempts, failed_at = now()"
         ).format(job=self._job, keys=self._keys("j"), id=self.work.id, text=self._key_text("g"))
@@ -229,16 +278,13 @@ class Queue:
     def forget_gone_failures(self) -> sql.Composed:
         """Failures of rows that are no longer there."""
         return sql.SQL(
-            "DELETE FROM pgembed.failure f WHERE f.embedding = {id}"
-            " AND NOT EXISTS (SELECT FROM {table} t WHERE f.key = pg_catalog.jsonb_build_array({keys}))"
-        ).format(
-            id=self.work.id,
-            table=self._table,
-            keys=sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", n)) for n in self.work.key_names),
-        )
+            "DELETE FROM pgembed.failure f WHERE f.embedding = {id} AND NOT EXISTS (SELECT FROM {table} t WHERE {same})"
+        ).format(id=self.work.id, table=self._table, same=self._typed_failure())
 
     def backfill(self, after: Sequence[str] | None) -> sql.Composed:
         """Queue the next rows by key that have inputs and no vector; returns the last key looked at, or no row.
+
+        Blank texts are left for the worker to find: reading every text here would hold the lock for long.
 
         ``after`` is the last key of the step before, as texts in the queue's types; None at the start.
         """
@@ -256,7 +302,7 @@ class Queue:
         )
         return sql.SQL(
             "WITH step AS MATERIALIZED (SELECT {aliases},"
-            " t.{target} IS NULL AND pg_catalog.num_nonnulls({inputs}) > 0 AS wanted FROM {table} t"
+            " t.{target} IS NULL AND pg_catalog.num_nonnulls({columns}) > 0 AS wanted FROM {table} t"
             " WHERE {beyond} ORDER BY {row_keys} LIMIT {limit}),"
             " queued AS (INSERT INTO {job} ({queue_keys}) SELECT {keys} FROM step WHERE wanted"
             " ON CONFLICT DO NOTHING)"
@@ -264,7 +310,7 @@ class Queue:
         ).format(
             aliases=aliases,
             target=sql.Identifier(self.work.target),
-            inputs=self._inputs,
+            columns=sql.SQL(", ").join(_trusted("t." + column) for column in self.work.input_columns),
             table=self._table,
             beyond=beyond,
             row_keys=self._row_keys(),

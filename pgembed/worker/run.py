@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from pgembed.errors import PgembedError
+from pgembed.errors import EncoderError, PgembedError
 from pgembed.worker.batch import Batch, abandon, encode
 from pgembed.worker.load import Loader
 from pgembed.worker.state import TROUBLE_WAITS, Mode, Progress, State, Summary, WorkerOptions
@@ -28,6 +28,10 @@ SESSION_SETTINGS = {
     "extra_float_digits": "1",
     "bytea_output": "hex",
     "lock_timeout": "10s",
+    "statement_timeout": "10min",
+    "synchronous_commit": "off",  # a crash loses a vector together with the end of its job, and it is made again
+    "plan_cache_mode": "force_custom_plan",  # a plan made for an empty queue would be kept for a full one
+    "jit": "off",
     "enable_hashjoin": "off",  # nothing is known of a temporary table's size; by index is right for a batch
     "enable_mergejoin": "off",
 }
@@ -57,13 +61,16 @@ class Worker:
         or the database that does not go away after a few tries is raised, otherwise it is logged and tried again.
         """
         failures = 0
-        self.state.summary = Summary()
+        self.state.start()
         while True:
+            done = self.state.summary.written
             try:
                 Session(self._connect, self.state, mode).run()
+                if mode == "once" and (trouble := self.state.any_trouble()):
+                    raise trouble
                 return self.state.summary
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                failures += 1
+                failures = 1 if self.state.summary.written > done else failures + 1
                 if mode != "forever" and failures >= len(TROUBLE_WAITS) - 1:
                     raise
                 wait = TROUBLE_WAITS[min(failures, len(TROUBLE_WAITS)) - 1]
@@ -91,9 +98,10 @@ class Session:
 
     def run(self) -> None:
         with ExitStack() as stack:
-            reader = stack.enter_context(_session_connection(self.connect))
-            writer = stack.enter_context(_session_connection(self.connect))
+            reader = stack.enter_context(session_connection(self.connect))
+            writer = stack.enter_context(session_connection(self.connect))
             loader = Loader(self, reader)
+            stack.callback(loader.close)
             threads = [
                 threading.Thread(target=self._stage, args=(loader.run, self.loaded), name="pgembed-load"),
                 threading.Thread(target=self._stage, args=(Writer(self, writer).run, None), name="pgembed-write"),
@@ -103,7 +111,6 @@ class Session:
             self._stage(self._encode, self.encoded)
             for thread in threads:
                 thread.join()
-            loader.close()
             if self.errors:
                 raise self.errors[0]
 
@@ -118,8 +125,16 @@ class Session:
         if following is not None:
             self.put(following, None, force=True)
 
-    def put(self, to: queue.Queue[Batch | None], batch: Batch | None, *, force: bool = False) -> None:
-        """Hand a batch on; gives up where a stage is broken (``force``: only once nobody takes from the queue)."""
+    def put(
+        self,
+        to: queue.Queue[Batch | None],
+        batch: Batch | None,
+        *,
+        force: bool = False,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
+        """Hand a batch on; gives up where a stage is broken (``force``: only once nobody takes from the queue).
+        ``meanwhile`` is called again and again while there is no room."""
         while True:
             try:
                 to.put(batch, timeout=0.2)
@@ -129,6 +144,8 @@ class Session:
                     if force:
                         return
                     raise Stopped from None
+                if meanwhile is not None:
+                    meanwhile()
 
     def take(self, source: queue.Queue[Batch | None]) -> Iterator[Batch]:
         """The batches of a stage before, until it ends or one is broken."""
@@ -144,26 +161,35 @@ class Session:
             yield batch
 
     def _encode(self) -> None:
-        in_hand = 0
+        leaving = False
         for batch in self.take(self.loaded):
-            if self.state.stop.is_set() and in_hand:
-                abandon(batch)  # finish one batch, give back the others
+            if leaving:
+                abandon(batch)  # asked to stop: one batch was finished, the others are given back
             else:
-                in_hand = self.state.stop.is_set()
                 try:
                     encode(self.state.encoder(batch.work), batch)
-                    self.state.note_success(batch.work)
-                except PgembedError as error:
-                    self.state.note_trouble(batch.work, error)
+                except Exception as error:  # an encoder may raise anything, and must not stop the others' work
+                    self.state.note_trouble(batch.work, _as_own(batch, error))
                     abandon(batch)
+                leaving = self.state.stop.is_set()
             self.put(self.encoded, batch)
 
 
+def _as_own(batch: Batch, error: Exception) -> PgembedError:
+    if isinstance(error, PgembedError):
+        return error
+    wrapped = EncoderError(f"Encoder '{batch.work.spec}' fails: {error or type(error).__name__}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
 @contextmanager
-def _session_connection(connect: Connect) -> Generator[psycopg.Connection[Any]]:
+def session_connection(connect: Connect) -> Generator[psycopg.Connection[Any]]:
+    """A connection as the stages need it: READ COMMITTED whatever the default, ``$1`` parameters, its own settings."""
     with connect() as conn:
         conn.autocommit = True
         conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        conn.cursor_factory = psycopg.RawCursor
         for name, value in SESSION_SETTINGS.items():
-            conn.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
+            conn.execute("SELECT pg_catalog.set_config($1, $2, false)", [name, value])
         yield conn

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import structlog
 
 from pgembed.encoders import Encoder, load_encoder
-from pgembed.errors import EncoderError, EncoderMismatch
+from pgembed.errors import EncoderError, EncoderMismatch, PgembedError
 from pgembed.media import MediaPolicy
 from pgembed.worker.queue import Work
 
@@ -73,15 +73,29 @@ class State:
         self._held: dict[int, set[int]] = {}  # seqs claimed and not yet written, by embedding
         self._lock = threading.Lock()
 
+    def start(self) -> None:
+        """Begin a run: nothing counted, no embedding in trouble."""
+        self.summary = Summary()
+        self._trouble.clear()
+
     def encoder(self, work: Work) -> Encoder:
         """The encoder of an embedding, loaded once. Raises EncoderMismatch where it is not the registered one."""
         loaded = self._encoders.get(work.encoder)
         if loaded is None or loaded[1] != work.fingerprint:
-            encoder = load_encoder(work.spec, work.settings, allow=self.options.allow_encoders)
+            encoder = self._load(work)
             _require_same(work, encoder)
             loaded = (encoder, work.fingerprint)
             self._encoders[work.encoder] = loaded
         return loaded[0]
+
+    def _load(self, work: Work) -> Encoder:
+        try:
+            return load_encoder(work.spec, work.settings, allow=self.options.allow_encoders)
+        except PgembedError:
+            raise
+        except Exception as error:  # a kind may raise anything
+            reason = str(error) or type(error).__name__
+            raise EncoderError(f"Encoder '{work.encoder}' ({work.spec}) could not be loaded: {reason}") from error
 
     def hold(self, work: Work, seqs: Sequence[int]) -> None:
         """Remember seqs as claimed by this worker."""
@@ -106,8 +120,10 @@ class State:
     def note_trouble(self, work: Work, error: Exception) -> None:
         """An encoder or the database failed for this embedding: leave it alone for a while, longer each time."""
         trouble = self._trouble.setdefault(work.id, Trouble())
-        trouble.failures += 1
         trouble.error = error
+        if trouble.until > time.monotonic():
+            return  # a batch that was on its way: the same trouble still
+        trouble.failures += 1
         wait = TROUBLE_WAITS[min(trouble.failures, len(TROUBLE_WAITS)) - 1]
         trouble.until = time.monotonic() + wait
         self.log.error("embedding in trouble", embedding=work.name, error=str(error).strip(), retry_in=wait)
@@ -115,6 +131,10 @@ class State:
     def note_success(self, work: Work) -> None:
         """This embedding works again."""
         self._trouble.pop(work.id, None)
+
+    def any_trouble(self) -> Exception | None:
+        """The error of some embedding that is in trouble now."""
+        return next((trouble.error for trouble in self._trouble.values()), None)
 
     def lasting_trouble(self, work: Work) -> Exception | None:
         """The error of an embedding that has failed time and again, or that no second try would mend."""

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psycopg
+from psycopg import sql
 
+from pgembed.errors import PgembedError
 from pgembed.vectors import COPY_END, copy_header, copy_row_without_vector, copy_rows
-from pgembed.worker.batch import Abandoned, Batch, Row, is_transient
+from pgembed.worker.batch import Abandoned, Batch, Row
+from pgembed.worker.faults import is_conflict, is_lost, is_rows_fault, is_transient
 from pgembed.worker.queue import Queue, Work
 from pgembed.worker.state import Progress
 
 if TYPE_CHECKING:
     from pgembed.worker.run import Session
+
+
+CONFLICT_TRIES = 3
 
 
 class Writer:
@@ -31,18 +37,21 @@ class Writer:
 
     def run(self) -> None:
         for batch in self.session.take(self.session.encoded):
+            abandoned = any(isinstance(row.error, Abandoned) for row in batch.rows)
             seqs = [row.seq for row in batch.rows]
             try:
                 written = self._write(batch.work, batch.rows)
                 failed = self._settle(batch.work, [row for row in batch.rows if row.error is not None])
-            except (psycopg.OperationalError, psycopg.InterfaceError):
-                raise
-            except psycopg.Error as error:  # the table or the queue is not what it was: dropped, or changed by DDL
+            except psycopg.Error as error:
+                if is_lost(self.conn, error):
+                    raise  # what is held stays held, until the next session gives it back
                 self.state.note_trouble(batch.work, error)
-                continue
-            finally:
-                self.state.let_go(batch.work, seqs)
-            self._report(batch, written, failed)
+                give_back(self.conn, batch.work, seqs)
+            else:
+                if not abandoned:
+                    self.state.note_success(batch.work)
+                self._report(batch, written, failed)
+            self.state.let_go(batch.work, seqs)
 
     def _write(self, work: Work, rows: Sequence[Row]) -> int:
         """Write the rows that have no error; where one row spoils the write, find it by halves."""
@@ -50,26 +59,33 @@ class Writer:
         if not rows:
             return 0
         try:
-            return self._write_once(work, rows)
-        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.OperationalError):
-            raise
-        except (psycopg.IntegrityError, psycopg.DataError, psycopg.InternalError, psycopg.ProgrammingError) as error:
+            return self._write_together(work, rows)
+        except psycopg.Error as error:
+            if not is_rows_fault(error):
+                raise
             if len(rows) == 1:
                 rows[0].error = error
                 return 0
             middle = len(rows) // 2
             return self._write(work, rows[:middle]) + self._write(work, rows[middle:])
 
-    def _write_once(self, work: Work, rows: Sequence[Row]) -> int:
-        return write_rows(self.conn, work, rows, make_temporary=self._first_time(work))
-
-    def _first_time(self, work: Work) -> bool:
-        first = work.id not in self.made
-        self.made.add(work.id)
-        return first
+    def _write_together(self, work: Work, rows: Sequence[Row]) -> int:
+        for left in reversed(range(CONFLICT_TRIES)):
+            try:
+                done = write_rows(self.conn, work, rows, make_temporary=work.id not in self.made)
+            except psycopg.Error as error:
+                if not is_conflict(error) or not left:
+                    raise
+                time.sleep(random.uniform(0, 0.1))
+            else:
+                self.made.add(work.id)
+                return done
+        return 0
 
     def _settle(self, work: Work, rows: Sequence[Row]) -> int:
         """Rows with an error of their own: later again, or given up. Abandoned rows are released."""
+        give_back(self.conn, work, [row.seq for row in rows if isinstance(row.error, Abandoned)])
+        rows = [row for row in rows if not isinstance(row.error, Abandoned)]
         if not rows:
             return 0
         statements = Queue(work)
@@ -77,9 +93,7 @@ class Writer:
         with self.conn.transaction():
             self.conn.execute(statements.lock)
             for row in rows:
-                if isinstance(row.error, Abandoned):
-                    self.conn.execute(statements.release, [[row.seq]])
-                elif row.error and is_transient(row.error) and row.attempts + 1 < self.session.options.max_attempts:
+                if row.error and is_transient(row.error) and row.attempts + 1 < self.session.options.max_attempts:
                     wait = 2.0**row.attempts * random.uniform(0.5, 1.5)
                     self.conn.execute(statements.postpone, [_sentence(row.error), wait, row.seq])
                 else:
@@ -108,26 +122,55 @@ class Writer:
 def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row], *, make_temporary: bool = True) -> int:
     """Write the vectors of claimed rows in one READ COMMITTED transaction, and take their jobs off the queue.
 
-    Rows that another transaction holds, or whose key is in the log again, are given back. Returns the jobs done.
+    ``conn`` is a connection of ``session_connection``. Rows that another transaction holds, or whose key is in the log
+    again, are given back; a row that a trigger of its table kept as it was gets an error. Returns the jobs done.
     """
     statements = Queue(work)
+    if make_temporary:
+        conn.execute(statements.make_temporary)  # by itself: it must be there still when this write fails
     with conn.transaction():
-        if make_temporary:
-            conn.execute(statements.make_temporary)
         with conn.cursor().copy(statements.copy) as copy:
             for data in _copy_data(rows):
                 copy.write(data)
-        locked = [seq for (seq,) in conn.execute(statements.lock_rows).fetchall()]
+        locked = _seqs(conn, statements.lock_rows)
         conn.execute(statements.lock)
-        written = [seq for (seq,) in conn.execute(statements.write, [locked]).fetchall()] if locked else []
-        done = written + [row.seq for row in rows if row.gone]
-        conn.execute(statements.finish, [done])
-        skipped = sorted({row.seq for row in rows} - set(done))
-        if skipped:
-            conn.execute(statements.release, [skipped])
+        empty = _seqs(conn, statements.empty, locked) if any(row.vector is None for row in rows) else set[int]()
+        written = _seqs(conn, statements.write, locked - empty)
+        done = written | empty | {row.seq for row in rows if row.gone}
+        conn.execute(statements.finish, [list(done)])
+        refused = _seqs(conn, statements.refused, locked - done)
+        if skipped := {row.seq for row in rows} - done:
+            conn.execute(statements.put_off, [list(skipped)])
         if written:
             conn.execute(statements.count_written, [len(written)])
+    for row in rows:
+        if row.seq in refused:
+            row.error = DatabaseRefusal(f"A trigger of {work.schema_name}.{work.table_name} kept the row as it was.")
     return len(done)
+
+
+def give_back(conn: psycopg.Connection[Any], work: Work, seqs: Sequence[int]) -> None:
+    """Release claimed jobs, for whoever comes next. Where the queue is not what it was, their leases run out instead."""
+    if not seqs:
+        return
+    try:
+        with conn.transaction():
+            conn.execute(Queue(work).lock)
+            conn.execute(Queue(work).release, [list(seqs)])
+    except psycopg.Error as error:
+        if is_lost(conn, error):
+            raise
+
+
+class DatabaseRefusal(PgembedError):
+    """The database did not take a row's vector, and raised no error."""
+
+
+def _seqs(conn: psycopg.Connection[Any], statement: sql.Composed, among: Collection[int] | None = None) -> set[int]:
+    """The seqs that a statement returns, out of those it is given."""
+    if among is None:
+        return {seq for (seq,) in conn.execute(statement).fetchall()}
+    return {seq for (seq,) in conn.execute(statement, [list(among)]).fetchall()} if among else set()
 
 
 def _copy_data(rows: Sequence[Row]) -> Iterator[bytes]:
@@ -145,4 +188,6 @@ def _copy_data(rows: Sequence[Row]) -> Iterator[bytes]:
 
 def _sentence(error: Exception | None) -> str:
     """An error as it stands in pgembed.failure: one line, of bounded length."""
-    return " ".join(str(error).split())[:1000] or type(error).__name__
+    primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    text = (primary or str(error)).replace("\x00", "").encode(errors="replace").decode()
+    return " ".join(text.split())[:1000] or type(error).__name__

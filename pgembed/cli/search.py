@@ -1,0 +1,86 @@
+"""The command search: words and pictures in, a table, JSON or a contact sheet out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pgembed.cli.app import Json, TableName, Target, app, console, database, print_json, print_table
+from pgembed.errors import InvalidInput
+from pgembed.inputs import Expression, Image, Screenshot, Text
+
+
+@app.command(epilog='pgembed search product "red shoe" --image shoe.jpg --minus "high heels" --where "price < 50"')
+def search(
+    table: TableName,
+    words: Annotated[str | None, typer.Argument(help="What to look for, in words.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="A picture: path or https URL; may be repeated.")] = None,
+    screenshot: Annotated[list[str] | None, typer.Option(help="A screenshot: path; may be repeated.")] = None,
+    minus: Annotated[list[str] | None, typer.Option(help="Words to move away from; may be repeated.")] = None,
+    words_weight: Annotated[float, typer.Option(help="Weight of the words; pictures weigh 1.")] = 1.0,
+    minus_weight: Annotated[float, typer.Option(help="Weight of --minus.")] = 0.8,
+    where: Annotated[str | None, typer.Option(help="SQL on the table's columns: price < 50.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many rows.")] = 10,
+    target: Target = None,
+    column: Annotated[list[str] | None, typer.Option(help="Show only these columns; may be repeated.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare every row; use no vector index.")] = False,
+    contact_sheet: Annotated[Path | None, typer.Option(help="Write the pictures found: out.html or out.png.")] = None,
+    picture: Annotated[
+        str | None, typer.Option(help="The column with the pictures for the sheet; default: the embedding's.")
+    ] = None,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the statement instead of running it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search a table by words and pictures; --minus takes something out: this picture, but not in blue."""
+    query = _expression(words, image or [], screenshot or [], minus or [], words_weight, minus_weight)
+    with database() as db:
+        options: dict[str, Any] = {"where": where, "limit": limit, "embedding": target, "exact": exact}
+        if sql:
+            sys.stdout.write(db.query(table, query, columns=column, **options).compile().as_string() + "\n")
+            return
+        rows = db.search(table, query, columns=column, **options)
+        if contact_sheet is not None:
+            from pgembed.cli.sheet import write_sheet
+
+            write_sheet(db, table, query, contact_sheet, picture=picture, **options)
+    if as_json:
+        print_json([dict(row) for row in rows])
+    elif not rows:
+        console.print("No row has a vector, or none matches.")
+    else:
+        names = list(rows[0])
+        print_table(
+            names, [[_short(name, value) for name, value in dict(row).items()] for row in rows], right=["score"]
+        )
+    if contact_sheet is not None and not as_json:
+        console.print(f"Contact sheet: {contact_sheet}", markup=False)
+
+
+def _expression(
+    words: str | None, images: list[str], screenshots: list[str], minus: list[str], weight: float, minus_weight: float
+) -> Expression:
+    positive: list[Expression] = [*map(Image, images), *map(Screenshot, screenshots)]
+    if words:
+        positive.append(Text(words) if weight == 1 else weight * Text(words))
+    if not positive:
+        raise InvalidInput(
+            "There is nothing to search for.", 'Give words, or --image: pgembed search product "red shoe"'
+        )
+    total = positive[0]
+    for part in positive[1:]:
+        total = total + part
+    for part in minus:
+        total = total - minus_weight * Text(part)
+    return total
+
+
+def _short(name: str, value: Any) -> str | None:  # noqa: ANN401
+    if value is None:
+        return None
+    if name == "score":
+        return f"{value:.3f}"
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,450 @@
+"""The client: ``connect()`` gives a Pgembed, ``connect_async()`` an AsyncPgembed; both run the same plans."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import psycopg
+
+from pgembed import catalog, indexing, schema
+from pgembed.catalog import EncoderRow, FailureRow, Finding, InputSpec, StatusRow
+from pgembed.connections import AsyncConnections, AsyncSource, Connections, SyncSource, conninfo
+from pgembed.encoders import Encoder, Settings
+from pgembed.errors import CatalogError, InvalidQuery, NotInstalled
+from pgembed.inputs import Expression
+from pgembed.media import MediaPolicy
+from pgembed.plans import Parameters, Plan, run, run_async
+from pgembed.searching import Search, Searcher, SearchRow
+from pgembed.worker import Progress, Summary, Worker, WorkerOptions
+
+T = TypeVar("T")
+WorkMode = Literal["forever", "until_idle", "once"]
+
+
+def connect(
+    database: SyncSource | None = None,
+    *,
+    media: MediaPolicy | None = None,
+    allow_encoders: Sequence[str] | None = None,
+) -> Pgembed:
+    """A client for a database: a connection string, a psycopg connection or pool, or None for PGEMBED_DSN,
+    DATABASE_URL or libpq's own variables.
+
+    ``media`` says which pictures queries may name (default: any path and bytes, no URL). ``allow_encoders`` lists the
+    kinds or specs that may be loaded here; None allows every kind installed. Raises InvalidInput for a string that is
+    no connection string; the connection itself is made at the first call.
+    """
+    source = conninfo(database) if database is None or isinstance(database, str) else database
+    return Pgembed(Connections(source), Searcher(media, allow_encoders))
+
+
+def connect_async(
+    database: AsyncSource | None = None,
+    *,
+    media: MediaPolicy | None = None,
+    allow_encoders: Sequence[str] | None = None,
+) -> AsyncPgembed:
+    """The same for asyncio: ``async with pgembed.connect_async() as db: await db.search(…)``."""
+    source = conninfo(database) if database is None or isinstance(database, str) else database
+    return AsyncPgembed(AsyncConnections(source), Searcher(media, allow_encoders))
+
+
+class Pgembed:
+    """A database with pgembed in it. Use it as a context manager, or close() it."""
+
+    def __init__(self, connections: Connections, searcher: Searcher) -> None:
+        self._connections = connections
+        self._searcher = searcher
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections that were opened here."""
+        self._connections.close()
+
+    def install(self) -> schema.Versions:
+        """Install or upgrade the schema ``pgembed``; doing it again changes nothing. Raises CatalogError."""
+        with self._connections.get() as conn, _told():
+            return schema.install(conn)
+
+    def uninstall(self, *, detach_all: bool = False) -> None:
+        """Remove the schema. Raises CatalogError while embeddings are attached, unless ``detach_all``."""
+        with self._connections.get() as conn, _told():
+            schema.uninstall(conn, detach_all=detach_all)
+
+    def versions(self) -> schema.Versions:
+        """The versions of library, schema, server and pgvector."""
+        with self._connections.get() as conn, _told():
+            return schema.versions(conn)
+
+    def doctor(self) -> list[Finding]:
+        """What is well and what is not, each with what to do."""
+        with self._connections.get() as conn, _told():
+            found = schema.doctor(conn)
+        return found if any(not finding.ok for finding in found) else [*found, *self._run(catalog.doctor())]
+
+    def encoders(self) -> list[EncoderRow]:
+        """Every registered encoder."""
+        return self._run(catalog.encoders())
+
+    def encoder(self, name: str) -> EncoderRow:
+        """One registered encoder. Raises CatalogError for an unknown one."""
+        return self._run(catalog.encoder(name))
+
+    def load_encoder(self, name: str) -> Encoder:
+        """The model of a registered encoder, loaded here. Raises EncoderMismatch where it is not the registered one."""
+        return self._searcher.load(self.encoder(name))
+
+    def add_encoder(
+        self, name: str, spec: str, *, settings: Settings | None = None, space: str | None = None
+    ) -> EncoderRow:
+        """Register an encoder. Raises EncoderError, MissingExtra, or CatalogError where the name is taken."""
+        return self._run(catalog.add_encoder(name, spec, settings, space))
+
+    def remove_encoder(self, name: str) -> None:
+        """Remove an encoder that no embedding uses. Raises CatalogError."""
+        self._run(catalog.remove_encoder(name))
+
+    def attach(
+        self,
+        table: str,
+        target: str,
+        *,
+        encoder: str,
+        text: InputSpec | None = None,
+        image: InputSpec | None = None,
+        screenshot: InputSpec | None = None,
+        stale: str = "keep",
+    ) -> int:
+        """Attach an embedding: add the vector column ``target`` and keep it true; returns the embedding's id.
+
+        ``text`` is a column or a template (``"{title}. {body}"``), ``image`` and ``screenshot`` a bytea column, or
+        ``{"column": "photo", "as": "path"}`` (or ``"url"``) for a text column; a mapping may give a ``weight`` too.
+        Raises CatalogError where the table, its columns or the encoder do not fit; nothing is changed then.
+        """
+        inputs = {"text": text, "image": image, "screenshot": screenshot}
+        return self._run(catalog.attach(table, target, encoder, inputs, stale))
+
+    def detach(self, table: str, target: str | None = None) -> None:
+        """Detach an embedding; the table is as it was before. Raises CatalogError."""
+        self._run(catalog.detach(table, target))
+        self._searcher.forget()
+
+    def picture_column(self, table: str, target: str | None = None) -> str | None:
+        """The column that an embedding reads pictures from, or None."""
+        return self._run(catalog.picture_column(table, target))
+
+    def status(self, table: str | None = None) -> list[StatusRow]:
+        """How every embedding stands, or those of one table."""
+        return self._run(catalog.status(table))
+
+    def failures(self, table: str | None = None, *, limit: int = 100) -> list[FailureRow]:
+        """Rows that were given up, the latest first."""
+        return self._run(catalog.failures(table, limit))
+
+    def retry(self, table: str, target: str | None = None, *, reason: str | None = None) -> int:
+        """Put failed rows back into the queue, those whose error is LIKE ``reason``; returns how many."""
+        return self._run(catalog.retry(table, target, reason))
+
+    def reconcile(self, table: str, target: str | None = None, *, where: str | None = None) -> int:
+        """Queue rows that no trigger saw: those without a vector, or all that match; returns how many."""
+        return self._run(catalog.reconcile(table, target, where))
+
+    def worker(
+        self, options: WorkerOptions | None = None, *, on_progress: Callable[[Progress], None] | None = None
+    ) -> Worker:
+        """A worker on this database, with connections of its own; its ``run()`` works and its ``stop()`` ends that."""
+        return Worker(self._connections.new, options, on_progress=on_progress)
+
+    def work(
+        self,
+        options: WorkerOptions | None = None,
+        *,
+        until_idle: bool = False,
+        once: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Summary:
+        """Work in this thread: for ever, until nothing waits, or one batch of each embedding."""
+        return self.worker(options, on_progress=on_progress).run(_mode(until_idle, once))
+
+    def index_statement(self, table: str, target: str | None = None, *, m: int = 16, ef_construction: int = 64) -> str:
+        """The statement that builds an embedding's vector index, for another tool to run."""
+        return self._run(catalog.index_statement(table, target, m, ef_construction))
+
+    def build_index(
+        self,
+        table: str,
+        target: str | None = None,
+        *,
+        m: int = 16,
+        ef_construction: int = 64,
+        memory: str | None = None,
+        wait: bool = True,
+        on_progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        """Build the vector index without blocking writers, once the queue is empty (``wait``)."""
+        statement = self.index_statement(table, target, m=m, ef_construction=ef_construction)
+        while wait and (waiting := _waiting(self.status(table), target)):
+            if on_progress is not None:
+                on_progress(f"waiting for {waiting} rows", 0, 0)
+            time.sleep(0.5)
+        indexing.build_index(self._connections.new, statement, on_progress=on_progress, memory=memory)
+
+    def query(self, table: str, query: Expression, **options: Any) -> Search:  # noqa: ANN401
+        """A search that is not run: its ``compile()`` gives SQL and parameters for anybody's connection.
+
+        Takes what ``search`` takes. Texts and pictures that Postgres cannot encode by itself are encoded here.
+        """
+        return self._run(self._searcher.prepare(table, query, **options))
+
+    def search(
+        self,
+        table: str,
+        query: Expression,
+        *,
+        where: str | None = None,
+        params: Parameters = (),
+        limit: int = 10,
+        embedding: str | None = None,
+        columns: Sequence[str] | None = None,
+        wide: bool = False,
+        exact: bool = False,
+    ) -> list[SearchRow]:
+        """The ``limit`` rows nearest to a query, best first: ``row.score``, ``row.id``, ``row.title``, …
+
+        ``where`` is SQL on the table's columns with psycopg's ``%s`` or ``%(name)s`` for ``params``; as many rows come
+        back as match, up to ``limit``. ``columns`` chooses what is read; without it all but bytea and vector columns,
+        and those too where ``wide``. ``exact`` uses no vector index. Raises InvalidQuery, CatalogError, MediaError.
+        """
+        plan = self._searcher.search(
+            table,
+            query,
+            where=where,
+            params=params,
+            limit=limit,
+            embedding=embedding,
+            columns=columns,
+            wide=wide,
+            exact=exact,
+        )
+        return self._run(plan)
+
+    def _run(self, plan: Plan[T]) -> T:
+        with self._connections.get() as conn, _told():
+            return run(conn, plan)
+
+
+class AsyncPgembed:
+    """The same methods for asyncio; models run in threads, so that the event loop goes on."""
+
+    def __init__(self, connections: AsyncConnections, searcher: Searcher) -> None:
+        self._connections = connections
+        self._searcher = searcher
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections that were opened here."""
+        await self._connections.close()
+
+    async def install(self) -> schema.Versions:
+        """See Pgembed.install."""
+        return await asyncio.to_thread(self._in_sync, Pgembed.install)
+
+    async def uninstall(self, *, detach_all: bool = False) -> None:
+        """See Pgembed.uninstall."""
+        await asyncio.to_thread(self._in_sync, lambda db: db.uninstall(detach_all=detach_all))
+
+    async def versions(self) -> schema.Versions:
+        """See Pgembed.versions."""
+        return await asyncio.to_thread(self._in_sync, Pgembed.versions)
+
+    async def doctor(self) -> list[Finding]:
+        """See Pgembed.doctor."""
+        return await asyncio.to_thread(self._in_sync, Pgembed.doctor)
+
+    async def encoders(self) -> list[EncoderRow]:
+        """See Pgembed.encoders."""
+        return await self._run(catalog.encoders())
+
+    async def encoder(self, name: str) -> EncoderRow:
+        """See Pgembed.encoder."""
+        return await self._run(catalog.encoder(name))
+
+    async def load_encoder(self, name: str) -> Encoder:
+        """See Pgembed.load_encoder."""
+        return await asyncio.to_thread(self._searcher.load, await self.encoder(name))
+
+    async def add_encoder(
+        self, name: str, spec: str, *, settings: Settings | None = None, space: str | None = None
+    ) -> EncoderRow:
+        """See Pgembed.add_encoder."""
+        return await self._run(catalog.add_encoder(name, spec, settings, space))
+
+    async def remove_encoder(self, name: str) -> None:
+        """See Pgembed.remove_encoder."""
+        await self._run(catalog.remove_encoder(name))
+
+    async def attach(
+        self,
+        table: str,
+        target: str,
+        *,
+        encoder: str,
+        text: InputSpec | None = None,
+        image: InputSpec | None = None,
+        screenshot: InputSpec | None = None,
+        stale: str = "keep",
+    ) -> int:
+        """See Pgembed.attach."""
+        inputs: Mapping[str, InputSpec | None] = {"text": text, "image": image, "screenshot": screenshot}
+        return await self._run(catalog.attach(table, target, encoder, inputs, stale))
+
+    async def detach(self, table: str, target: str | None = None) -> None:
+        """See Pgembed.detach."""
+        await self._run(catalog.detach(table, target))
+        self._searcher.forget()
+
+    async def picture_column(self, table: str, target: str | None = None) -> str | None:
+        """See Pgembed.picture_column."""
+        return await self._run(catalog.picture_column(table, target))
+
+    async def status(self, table: str | None = None) -> list[StatusRow]:
+        """See Pgembed.status."""
+        return await self._run(catalog.status(table))
+
+    async def failures(self, table: str | None = None, *, limit: int = 100) -> list[FailureRow]:
+        """See Pgembed.failures."""
+        return await self._run(catalog.failures(table, limit))
+
+    async def retry(self, table: str, target: str | None = None, *, reason: str | None = None) -> int:
+        """See Pgembed.retry."""
+        return await self._run(catalog.retry(table, target, reason))
+
+    async def reconcile(self, table: str, target: str | None = None, *, where: str | None = None) -> int:
+        """See Pgembed.reconcile."""
+        return await self._run(catalog.reconcile(table, target, where))
+
+    async def work(
+        self,
+        options: WorkerOptions | None = None,
+        *,
+        until_idle: bool = False,
+        once: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Summary:
+        """See Pgembed.work; a cancelled task stops the worker after the batch in hand."""
+        worker = Worker(self._connections.new, options, on_progress=on_progress)
+        task = asyncio.create_task(asyncio.to_thread(worker.run, _mode(until_idle, once)))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            worker.stop()
+            await task
+            raise
+
+    async def index_statement(
+        self, table: str, target: str | None = None, *, m: int = 16, ef_construction: int = 64
+    ) -> str:
+        """See Pgembed.index_statement."""
+        return await self._run(catalog.index_statement(table, target, m, ef_construction))
+
+    async def build_index(self, table: str, target: str | None = None, **options: Any) -> None:  # noqa: ANN401
+        """See Pgembed.build_index."""
+        await asyncio.to_thread(self._in_sync, lambda db: db.build_index(table, target, **options))
+
+    async def query(self, table: str, query: Expression, **options: Any) -> Search:  # noqa: ANN401
+        """See Pgembed.query."""
+        return await self._run(self._searcher.prepare(table, query, **options))
+
+    async def search(
+        self,
+        table: str,
+        query: Expression,
+        *,
+        where: str | None = None,
+        params: Parameters = (),
+        limit: int = 10,
+        embedding: str | None = None,
+        columns: Sequence[str] | None = None,
+        wide: bool = False,
+        exact: bool = False,
+    ) -> list[SearchRow]:
+        """See Pgembed.search."""
+        plan = self._searcher.search(
+            table,
+            query,
+            where=where,
+            params=params,
+            limit=limit,
+            embedding=embedding,
+            columns=columns,
+            wide=wide,
+            exact=exact,
+        )
+        return await self._run(plan)
+
+    async def _run(self, plan: Plan[T]) -> T:
+        async with self._connections.get() as conn:
+            with _told():
+                return await run_async(conn, plan)
+
+    def _in_sync(self, call: Callable[[Pgembed], T]) -> T:
+        """Run a rare call on a synchronous connection of its own, in a thread."""
+        with self._connections.new() as conn:
+            conn.autocommit = True
+            return call(Pgembed(Connections(conn), self._searcher))
+
+
+@contextmanager
+def _told() -> Generator[None]:
+    """Errors of the database as pgembed's own: the sentence and the hint that the function raised."""
+    try:
+        yield
+    except (psycopg.OperationalError, psycopg.InterfaceError):
+        raise
+    except psycopg.Error as error:
+        message = error.diag.message_primary or str(error).strip()
+        if isinstance(error, _NOT_THERE) and _SCHEMA in message:
+            raise NotInstalled(
+                f"pgembed is not installed in this database, or in another version ({message}).",
+                "Install or upgrade it: pgembed install",
+            ) from error
+        kind = InvalidQuery if isinstance(error, psycopg.ProgrammingError | psycopg.DataError) else CatalogError
+        raise (CatalogError if "pgembed." in (error.diag.context or "") else kind)(
+            message if message.endswith((".", "?")) else f"{message}.", error.diag.message_hint
+        ) from error
+
+
+_SCHEMA = "pgembed"
+_NOT_THERE = (
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.UndefinedColumn,
+)
+
+
+def _mode(until_idle: bool, once: bool) -> WorkMode:
+    return "until_idle" if until_idle else "once" if once else "forever"
+
+
+def _waiting(rows: Sequence[StatusRow], target: str | None) -> int:
+    """How many rows wait before an index should be built; an unfinished backfill counts as one at least."""
+    chosen = [row for row in rows if target is None or row.target == target]
+    return sum(row.queued + (row.state == "backfill") for row in chosen)

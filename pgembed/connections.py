@@ -1,0 +1,124 @@
+"""Where connections come from: a connection string, the environment, or a connection or pool that the caller has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, cast
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from pgembed.errors import InvalidInput
+
+POOL_SIZE = 4
+SyncSource = str | psycopg.Connection[Any] | ConnectionPool[Any]
+AsyncSource = str | psycopg.AsyncConnection[Any] | AsyncConnectionPool[Any]
+
+
+def conninfo(dsn: str | None) -> str:
+    """The connection string to use: the one given, PGEMBED_DSN, DATABASE_URL, or '' for libpq's own variables.
+
+    Spellings of SQLAlchemy and Django (``postgresql+psycopg://``, ``postgres://``) are understood.
+    """
+    text = dsn or os.environ.get("PGEMBED_DSN") or os.environ.get("DATABASE_URL") or ""
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme.split("+")[0] in ("postgresql", "postgres"):
+        text = f"postgresql://{rest}"
+    try:
+        return make_conninfo(text)
+    except psycopg.ProgrammingError as error:
+        shown = scheme if separator else "what is given"
+        raise InvalidInput(
+            f"The database's address cannot be read ({shown}): {str(error).strip()}.",
+            "Write postgresql://user@host/database, or host=… dbname=….",
+        ) from error
+
+
+class Connections:
+    """Gives connections in autocommit, from a pool of its own, or the caller's connection or pool as it is."""
+
+    def __init__(self, source: SyncSource) -> None:
+        self._source = source
+        self._pool: ConnectionPool[Any] | None = None
+
+    @contextmanager
+    def get(self) -> Generator[psycopg.Connection[Any]]:
+        """A connection for one call."""
+        if isinstance(self._source, psycopg.Connection):
+            yield self._source
+            return
+        if isinstance(self._source, str):
+            if self._pool is None:
+                psycopg.connect(self._source).close()  # a pool would hide why it cannot connect
+                self._pool = ConnectionPool(
+                    self._source, min_size=1, max_size=POOL_SIZE, open=True, kwargs={"autocommit": True}
+                )
+            pool = self._pool
+        else:
+            pool = self._source
+        with pool.connection() as conn:
+            yield conn
+
+    def new(self) -> psycopg.Connection[Any]:
+        """A connection to the same database that the caller closes: for workers and index builds."""
+        return psycopg.connect(_address(self._source))
+
+    def close(self) -> None:
+        """Close what was opened here; the caller's own connection or pool stays open."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
+class AsyncConnections:
+    """The same for asyncio."""
+
+    def __init__(self, source: AsyncSource) -> None:
+        self._source = source
+        self._pool: AsyncConnectionPool[Any] | None = None
+
+    @asynccontextmanager
+    async def get(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
+        """A connection for one call."""
+        if isinstance(self._source, psycopg.AsyncConnection):
+            yield self._source
+            return
+        if isinstance(self._source, str):
+            if self._pool is None:
+                await (await psycopg.AsyncConnection.connect(self._source)).close()
+                self._pool = AsyncConnectionPool(
+                    self._source, min_size=1, max_size=POOL_SIZE, open=False, kwargs={"autocommit": True}
+                )
+                await self._pool.open()
+            pool = self._pool
+        else:
+            pool = self._source
+        async with pool.connection() as conn:
+            yield conn
+
+    def new(self) -> psycopg.Connection[Any]:
+        """A synchronous connection to the same database, for workers and index builds, which run in threads."""
+        return psycopg.connect(_address(self._source))
+
+    async def close(self) -> None:
+        """Close what was opened here."""
+        if self._pool is not None:
+            await self._pool.close()
+            self._pool = None
+
+
+def _address(source: SyncSource | AsyncSource) -> str:
+    if isinstance(source, str):
+        return source
+    if isinstance(source, psycopg.Connection | psycopg.AsyncConnection):
+        return make_conninfo(source.info.dsn, **({"password": source.info.password} if source.info.password else {}))
+    if not isinstance(source.conninfo, str):
+        raise InvalidInput("The pool makes its connection string by a function.", "Give pgembed a connection string.")
+    kwargs = cast("dict[str, Any]", source.kwargs if isinstance(source.kwargs, dict) else {})
+    return make_conninfo(source.conninfo, **{key: value for key, value in kwargs.items() if key in _LIBPQ})
+
+
+_LIBPQ = frozenset(("host", "hostaddr", "port", "dbname", "user", "password", "sslmode", "sslrootcert", "service"))

@@ -1,0 +1,213 @@
+"""The demo's six searches: each runs, and gives a panel with the query, the SQL that ran, and what it found."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, LiteralString
+
+import psycopg
+from PIL import Image as Pictures
+from PIL.Image import Image as Picture
+from psycopg.rows import dict_row
+
+from pgembed.client import Pgembed
+from pgembed.contact_sheet import Hit, Panel, Part, parts_of, thumbnail
+from pgembed.demo.tables import KEPT_BACK, photograph, query_drawing
+from pgembed.inputs import Expression, Image, Text
+from pgembed.media import MediaPolicy, MediaReader
+from pgembed.worker import WorkerOptions
+
+HITS = 8
+REPLACED = "Plate"  # the photograph whose row is changed
+CHANGE_TIMEOUT = 30.0  # seconds until a changed row must have been found
+LONG_VECTOR = re.compile(r"\[(?:-?[\d.e+-]+,){8,}-?[\d.e+-]+\]")
+
+
+@dataclass
+class Demo:
+    """What the searches need: the client, a connection of one's own, and the connection string for a worker."""
+
+    db: Pgembed
+    conn: psycopg.Connection[Any]
+    media: MediaPolicy
+
+
+def words_to_picture(demo: Demo) -> Panel:
+    """Words find photographs; the words are encoded inside Postgres."""
+    statement = """\
+SELECT title, picture, 1 - (embedding <=> (SELECT pgembed.encode_text('demo', 'a castle'))) AS score
+FROM photograph
+ORDER BY embedding <=> (SELECT pgembed.encode_text('demo', 'a castle'))
+LIMIT 8"""
+    return Panel(
+        "Words to picture",
+        _hits(_rows(demo.conn, statement), "title"),
+        [Part("a castle")],
+        statement,
+        "Plain SQL: no titles are read, only pixels, and the words are encoded inside Postgres.",
+    )
+
+
+def picture_to_picture(demo: Demo) -> Panel:
+    """A drawing finds the same thing drawn by other hands."""
+    query = Image(query_drawing("sailboat"))
+    return _python_search(
+        demo,
+        "Picture to picture",
+        "emoji",
+        query,
+        'Python: db.search("emoji", Image("sailboat.png"), limit=8). The query is drawn by another vendor, Noto.',
+        where="skin_tone IS NULL",
+    )
+
+
+def picture_and_words(demo: Demo) -> Panel:
+    """A picture, with something added and something taken away."""
+    query = Image(query_drawing("woman-firefighter")) + Text("man") - Text("woman")
+    return _python_search(
+        demo,
+        "Picture + words − words",
+        "emoji",
+        query,
+        'Python: Image("woman-firefighter.png") + Text("man") - Text("woman")',
+        where="skin_tone IS NULL",
+    )
+
+
+def filtered(demo: Demo) -> Panel:
+    """Nearest rows among those that an ordinary condition lets through."""
+    statement = """\
+SELECT (item).name, (item).picture, score
+FROM pgembed.search(NULL::emoji, (SELECT pgembed.encode_text('demo', 'something sweet')), k => 8, wide => true,
+                    filter => 'category = ''food & drink'' AND skin_tone IS NULL')"""
+    return Panel(
+        "Filter and vector",
+        _hits(_rows(demo.conn, statement), "name"),
+        [Part("something sweet")],
+        statement,
+        "A filter never makes it come back short: as many rows as match, up to k.",
+    )
+
+
+def joined(demo: Demo) -> Panel:
+    """Two tables joined by meaning: for each photograph of an animal, the emoji nearest to it."""
+    statement = """\
+SELECT p.title, e.name, p.picture, e.picture AS emoji_picture, 1 - (p.embedding <=> e.embedding) AS score
+FROM photograph AS p
+CROSS JOIN LATERAL (
+    SELECT name, picture, embedding
+    FROM emoji
+    WHERE category = 'animals & nature'
+    ORDER BY embedding <=> p.embedding
+    LIMIT 1
+) AS e
+WHERE p.kind = 'animal'
+ORDER BY score DESC
+LIMIT 8"""
+    hits = [
+        Hit(_pair(row["picture"], row["emoji_picture"]), f"{row['title']} → {row['name']}", row["score"])
+        for row in _rows(demo.conn, statement)
+    ]
+    return Panel("SQL join", hits, [Part("photographs of animals → emoji")], statement)
+
+
+def changed_row(demo: Demo) -> Panel:
+    """A row's picture is replaced, and the row is found by what it shows now."""
+    statement = """\
+SELECT title, picture, 1 - (embedding <=> (SELECT pgembed.encode_text('demo', 'a koala'))) AS score
+FROM photograph
+ORDER BY embedding <=> (SELECT pgembed.encode_text('demo', 'a koala'))
+LIMIT 8"""
+    before, after = photograph(REPLACED), photograph(KEPT_BACK)
+    update = "UPDATE photograph SET title = %(title)s, picture = %(picture)s WHERE id = %(id)s"
+    wait = "SELECT embedding IS DISTINCT FROM %(old)s::text::vector FROM photograph WHERE id = %(id)s"
+    old = _rows(demo.conn, "SELECT embedding::text AS old FROM photograph WHERE id = %(id)s", before)[0]["old"]
+    with _worker(demo):
+        start = time.monotonic()
+        demo.conn.execute(update, {**after, "id": before["id"]})
+        while demo.conn.execute(wait, {"old": old, "id": before["id"]}).fetchone() != (True,):
+            if time.monotonic() - start > CHANGE_TIMEOUT:
+                break
+            time.sleep(0.02)
+        seconds = time.monotonic() - start
+    hits = _hits(_rows(demo.conn, statement), "title")
+    shown = f"UPDATE photograph SET title = 'Koala', picture = … WHERE id = {before['id']};\n\n{statement}"
+    note = f"The row '{REPLACED}' was given another picture; a worker saw it, and {seconds:.1f} s later it is found."
+    return Panel("A changed row, a moment later", hits, [Part("a koala")], shown, note)
+
+
+SEARCHES: tuple[Callable[[Demo], Panel], ...] = (
+    words_to_picture,
+    picture_to_picture,
+    picture_and_words,
+    filtered,
+    joined,
+    changed_row,
+)
+
+
+def put_back(demo: Demo) -> None:
+    """Undo the change of ``changed_row`` of an earlier run."""
+    row = photograph(REPLACED)
+    demo.conn.execute(
+        "UPDATE photograph SET title = %(title)s, picture = %(picture)s WHERE id = %(id)s AND title <> %(title)s", row
+    )
+
+
+def _rows(conn: psycopg.Connection[Any], statement: LiteralString, params: Any = None) -> list[dict[str, Any]]:  # noqa: ANN401
+    with conn.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(statement, params).fetchall()
+
+
+def _hits(rows: list[dict[str, Any]], caption: str) -> list[Hit]:
+    return [Hit(row["picture"], row[caption], row["score"]) for row in rows]
+
+
+def _python_search(demo: Demo, title: str, table: str, query: Expression, note: str, *, where: str) -> Panel:
+    options: dict[str, Any] = {"where": where, "limit": HITS, "columns": ["name", "picture"]}
+    rows = demo.db.search(table, query, **options)
+    statement = demo.db.query(table, query, **options).compile()
+    ran = psycopg.ClientCursor(demo.conn).mogrify(statement.text, statement.params)
+    with MediaReader(demo.media) as reader:
+        parts = parts_of(query, reader)
+    return Panel(title, [Hit(row["picture"], row["name"], row.score) for row in rows], parts, shortened(ran), note)
+
+
+def shortened(statement: str) -> str:
+    """A statement with its long vectors cut."""
+    return LONG_VECTOR.sub(_shortened_vector, statement)
+
+
+def _shortened_vector(match: re.Match[str]) -> str:
+    numbers = match[0][1:-1].split(",")
+    first = ", ".join(f"{float(number):.3f}" for number in numbers[:3])
+    return f"[{first}, … {len(numbers)} numbers]"
+
+
+def _pair(left: bytes, right: bytes) -> Picture:
+    """Two pictures side by side."""
+    pictures = [thumbnail(data) for data in (left, right)]
+    height = min(picture.height for picture in pictures)
+    fitted = [picture.resize((round(picture.width * height / picture.height), height)) for picture in pictures]
+    whole = Pictures.new("RGB", (sum(picture.width for picture in fitted), height), "white")
+    whole.paste(fitted[0])
+    whole.paste(fitted[1], (fitted[0].width, 0))
+    return whole
+
+
+@contextmanager
+def _worker(demo: Demo) -> Generator[None]:
+    """A worker beside this thread."""
+    worker = demo.db.worker(WorkerOptions(media=demo.media, embeddings=("photograph",)))
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        worker.stop()
+        thread.join()

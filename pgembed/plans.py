@@ -1,0 +1,95 @@
+"""Plans: what a call does, step by step, without saying how it waits.
+
+A plan is a generator that yields steps and is sent their results, so that the synchronous and the asynchronous client
+run the same one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from pgembed.vectors import register_packed
+
+T = TypeVar("T")
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """Run a statement; the plan is sent its rows, dictionaries unless ``row_factory`` makes others.
+
+    ``vector_oid`` is the type ``vector``'s, where a parameter is a PackedVector.
+    """
+
+    query: sql.SQL | sql.Composed
+    params: Parameters = ()
+    row_factory: Any = dict_row
+    vector_oid: int | None = None
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Call a function that takes a while, a model's for example; the plan is sent what it returns."""
+
+    function: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Within:
+    """Run another plan in one transaction; the plan is sent what that returns."""
+
+    plan: Generator[Any, Any, Any]
+
+
+Plan = Generator[Call | Compute | Within, Any, T]
+
+
+def run(conn: psycopg.Connection[Any], plan: Plan[T]) -> T:
+    """Run a plan's steps on a connection."""
+    answer: Any = None
+    while True:
+        try:
+            step = plan.send(answer)
+        except StopIteration as end:
+            return end.value
+        match step:
+            case Call():
+                cursor: psycopg.Cursor[Any] = conn.cursor(row_factory=step.row_factory)
+                if step.vector_oid is not None:
+                    register_packed(cursor.adapters, step.vector_oid)
+                cursor.execute(step.query, step.params)
+                answer = cursor.fetchall() if cursor.description else []
+            case Compute():
+                answer = step.function()
+            case Within():
+                with conn.transaction():
+                    answer = run(conn, step.plan)
+
+
+async def run_async(conn: psycopg.AsyncConnection[Any], plan: Plan[T]) -> T:
+    """Run a plan's steps on an asynchronous connection; computing is done in a thread."""
+    answer: Any = None
+    while True:
+        try:
+            step = plan.send(answer)
+        except StopIteration as end:
+            return end.value
+        match step:
+            case Call():
+                cursor: psycopg.AsyncCursor[Any] = conn.cursor(row_factory=step.row_factory)
+                if step.vector_oid is not None:
+                    register_packed(cursor.adapters, step.vector_oid)
+                await cursor.execute(step.query, step.params)
+                answer = await cursor.fetchall() if cursor.description else []
+            case Compute():
+                answer = await asyncio.to_thread(step.function)
+            case Within():
+                async with conn.transaction():
+                    answer = await run_async(conn, step.plan)

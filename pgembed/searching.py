@@ -1,0 +1,199 @@
+"""From a query expression to rows: look the embedding up, encode what Postgres cannot, compile, run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from psycopg import sql
+
+from pgembed.catalog import EncoderRow
+from pgembed.encoders import Encoder, load_encoder
+from pgembed.errors import EncoderMismatch
+from pgembed.inputs import Expression, Image, Input, Screenshot, Text
+from pgembed.media import MediaPolicy, MediaReader
+from pgembed.plans import Call, Compute, Parameters, Plan, Within
+from pgembed.query import (
+    Column,
+    SearchPlan,
+    SearchRow,
+    Statement,
+    Target,
+    compile_search,
+    search_row_factory,
+    to_encode,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+REMEMBERED = 5.0  # seconds that a table's catalog entry is not read again: half the cost of a quick search
+
+TARGET = sql.SQL(
+    "SELECT e.schema_name, e.table_name, e.target, e.key_columns, o.*,"
+    " (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('name', a.attname, 'wide', t.typname IN"
+    " ('bytea', 'vector', 'halfvec', 'sparsevec')) ORDER BY a.attnum)"
+    " FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
+    " WHERE a.attrelid = e.relation AND a.attnum > 0 AND NOT a.attisdropped) AS columns,"
+    " v.oid::bigint AS vector_oid, n.nspname AS vector_schema,"
+    " pg_catalog.row_security_active(e.relation) AS row_security"
+    " FROM pgembed._embedding(%s::regclass, %s) e JOIN pgembed.encoder o ON o.name = e.encoder"
+    " JOIN pg_catalog.pg_attribute va ON va.attrelid = e.relation AND va.attname = e.target"
+    " JOIN pg_catalog.pg_type v ON v.oid = va.atttypid JOIN pg_catalog.pg_namespace n ON n.oid = v.typnamespace"
+)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that is ready to run: everything is encoded; ``compile()`` gives its SQL."""
+
+    plan: SearchPlan
+    vector_oid: int
+
+    def compile(self) -> Statement:
+        """The statement, for anybody's connection: ``conn.execute(statement.text, statement.params)``."""
+        return self.plan.portable
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the catalog says of a table's embedding."""
+
+    target: Target
+    encoder: EncoderRow
+    vector_oid: int
+    read_at: float
+
+
+class Searcher:
+    """Prepares and runs searches; holds the encoders that queries have needed so far."""
+
+    def __init__(self, media: MediaPolicy | None, allow_encoders: Sequence[str] | None) -> None:
+        self._media = media or MediaPolicy(any_path=True)
+        self._allow = allow_encoders
+        self._encoders: dict[str, Encoder] = {}  # by fingerprint
+        self._known: dict[tuple[str, str | None], _Known] = {}
+        self._lock = threading.Lock()
+
+    def forget(self) -> None:
+        """Read the catalog anew at the next search."""
+        self._known.clear()
+
+    def load(self, row: EncoderRow) -> Encoder:
+        """The model of a registered encoder. Raises EncoderMismatch where it is not the registered one."""
+        with self._lock:
+            if row.fingerprint not in self._encoders:
+                encoder = load_encoder(row.spec, row.settings, allow=self._allow)
+                if encoder.fingerprint != row.fingerprint:
+                    raise EncoderMismatch(
+                        f"Encoder '{row.name}' ({row.spec}) has fingerprint {encoder.fingerprint[:12]} here, and is"
+                        f" registered with {row.fingerprint[:12]}.",
+                        "Load the weights it was registered with.",
+                    )
+                self._encoders[row.fingerprint] = encoder
+            return self._encoders[row.fingerprint]
+
+    def prepare(
+        self,
+        table: str,
+        query: Expression,
+        *,
+        where: str | None = None,
+        params: Parameters = (),
+        limit: int = 10,
+        embedding: str | None = None,
+        columns: Sequence[str] | None = None,
+        wide: bool = False,
+        exact: bool = False,
+    ) -> Plan[Search]:
+        """Look up the embedding, encode the inputs that need a model here, and compile."""
+        known = yield from self._look_up(table, embedding)
+        inputs = to_encode(known.target, query)
+        vectors: Mapping[Input, NDArray[Any]] = {}
+        if inputs:
+            vectors = yield Compute(lambda: self._encode(known.encoder, inputs))
+        plan = compile_search(
+            known.target,
+            query,
+            vectors,
+            where=where,
+            params=params,
+            limit=limit,
+            columns=columns,
+            wide=wide,
+            exact=exact,
+        )
+        return Search(plan, known.vector_oid)
+
+    def search(self, table: str, query: Expression, **options: Any) -> Plan[list[SearchRow]]:  # noqa: ANN401
+        """Prepare and run a search; where the index gave too few rows, run it again over all that match."""
+        ready = yield from self.prepare(table, query, **options)
+        if ready.plan.settings is None:
+            return (yield from _run(ready, {}))
+        return (yield Within(_run_filtered(ready, ready.plan.settings)))
+
+    def _look_up(self, table: str, embedding: str | None) -> Plan[_Known]:
+        known = self._known.get((table, embedding))
+        if known is not None and time.monotonic() - known.read_at < REMEMBERED:
+            return known
+        row = (yield Call(TARGET, [table, embedding]))[0]
+        encoder = EncoderRow(**{field.name: row[field.name] for field in fields(EncoderRow)})
+        target = Target(
+            schema=row["schema_name"],
+            table=row["table_name"],
+            column=row["target"],
+            encoder=encoder.name,
+            space=encoder.space,
+            dim=encoder.dim,
+            columns=tuple(Column(column["name"], column["wide"]) for column in row["columns"]),
+            keys=tuple(key["name"] for key in row["key_columns"]),
+            metric=encoder.metric,
+            static_text=encoder.static_text is not None,
+            vector_schema=row["vector_schema"],
+            row_security=row["row_security"],
+        )
+        known = _Known(target, encoder, row["vector_oid"], time.monotonic())
+        self._known[table, embedding] = known
+        return known
+
+    def _encode(self, row: EncoderRow, inputs: Sequence[Input]) -> Mapping[Input, NDArray[np.float32]]:
+        """The vectors of texts and pictures, each kind in one call of the model."""
+        encoder = self.load(row)
+        vectors: dict[Input, NDArray[np.float32]] = {}
+        texts = [item for item in inputs if isinstance(item, Text)]
+        if texts:
+            vectors.update(zip(texts, encoder.encode_text([item.text for item in texts]), strict=True))
+        pictures = [item for item in inputs if isinstance(item, Image | Screenshot)]
+        with MediaReader(self._media) as reader:
+            for modality, encode in (("image", encoder.encode_image), ("screenshot", encoder.encode_screenshot)):
+                chosen = [item for item in pictures if item.modality == modality]
+                if chosen:
+                    opened = [reader.open(item.source, item.kind) for item in chosen]
+                    vectors.update(zip(chosen, encode(opened), strict=True))
+        return vectors
+
+
+def _run(ready: Search, before: Mapping[str, Any]) -> Plan[list[SearchRow]]:
+    plan = ready.plan
+    if before and plan.starves(before):
+        return (yield _call(ready, plan.exact))
+    rows: list[SearchRow] = yield _call(ready, plan.statement)
+    if len(rows) < plan.limit and plan.exact is not plan.statement:
+        rows = yield _call(ready, plan.exact)
+    return rows
+
+
+def _run_filtered(ready: Search, settings: Statement) -> Plan[list[SearchRow]]:
+    """With the index told to go on until enough rows match; the caller's settings are put back."""
+    before: dict[str, Any] = (yield Call(settings.text))[0]
+    rows = yield from _run(ready, before)
+    yield Call(ready.plan.restore(before).text)
+    return rows
+
+
+def _call(ready: Search, statement: Statement) -> Call:
+    return Call(statement.text, statement.values, search_row_factory, ready.vector_oid)

@@ -1,0 +1,337 @@
+"""open_clip: on a real architecture with seeded random weights, equal to calling open_clip by hand."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import PIL.Image
+import pytest
+
+open_clip = pytest.importorskip("open_clip")
+torch = pytest.importorskip("torch")
+safetensors = pytest.importorskip("safetensors.torch")
+
+from pgembed.encoders import load_encoder  # noqa: E402
+from pgembed.encoders.open_clip import OpenClipEncoder  # noqa: E402
+from pgembed.errors import EncoderError, MissingExtra  # noqa: E402
+
+MODEL = "ViT-S-32-alt"
+TEXTS = ["a red dress", "in blue", "une robe rouge à pois", "x" * 500, "a b c " * 200]
+CONFIG = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear"}
+
+
+def pictures() -> list[PIL.Image.Image]:
+    chance = np.random.default_rng(7)
+    sizes = [(300, 200), (64, 64), (33, 500), (640, 480)]
+    return [PIL.Image.fromarray(chance.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seeded random weights of a model that open_clip knows."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("clip") / "model.safetensors"
+    safetensors.save_file(open_clip.create_model(MODEL).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def real(weights: Path) -> OpenClipEncoder:
+    return OpenClipEncoder.load(MODEL, {"checkpoint": str(weights), "device": "cpu"})
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A local configuration of a tiny model with its weights, in both formats and as a folder."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}))
+    torch.manual_seed(4)
+    state = open_clip.create_model(f"local-dir:{folder}").state_dict()
+    safetensors.save_file(state, folder / "tiny.safetensors")
+    (folder / "pickled").mkdir()
+    torch.save(state, folder / "pickled" / "tiny.pt")
+    (folder / "bare.json").write_text(json.dumps(CONFIG))
+    return {
+        "folder": folder,
+        "config": folder / "open_clip_config.json",
+        "bare": folder / "bare.json",
+        "safetensors": folder / "tiny.safetensors",
+        "pickle": folder / "pickled" / "tiny.pt",
+    }
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny: dict[str, Path]) -> OpenClipEncoder:
+    return load_tiny(tiny)
+
+
+@pytest.fixture
+def named(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tiny model, as one that open_clip knows by name."""
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-Tiny", CONFIG)
+    return "ViT-Tiny"
+
+
+def load_tiny(tiny: dict[str, Path], **settings: object) -> OpenClipEncoder:
+    whole = {"config": str(tiny["config"]), "checkpoint": str(tiny["safetensors"]), "device": "cpu", **settings}
+    return OpenClipEncoder.load("tiny", whole)
+
+
+def test_vectors_are_those_of_open_clip_called_by_hand(real: OpenClipEncoder, weights: Path) -> None:
+    model, _, preprocess = open_clip.create_model_and_transforms(MODEL, pretrained=str(weights))
+    model.eval()
+    tokenizer = open_clip.get_tokenizer(MODEL)
+    with torch.no_grad():
+        texts = model.encode_text(tokenizer(TEXTS), normalize=True).numpy()
+        images = model.encode_image(
+            torch.stack([preprocess(picture) for picture in pictures()]), normalize=True
+        ).numpy()
+    assert np.abs(real.encode_text(TEXTS) - texts).max() <= 1e-6
+    assert np.abs(real.encode_image(pictures()) - images).max() <= 1e-6
+    assert np.abs(real.encode_screenshot(pictures()) - images).max() <= 1e-6
+
+
+def test_facts(real: OpenClipEncoder) -> None:
+    assert real.dim == 256
+    assert real.modalities == {"text", "image", "screenshot"}
+    assert real.spec == f"open_clip:{MODEL}"
+    assert real.space == f"open_clip:{MODEL}@{real.fingerprint[:12]}"
+    assert real.normalized
+    assert real.metric == "cosine"
+
+
+def test_vectors_are_float32_of_unit_length(encoder: OpenClipEncoder) -> None:
+    for vectors, count in ((encoder.encode_text(TEXTS), 5), (encoder.encode_image(pictures()), 4)):
+        assert vectors.dtype == np.float32
+        assert vectors.shape == (count, 32)
+        assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(count), abs=1e-6)
+    assert encoder.encode_text([]).shape == encoder.encode_image([]).shape == (0, 32)
+
+
+def test_a_batch_is_what_its_members_are_alone(tiny: dict[str, Path]) -> None:
+    encoder = load_tiny(tiny, batch_size=3)
+    for encode, inputs in ((encoder.encode_text, TEXTS), (encoder.encode_image, pictures())):
+        alone = np.concatenate([encode([input]) for input in inputs])
+        assert np.abs(encode(inputs) - alone).max() <= 1e-6
+    assert encoder.batch_size == 3
+
+
+def test_encoding_is_deterministic(encoder: OpenClipEncoder) -> None:
+    assert np.array_equal(encoder.encode_text(TEXTS), encoder.encode_text(TEXTS))
+    assert np.array_equal(encoder.encode_image(pictures()), encoder.encode_image(pictures()))
+
+
+def test_pictures_are_preprocessed_in_threads(encoder: OpenClipEncoder) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        pixels = list(threads.map(encoder.preprocess, pictures() * 3))
+    assert np.abs(encoder.embed_pixels(pixels)[:4] - encoder.encode_image(pictures())).max() <= 1e-6
+
+
+def test_fingerprint_is_that_of_weights_and_preprocessing(tiny: dict[str, Path], tmp_path: Path) -> None:
+    first = load_tiny(tiny)
+    assert load_tiny(tiny).fingerprint == first.fingerprint
+    assert load_tiny(tiny, batch_size=2).fingerprint == first.fingerprint
+    assert load_tiny(tiny, config=str(tiny["bare"])).fingerprint != first.fingerprint  # other mean and deviation
+
+    state = safetensors.load_file(tiny["safetensors"])
+    state["visual.proj"][0, 0] += 1e-3
+    safetensors.save_file(state, tmp_path / "changed.safetensors")
+    assert load_tiny(tiny, checkpoint=str(tmp_path / "changed.safetensors")).fingerprint != first.fingerprint
+
+    heads = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "heads": 4}}  # type: ignore[dict-item]
+    (tmp_path / "heads.json").write_text(json.dumps({"model_cfg": heads, "preprocess_cfg": PREPROCESS}))
+    assert load_tiny(tiny, config=str(tmp_path / "heads.json")).fingerprint != first.fingerprint  # same tensors
+
+
+def test_a_local_configuration_brings_its_preprocessing(tiny: dict[str, Path]) -> None:
+    encoder = load_tiny(tiny)
+    assert encoder.dim == 32
+    white = encoder.preprocess(PIL.Image.new("RGB", (90, 70), "white"))
+    assert white.shape == (3, 64, 64)
+    assert white.max() == pytest.approx((1 - 0.5) / 0.25)
+
+
+def test_forms_of_one_model_agree(tiny: dict[str, Path]) -> None:
+    first = load_tiny(tiny)
+    folder = OpenClipEncoder.load(f"local-dir:{tiny['folder']}", {"device": "cpu"})
+    pickled = load_tiny(tiny, checkpoint=str(tiny["pickle"]), allow_pickle=True)
+    for other in (folder, pickled):
+        assert other.fingerprint == first.fingerprint
+        assert np.array_equal(other.encode_text(TEXTS), first.encode_text(TEXTS))
+
+
+def test_half_precision_is_near(tiny: dict[str, Path]) -> None:
+    exact, half = load_tiny(tiny), load_tiny(tiny, precision="bf16")
+    assert half.fingerprint != exact.fingerprint
+    for a, b in (
+        (exact.encode_text(TEXTS), half.encode_text(TEXTS)),
+        (exact.encode_image(pictures()), half.encode_image(pictures())),
+    ):
+        assert b.dtype == np.float32
+        assert (a * b).sum(axis=1).min() > 0.99
+        assert np.linalg.norm(b, axis=1) == pytest.approx(np.ones(len(b)), abs=1e-6)
+
+
+def test_a_tag_beside_a_checkpoint_gives_its_preprocessing(
+    monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Path], named: str
+) -> None:
+    tag = {"hf_hub": "org/repo/", "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "quick_gelu": True}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, name: tag if name == "inception" else {})
+    tagged = OpenClipEncoder.load(f"{named}/inception", {"checkpoint": str(tiny["safetensors"]), "device": "cpu"})
+    plain = OpenClipEncoder.load(named, {"checkpoint": str(tiny["safetensors"]), "device": "cpu"})
+    assert tagged.preprocess(PIL.Image.new("RGB", (9, 9), "white")).max() == 1
+    assert tagged.fingerprint != plain.fingerprint
+    assert np.abs(tagged.encode_text(TEXTS) - plain.encode_text(TEXTS)).max() > 1e-4  # the tag's activation
+
+
+def test_a_tag_loads_what_was_downloaded(monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Path], named: str) -> None:
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"hf_hub": "org/repo/"})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda facts: str(tiny["safetensors"]))
+    encoder = load_encoder(f"open_clip:{named}/inception", {"device": "cpu"})
+    assert encoder.spec == f"open_clip:{named}/inception"
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda facts: "/cache/open_clip_pytorch_model.bin")
+    with pytest.raises(EncoderError, match=r"may be a pickle.*allow_pickle"):
+        load_encoder(f"open_clip:{named}/inception")
+
+
+def fail(*_: object, **__: object) -> NoReturn:
+    raise OSError("name or service not known\nand a long trace")
+
+
+def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", fail)
+    for name in ("ViT-B-32/laion2b_s34b_b79k", "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"):
+        with pytest.raises(EncoderError, match=r"could not be downloaded: .*not known.*checkpoint") as caught:
+            OpenClipEncoder.load(name, {})
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("VIT-B32/openai", {}, r"no model 'VIT-B32'.*Did you mean .*ViT-B-32"),
+        ("zzz", {}, r"no model 'zzz'.*list_models"),
+        ("ViT-B-32/laion3b", {}, r"no pretrained tag 'laion3b'.*laion2b_s34b_b79k"),
+        ("ViT-B-32", {}, r"names no weights\. Add a tag \(openai, .*checkpoint"),
+        ("ViT-B-32", {"checkpoint": "/nowhere.safetensors"}, r"checkpoint '/nowhere.safetensors' .* not a file"),
+        ("ViT-B-32", {"checkpoint": 3}, r"'checkpoint' .* takes str, not 3"),
+        ("ViT-B-32", {"chekpoint": "x"}, r"no setting 'chekpoint'.*checkpoint, config"),
+        ("ViT-B-32", {"batch_size": 0}, r"a positive int, not 0"),
+        ("ViT-B-32", {"batch_size": True}, r"a positive int, not True"),
+        ("ViT-B-32", {"precision": "int4"}, r"no precision 'int4'.*fp32"),
+        ("ViT-B-32", {"device": "tpu"}, r"no device 'tpu'.*cuda"),
+        ("ViT-B-32", {"device": "cuda:99"}, r"'cuda:99' .* not on this machine"),
+        ("x", {"config": "/nowhere.json"}, r"config but no weights"),
+        ("local-dir:/nowhere", {}, r"config '/nowhere/open_clip_config.json' .* not a file"),
+        ("hf-hub:a/b", {"config": "x.json"}, r"brings its own configuration"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told(name: str, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(EncoderError, match=message):
+        OpenClipEncoder.load(name, settings)
+
+
+def test_weights_of_another_architecture_name_the_first_tensor(tiny: dict[str, Path], tmp_path: Path) -> None:
+    wide = {**CONFIG, "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}}
+    (tmp_path / "wide.json").write_text(json.dumps(wide))
+    with pytest.raises(
+        EncoderError,
+        match=r"another architecture: 'positional_embedding' is \(77, 32\) there, and \(77, 64\) in the model",
+    ):
+        load_tiny(tiny, config=str(tmp_path / "wide.json"))
+    deep = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "layers": 3}}  # type: ignore[dict-item]
+    (tmp_path / "deep.json").write_text(json.dumps(deep))
+    with pytest.raises(EncoderError, match=r"'visual.transformer.resblocks.2.ln_1.weight' \(64,\) is missing"):
+        load_tiny(tiny, config=str(tmp_path / "deep.json"))
+    state = safetensors.load_file(tiny["safetensors"])
+    state.pop("text_projection")
+    safetensors.save_file(state, tmp_path / "less.safetensors")
+    with pytest.raises(EncoderError, match=r"'text_projection' \(32, 32\) is missing"):
+        load_tiny(tiny, checkpoint=str(tmp_path / "less.safetensors"))
+    safetensors.save_file(
+        {**safetensors.load_file(tiny["safetensors"]), "more": torch.zeros(2)}, tmp_path / "more.safetensors"
+    )
+    with pytest.raises(EncoderError, match="'more' is not in the model"):
+        load_tiny(tiny, checkpoint=str(tmp_path / "more.safetensors"))
+
+
+def test_a_pickle_is_read_only_when_asked_for_and_never_runs_code(tiny: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match=r"may be a pickle.*allow_pickle"):
+        load_tiny(tiny, checkpoint=str(tiny["pickle"]))
+    torch.save({"a": _Runs(str(tmp_path / "ran"))}, tmp_path / "evil.pt")
+    with pytest.raises(EncoderError, match="could not load"):
+        load_tiny(tiny, checkpoint=str(tmp_path / "evil.pt"), allow_pickle=True)
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    with pytest.raises(EncoderError, match=r"holds no \.safetensors"):
+        OpenClipEncoder.load(f"local-dir:{tmp_path}", {})
+
+
+class _Runs:
+    """A pickle that writes a file when it is loaded."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("not json", "is not a JSON object"),
+        ("[1]", "is not a JSON object"),
+        ('{"embed_dim": 3}', "lacks text_cfg, vision_cfg"),
+        (json.dumps({**CONFIG, "vision_cfg": {"depth": 3}}), "could not load"),
+    ],
+)
+def test_a_config_that_is_none(tiny: dict[str, Path], tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(EncoderError, match=message):
+        load_tiny(tiny, config=str(tmp_path / "config.json"))
+
+
+def test_broken_weights(tiny: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(tiny["safetensors"].read_bytes()[:5000])
+    with pytest.raises(EncoderError, match="could not load"):
+        load_tiny(tiny, checkpoint=str(tmp_path / "broken.safetensors"))
+
+
+def test_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(MissingExtra, match=r"needs the extra 'clip'.*pgembed-multimodal\[clip\]"):
+        OpenClipEncoder.load("ViT-B-32/openai", {})
+
+
+def test_a_broken_installation_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.import_module
+
+    def broken(name: str) -> object:
+        if name == "open_clip":
+            raise ImportError("libcudart.so.12: cannot open shared object file", name="_C")
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(EncoderError, match="could not import open_clip: libcudart"):
+        OpenClipEncoder.load("ViT-B-32/openai", {})
+
+
+def test_loading_leaves_global_state_alone(tiny: dict[str, Path]) -> None:
+    models, level = open_clip.list_models(), logging.getLogger().level
+    load_tiny(tiny)
+    assert open_clip.list_models() == models
+    assert logging.getLogger().level == level
+    assert torch.is_grad_enabled()
