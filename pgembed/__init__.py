@@ -1,8 +1,12 @@
 """pgembed: search an existing Postgres database by words and pictures. The public names."""
 
-from pgembed.client import AsyncPgembed, Pgembed, connect, connect_async
-from pgembed.errors import PgembedError
-from pgembed.inputs import Expression, Image, Screenshot, Text, Vector
+from pgembed._distribution import refuse_the_other
+
+refuse_the_other()
+
+from pgembed.client import AsyncPgembed, Pgembed, connect, connect_async  # noqa: E402
+from pgembed.errors import PgembedError  # noqa: E402
+from pgembed.inputs import Expression, Image, Screenshot, Text, Vector  # noqa: E402
 
 __all__ = [
     "AsyncPgembed",

@@ -85,7 +85,10 @@ SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relna
     e.target, e.state, e.stale, c.oid IS NOT NULL AS present, e.key_columns, e.inputs,
     (SELECT jsonb_object_agg(modality, pgembed._input_sql(c.oid, e.inputs, modality))
         FROM jsonb_object_keys(e.inputs) AS modality WHERE c.oid IS NOT NULL) AS input_sql,
-    (SELECT jsonb_agg(column_sql) FROM pgembed._input_columns(c.oid, e.inputs)) AS input_columns,
+    (SELECT jsonb_agg(DISTINCT CASE a.attgenerated WHEN 'v' THEN 'true' ELSE 't.' || quote_ident(a.attname) END)
+        FROM jsonb_each(e.inputs) AS input (modality, facts)
+        CROSS JOIN jsonb_each_text(facts -> 'columns') AS used (name, number)
+        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = used.number::smallint) AS input_columns,
     (SELECT jsonb_agg(a.attname ORDER BY ordinal)
         FROM jsonb_array_elements(e.key_columns) WITH ORDINALITY AS k (key, ordinal)
         JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = (key ->> 'attnum')::smallint) AS key_names,

@@ -1,16 +1,23 @@
-"""An encoder for tests that does as it is told: slow, broken, or with something happening while it encodes."""
+"""For tests of the worker: an encoder that does as it is told, and a table with an embedding by it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import psycopg
 import pytest
 from numpy.typing import NDArray
 
 from pgembed.encoders import Encoder, Modality, Settings
+from pgembed.worker import Summary, Worker, WorkerOptions
+
+Connection = psycopg.Connection[tuple[Any, ...]]
 
 DIM = 8
 
@@ -57,3 +64,81 @@ def use_encoders(monkeypatch: pytest.MonkeyPatch, encoders: Mapping[str, Encoder
         return encoders[spec]
 
     monkeypatch.setattr("pgembed.worker.state.load_encoder", load)
+
+
+class Table:
+    """A table ``product(id, title)`` with an embedding of its titles by a FakeEncoder, and workers for it."""
+
+    def __init__(self, conn: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.conn = conn
+        self.dsn = dsn
+        self.encoder = FakeEncoder()
+        self.encoders: dict[str, Encoder] = {self.encoder.spec: self.encoder}
+        use_encoders(monkeypatch, self.encoders)
+        register(conn, "fake", self.encoder)
+        conn.execute("CREATE TABLE product (id integer PRIMARY KEY, title text)")
+        conn.execute("""SELECT pgembed.attach('product', 'embedding', 'fake', '{"text": "title"}')""")
+
+    def insert(self, *titles: str | None) -> None:
+        """Add rows, with ids that count from 1 on."""
+        for title in titles:
+            self.conn.execute("INSERT INTO product SELECT coalesce(max(id), 0) + 1, %s FROM product", [title])
+
+    def worker(self, **options: Any) -> Worker:  # noqa: ANN401
+        """A worker of this database; looks at an empty queue often."""
+        return Worker(lambda: psycopg.connect(self.dsn), WorkerOptions(**{"poll": 0.02, **options}))
+
+    def work(self, **options: Any) -> Summary:  # noqa: ANN401
+        """Run a worker until the queue is empty."""
+        return self.worker(**options).run("until_idle")
+
+    @contextmanager
+    def working(self, **options: Any) -> Iterator[Worker]:  # noqa: ANN401
+        """A worker that runs in a thread for as long as the block; its own error, if any, is raised at the end."""
+        worker = self.worker(**options)
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(worker.run)
+            try:
+                yield worker
+            finally:
+                worker.stop()
+            running.result(30)
+
+    def true_ids(self) -> list[int]:
+        """The ids of rows whose vector is the one of their title."""
+        rows = self.conn.execute("SELECT id, title, embedding::real[] FROM product ORDER BY id").fetchall()
+        return [
+            key
+            for key, title, vector in rows
+            if vector is not None and np.allclose(vector, vector_of(title), atol=1e-6)
+        ]
+
+    def embedded_ids(self) -> list[int]:
+        """The ids of rows that have a vector at all."""
+        rows = self.conn.execute("SELECT id FROM product WHERE embedding IS NOT NULL ORDER BY id").fetchall()
+        return [key for (key,) in rows]
+
+    def failures(self) -> dict[str, str]:
+        """The errors of failed rows, by key."""
+        rows = self.conn.execute("SELECT key ->> 0, error FROM pgembed.failure ORDER BY key").fetchall()
+        return dict(rows)
+
+    def waiting(self) -> int:
+        """Changes and jobs in the queue."""
+        return self.conn.execute("SELECT sum(queued)::integer FROM pgembed.status").fetchall()[0][0]
+
+
+def register(conn: Connection, name: str, encoder: Encoder) -> None:
+    """Register an encoder in the catalog under a name."""
+    conn.execute(
+        "SELECT pgembed.add_encoder(%s, %s, dim => %s, modalities => %s, fingerprint => %s)",
+        [name, encoder.spec, encoder.dim, sorted(encoder.modalities), encoder.fingerprint],
+    )
+
+
+def until(true: Callable[[], object], seconds: float = 30) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.01)

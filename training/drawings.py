@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pgembed.encoders.builtin import LiteEncoder
+from pgembed.encoders.builtin import preprocess
 from training.paths import data, emojibase
 
 VENDORS = ("noto", "twemoji", "fluent")  # Apache-2.0, CC-BY-4.0, MIT
@@ -64,7 +64,7 @@ def caption(one: Emoji, rng: random.Random) -> str:
 
 def pixels(files: list[Path]) -> np.ndarray:
     """The pictures as the encoder sees them: ``(n, 224, 224, 3) uint8``."""
-    return np.stack([LiteEncoder.preprocess(_ANY, Image.open(file).convert("RGB")) for file in files])
+    return np.stack([preprocess(Image.open(file).convert("RGB")) for file in files])
 
 
 def changed(pictures: np.ndarray, generator: torch.Generator) -> np.ndarray:
@@ -88,10 +88,3 @@ def changed(pictures: np.ndarray, generator: torch.Generator) -> np.ndarray:
     grey = x.mean(1, True)
     x = (grey + (x - grey) * (0.3 + 1.2 * some(n, 1, 1, 1))).clamp(0, 1)
     return (x * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-
-
-class _Any:
-    """Stands in for the encoder, whose preprocessing reads nothing of it."""
-
-
-_ANY: LiteEncoder = _Any()  # type: ignore[assignment]

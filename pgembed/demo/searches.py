@@ -62,7 +62,6 @@ def picture_to_picture(demo: Demo) -> Panel:
         "emoji",
         query,
         'Python: db.search("emoji", Image("sailboat.png"), limit=8). The query is drawn by another vendor, Noto.',
-        where="skin_tone IS NULL",
     )
 
 
@@ -75,7 +74,6 @@ def picture_and_words(demo: Demo) -> Panel:
         "emoji",
         query,
         'Python: Image("woman-firefighter.png") + Text("man") - Text("woman")',
-        where="skin_tone IS NULL",
     )
 
 
@@ -168,14 +166,19 @@ def _hits(rows: list[dict[str, Any]], caption: str) -> list[Hit]:
     return [Hit(row["picture"], row[caption], row["score"]) for row in rows]
 
 
-def _python_search(demo: Demo, title: str, table: str, query: Expression, note: str, *, where: str) -> Panel:
-    options: dict[str, Any] = {"where": where, "limit": HITS, "columns": ["name", "picture"]}
+def _python_search(demo: Demo, title: str, table: str, query: Expression, note: str) -> Panel:
+    options: dict[str, Any] = {"limit": HITS, "columns": ["name", "picture"]}
     rows = demo.db.search(table, query, **options)
-    statement = demo.db.query(table, query, **options).compile()
-    ran = psycopg.ClientCursor(demo.conn).mogrify(statement.text, statement.params)
     with MediaReader(demo.media) as reader:
         parts = parts_of(query, reader)
-    return Panel(title, [Hit(row["picture"], row["name"], row.score) for row in rows], parts, shortened(ran), note)
+    statement = sql_of(demo.db, demo.conn, table, query, **options)
+    return Panel(title, [Hit(row["picture"], row["name"], row.score) for row in rows], parts, statement, note)
+
+
+def sql_of(db: Pgembed, conn: psycopg.Connection[Any], table: str, query: Expression, **options: Any) -> str:  # noqa: ANN401
+    """The statement that a search from Python runs, its parameters filled in, long vectors cut."""
+    statement = db.query(table, query, **options).compile()
+    return shortened(psycopg.ClientCursor(conn).mogrify(statement.text, statement.params))
 
 
 def shortened(statement: str) -> str:

@@ -119,18 +119,7 @@ class LiteEncoder(Encoder):
 
     def preprocess(self, picture: Picture) -> NDArray[np.uint8]:
         """One picture as ``(224, 224, 3) uint8``: its middle, or the whole of it where its ground is plain."""
-        picture = picture.convert("RGB")
-        ground = plain_ground(picture)
-        if ground is not None:
-            whole = ImageOps.contain(picture, (PIXELS, PIXELS), Resampling.BICUBIC)
-            square = Image.new("RGB", (PIXELS, PIXELS), ground)
-            square.paste(whole, ((PIXELS - whole.width) // 2, (PIXELS - whole.height) // 2))
-            return np.asarray(square)
-        scale = SHRUNK / min(picture.size)
-        width, height = (max(SHRUNK, round(side * scale)) for side in picture.size)
-        left, top = (width - PIXELS) // 2, (height - PIXELS) // 2
-        picture = picture.resize((width, height), Resampling.BICUBIC)
-        return np.asarray(picture.crop((left, top, left + PIXELS, top + PIXELS)))
+        return preprocess(picture)
 
     def embed_pixels(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Encode n preprocessed pictures into ``(n, 256) float32`` of length 1."""
@@ -150,6 +139,22 @@ class LiteEncoder(Encoder):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # Postgres wants the cores too
         weights = _read(self._folder, PICTURE_FILE)
         return onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"])
+
+
+def preprocess(picture: Picture) -> NDArray[np.uint8]:
+    """One picture as ``(224, 224, 3) uint8``: its middle, or the whole of it where its ground is plain."""
+    picture = picture.convert("RGB")
+    ground = plain_ground(picture)
+    if ground is not None:
+        whole = ImageOps.contain(picture, (PIXELS, PIXELS), Resampling.BICUBIC)
+        square = Image.new("RGB", (PIXELS, PIXELS), ground)
+        square.paste(whole, ((PIXELS - whole.width) // 2, (PIXELS - whole.height) // 2))
+        return np.asarray(square)
+    scale = SHRUNK / min(picture.size)
+    width, height = (max(SHRUNK, round(side * scale)) for side in picture.size)
+    left, top = (width - PIXELS) // 2, (height - PIXELS) // 2
+    picture = picture.resize((width, height), Resampling.BICUBIC)
+    return np.asarray(picture.crop((left, top, left + PIXELS, top + PIXELS)))
 
 
 def plain_ground(picture: Picture) -> tuple[int, int, int] | None:

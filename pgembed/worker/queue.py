@@ -33,7 +33,7 @@ class Work:
     key_columns: list[dict[str, Any]]
     inputs: dict[str, dict[str, Any]]
     input_sql: dict[str, str]
-    input_columns: list[str]
+    input_columns: list[str]  # as SQL over alias t; what is computed on reading (and may fail) stands as true
     key_names: list[str]
     encoder: str
     spec: str
@@ -310,7 +310,7 @@ class Queue:
         ).format(
             aliases=aliases,
             target=sql.Identifier(self.work.target),
-            columns=sql.SQL(", ").join(_trusted("t." + column) for column in self.work.input_columns),
+            columns=sql.SQL(", ").join(_trusted(column) for column in self.work.input_columns),
             table=self._table,
             beyond=beyond,
             row_keys=self._row_keys(),

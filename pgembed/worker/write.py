@@ -150,7 +150,7 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row], *
 
 
 def give_back(conn: psycopg.Connection[Any], work: Work, seqs: Sequence[int]) -> None:
-    """Release claimed jobs, for whoever comes next. Where the queue is not what it was, their leases run out instead."""
+    """Release claimed jobs, for whoever comes next; where the queue is not what it was, their leases run out."""
     if not seqs:
         return
     try:

@@ -59,7 +59,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("empty")
     run(sys.executable, "-m", "venv", folder / "venv", folder=folder)
     programs = folder / "venv" / "bin"
-    run(programs / "python", "-m", "pip", "install", "-qq", f"{wheel}[embedded]", folder=folder)
+    run(programs / "python", "-m", "pip", "install", "-qq", "--no-compile", f"{wheel}[embedded]", folder=folder)
     return programs
 
 

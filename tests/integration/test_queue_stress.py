@@ -32,8 +32,23 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 SECONDS = float(os.environ.get("PGEMBED_STRESS_SECONDS", "15"))
 WITHOUT = os.environ.get("PGEMBED_STRESS_WITHOUT", "")
 ROWS, MOVED, WRITERS, WORKERS, LEASE = 30, 100, 5, 3, 0.02
-ADJECTIVES = "red blue green yellow black white small large old new wooden golden".split()
-NOUNS = "shoe dress house car dog cat bird fish tree table chair lamp clock boat".split()
+ADJECTIVES = ["red", "blue", "green", "yellow", "black", "white", "small", "large", "old", "new", "wooden", "golden"]
+NOUNS = [
+    "shoe",
+    "dress",
+    "house",
+    "car",
+    "dog",
+    "cat",
+    "bird",
+    "fish",
+    "tree",
+    "table",
+    "chair",
+    "lamp",
+    "clock",
+    "boat",
+]
 TITLES = [f"{adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS]
 STALE = """
     SELECT count(*) FROM product AS p LEFT JOIN truth AS t USING (title)
@@ -41,7 +56,7 @@ STALE = """
 """
 UNTRUE = """
     SELECT count(*) FROM product AS p LEFT JOIN truth AS t USING (title)
-    WHERE p.embedding IS NULL <> p.title IS NULL OR p.embedding <-> t.vector > 0.001
+    WHERE (p.embedding IS NULL) <> (p.title IS NULL) OR p.embedding <-> t.vector > 0.001
 """
 
 

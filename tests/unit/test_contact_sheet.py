@@ -10,8 +10,9 @@ import pytest
 from PIL import Image as Pictures
 
 from pgembed import Image, Text, Vector
-from pgembed.contact_sheet import Hit, Panel, Part, parts_of, sign_of, thumbnail, to_html, write_contact_sheet
-from pgembed.contact_sheet_png import WIDTH, draw
+from pgembed.contact_sheet import Hit, Panel, Part, draw, parts_of, thumbnail, to_html, write_contact_sheet
+from pgembed.contact_sheet.panel import sign_of
+from pgembed.contact_sheet.png import WIDTH
 from pgembed.errors import InvalidInput
 from pgembed.media import MediaPolicy, MediaReader
 

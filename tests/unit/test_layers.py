@@ -17,7 +17,7 @@ MAX_LINES = 500
 
 # From the bottom up: a module imports from its own layer and those before it, never from a later one.
 LAYERS = (
-    {"errors"},
+    {"errors", "_distribution"},
     {"inputs", "embedded"},
     {"vectors", "static_text", "download"},
     {"media", "encoders", "query", "evaluate"},
@@ -28,7 +28,7 @@ LAYERS = (
     {"cli"},
 )
 INTEGRATIONS = {"sqlalchemy": "sqlalchemy", "django": "django", "alembic": "alembic"}
-HEAVY = {"torch", "open_clip", "onnxruntime", "tokenizers", "alembic", "sqlalchemy", "django", "typer", "rich"}
+HEAVY = {"torch", "open_clip", "onnxruntime", "tokenizers", "alembic", "sqlalchemy", "django", "typer"}
 
 
 @dataclass(frozen=True)

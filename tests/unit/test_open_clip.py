@@ -133,6 +133,13 @@ def test_encoding_is_deterministic(encoder: OpenClipEncoder) -> None:
     assert np.array_equal(encoder.encode_image(pictures()), encoder.encode_image(pictures()))
 
 
+def test_dropout_is_for_training(tiny: dict[str, Path], tmp_path: Path) -> None:
+    dropping = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "patch_dropout": 0.5}}  # type: ignore[dict-item]
+    (tmp_path / "dropping.json").write_text(json.dumps({"model_cfg": dropping, "preprocess_cfg": PREPROCESS}))
+    encoder = load_tiny(tiny, config=str(tmp_path / "dropping.json"))
+    assert np.array_equal(encoder.encode_image(pictures()), load_tiny(tiny).encode_image(pictures()))
+
+
 def test_pictures_are_preprocessed_in_threads(encoder: OpenClipEncoder) -> None:
     with ThreadPoolExecutor(4) as threads:
         pixels = list(threads.map(encoder.preprocess, pictures() * 3))

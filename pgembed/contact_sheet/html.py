@@ -1,112 +1,17 @@
-"""Contact sheets: results of searches as one picture or one HTML file that needs nothing beside it."""
+"""A contact sheet as one HTML file that needs nothing beside it."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from pgembed.errors import InvalidInput, MediaError
-from pgembed.inputs import Expression, Text, Vector
-from pgembed.inputs import Image as ImageInput
-from pgembed.inputs import Screenshot as ScreenshotInput
-from pgembed.media import MediaReader, decode_picture
+from pgembed.contact_sheet.panel import Hit, Panel, Part, sign_of, thumbnail, thumbnail_or_none
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
-
-THUMBNAIL = 320  # pixels of the longer side: sharp at the size shown, on dense displays too
-SUFFIXES = (".html", ".htm", ".png")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One input of a query: words, or a picture, and its weight."""
-
-    content: str | Picture
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One row that was found. ``picture``: a picture file's bytes, a decoded picture, or None where it has none."""
-
-    picture: bytes | Picture | None
-    caption: str
-    score: float | None = None
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One search: what was asked, the SQL that ran, and what came back, best first."""
-
-    title: str
-    hits: Sequence[Hit]
-    query: Sequence[Part] = ()
-    sql: str = ""
-    note: str = ""
-
-
-def parts_of(expression: Expression, reader: MediaReader) -> list[Part]:
-    """A query's inputs as parts to show. Raises MediaError for a picture that cannot be read."""
-    parts: list[Part] = []
-    for term in expression.terms:
-        match term.input:
-            case Text(text):
-                parts.append(Part(text, term.weight))
-            case ImageInput() | ScreenshotInput() as picture:
-                parts.append(Part(thumbnail(reader.open(picture.source, picture.kind)), term.weight))
-            case Vector() as vector:
-                parts.append(Part(f"a vector of {vector.dim}", term.weight))
-            case other:
-                parts.append(Part(repr(other), term.weight))
-    return parts
-
-
-def write_contact_sheet(panels: Sequence[Panel], path: Path, title: str = "Search results") -> None:
-    """Write ``path``: HTML or PNG by its suffix. Raises InvalidInput for another one."""
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InvalidInput(f"A contact sheet cannot be written as '{path.name}'.", "Name it .html or .png.")
-    if suffix == ".png":
-        from pgembed.contact_sheet_png import draw
-
-        draw(panels, title).save(path, optimize=True)
-    else:
-        path.write_text(to_html(panels, title), encoding="utf-8")
-
-
-def thumbnail(picture: bytes | Picture, size: int = THUMBNAIL) -> Picture:
-    """A small RGB copy on white; what is decoded already counts as upright. Raises MediaError for other bytes."""
-    small = decode_picture(picture) if isinstance(picture, bytes) else picture.copy()
-    if "A" in small.getbands() or "transparency" in small.info:
-        small = small.convert("RGBA")
-        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
-    small = small.convert("RGB")
-    small.thumbnail((size, size), Image.Resampling.LANCZOS)
-    return small
-
-
-def thumbnail_or_none(picture: bytes | Picture | None) -> Picture | None:
-    """The thumbnail, or None where there is no picture or it cannot be shown."""
-    try:
-        return None if picture is None else thumbnail(picture)
-    except MediaError:
-        return None
-
-
-def sign_of(part: Part, *, first: bool) -> str:
-    """What stands before a part: ``+``, ``−``, a weight other than one, or nothing before the first."""
-    weight = abs(part.weight)
-    number = "" if weight == 1 else f"{weight:g} ×"
-    sign = "−" if part.weight < 0 else "" if first else "+"
-    return f"{sign} {number}".strip()
 
 
 def to_html(panels: Sequence[Panel], title: str = "Search results") -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pgembed.contact_sheet import Hit, Panel, Part, sign_of, thumbnail, thumbnail_or_none
+from pgembed.contact_sheet.panel import Hit, Panel, Part, sign_of, thumbnail, thumbnail_or_none
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -188,6 +188,9 @@ class _Faces:
         """At least one line; the first fits into the width, a second holds the rest."""
         words = text.split() or [""]
         line = words[0]
+        if self.width(line, size) > width:  # a file's name, for example: broken anywhere
+            end = next(end for end in range(len(line), 0, -1) if end == 1 or self.width(line[:end], size) <= width)
+            return [line[:end], " ".join([line[end:], *words[1:]])]
         for number, word in enumerate(words[1:], start=1):
             if self.width(f"{line} {word}", size) > width:
                 return [self.fitting(line, size, width), " ".join(words[number:])]

@@ -1,0 +1,10 @@
+"""A query expression, a filter and a limit -> SQL and its parameters. No I/O: the clients run what is compiled here."""
+
+from pgembed.query.compiler import Compiler, SearchPlan, compile_search, to_encode
+from pgembed.query.rows import SearchRow, search_row_factory
+from pgembed.query.statement import Column, Statement, Target
+
+__all__ = [
+    "Column", "Compiler", "SearchPlan", "SearchRow", "Statement", "Target", "compile_search", "search_row_factory",
+    "to_encode",
+]  # fmt: skip

@@ -1,0 +1,214 @@
+"""A query expression, a filter and a limit -> the statements of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from psycopg import sql
+
+from pgembed.errors import InvalidQuery
+from pgembed.inputs import Expression, Input, Text, Vector
+from pgembed.query.statement import Parameters, Statement, Target, Values
+from pgembed.query.texts import Kind, Shape, Texts, names
+from pgembed.vectors import pack_one
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EF_SEARCH = 40  # what an HNSW index gives at most in one round, by pgvector's default
+_REMEMBERED = 200  # shapes of searches whose SQL is kept
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What a client runs.
+
+    Where ``settings`` is given it is run first, in the same transaction: its one row tells what was set before, for
+    ``restore`` where the transaction is the caller's. Then ``statement``; where that gives fewer than ``limit`` rows,
+    ``exact``, which compares all matching rows and is the answer. ``portable`` is both in one statement, for those who
+    run only one.
+    """
+
+    limit: int
+    _texts: Texts
+    _vector: Values
+    _given: Values
+    _only_exact: bool
+    _filtered: bool
+
+    @cached_property
+    def statement(self) -> Statement:
+        """What is run first: the index's answer, or the exact one where that was asked for."""
+        return self.exact if self._only_exact else Statement(self._texts.nearest, _joined(self._vector, self._given))
+
+    @cached_property
+    def exact(self) -> Statement:
+        """The nearest of all matching rows, without an index."""
+        return Statement(self._texts.every, _joined(self._vector, self._given))
+
+    @cached_property
+    def portable(self) -> Statement:
+        """One statement that asks the index, and compares all rows only where that gave too few."""
+        if not self._needs_rounds:
+            return self.statement
+        twice = self._given if isinstance(self._given, dict) else self._given * 2
+        return Statement(self._texts.nearest_or_every, _joined(self._vector, twice))
+
+    @cached_property
+    def settings(self) -> Statement | None:
+        """What lets the index go on until enough rows match, where one round of it may not do."""
+        return Statement(self._texts.settings) if self._needs_rounds else None
+
+    @property
+    def _needs_rounds(self) -> bool:
+        return not self._only_exact and (self._filtered or self.limit > EF_SEARCH)
+
+    def starves(self, before: Mapping[str, Any]) -> bool:
+        """Whether this pgvector (older than 0.8, by the row of ``settings``) cannot go on where a filter starves the
+        index, so that ``exact`` should be run at once."""
+        return before["iterative_scan"] is None
+
+    def restore(self, before: Mapping[str, Any]) -> Statement:
+        """What sets the settings back to the row that ``settings`` gave."""
+        names = {"hnsw.iterative_scan": before["iterative_scan"], "hnsw.ef_search": before["ef_search"]}
+        calls = [
+            sql.SQL("pg_catalog.set_config({}, {}, true)").format(name, value)
+            for name, value in names.items()
+            if value is not None
+        ]
+        return Statement(sql.SQL("SELECT {}").format(sql.SQL(", ").join(calls)))
+
+
+def to_encode(target: Target, query: Expression) -> tuple[Input, ...]:
+    """The inputs whose vectors ``compile_search`` must be given: what is no vector, and no text that SQL encodes."""
+    inputs = dict.fromkeys(term.input for term in query.terms)
+    return tuple(i for i in inputs if not isinstance(i, Vector) and not (isinstance(i, Text) and target.static_text))
+
+
+class Compiler:
+    """Compiles searches of one target; the SQL of a search that differs only in its values is made once."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._texts: dict[Shape, Texts] = {}
+
+    def compile(
+        self,
+        query: Expression,
+        vectors: Mapping[Input, NDArray[Any]] | None = None,
+        *,
+        where: str | sql.Composable | None = None,
+        params: Parameters = (),
+        limit: int = 10,
+        columns: Sequence[str] | None = None,
+        wide: bool = False,
+        exact: bool = False,
+    ) -> SearchPlan:
+        """The statements that find the ``limit`` rows nearest to ``query``, best first.
+
+        ``vectors`` holds the vectors ``(dim,)`` of the inputs that ``to_encode`` names. ``where`` is one SQL condition
+        on the table's columns with psycopg's placeholders for ``params``; without params its percent signs are taken as
+        they are. A row has the chosen ``columns`` (default: all that are not wide, or all) and ``score``, the higher
+        the nearer: cosine similarity, inner product, or minus the distance; a chosen column of that name is called
+        ``score_``. A NULL or zero vector never matches. Raises InvalidQuery.
+        """
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidQuery(f"The limit is the number of rows wanted, at least 1, not {limit!r}.")
+        if isinstance(columns, str):
+            raise InvalidQuery(f"columns is a list of names, not {columns!r}.", f"Write columns=[{columns!r}].")
+        given: Values = dict(params) if isinstance(params, Mapping) else tuple(params)
+        if given and where is None:
+            raise InvalidQuery("There are params, but no filter that names them.", "Give where='price < %s'.")
+        named = isinstance(given, dict)
+        kinds, values = _query_vector(self.target, query, vectors or {})
+        shape = Shape(
+            kinds=kinds,
+            named=named,
+            where=where if where is None or isinstance(where, str) else where.as_string(None),
+            has_params=bool(given),
+            limit=limit,
+            columns=None if columns is None else tuple(columns),
+            wide=wide,
+        )
+        texts = self._texts.get(shape)
+        if texts is None:
+            if len(self._texts) >= _REMEMBERED:
+                self._texts.clear()
+            texts = self._texts[shape] = Texts(self.target, shape)
+        bound: Values = dict(zip(names(len(values)), values, strict=True)) if named else tuple(values)
+        if named and not given.keys().isdisjoint(bound):
+            raise InvalidQuery(f"Parameters may not be named {', '.join(bound)}: pgembed names its own so.")
+        filtered = where is not None or self.target.row_security
+        return SearchPlan(limit, texts, bound, given, exact, filtered)
+
+
+def compile_search(
+    target: Target,
+    query: Expression,
+    vectors: Mapping[Input, NDArray[Any]] | None = None,
+    **options: Any,  # noqa: ANN401
+) -> SearchPlan:
+    """Compile one search of a target: takes what ``Compiler.compile`` takes."""
+    return Compiler(target).compile(query, vectors, **options)
+
+
+def _query_vector(
+    target: Target, query: Expression, vectors: Mapping[Input, NDArray[Any]]
+) -> tuple[tuple[Kind, ...], list[object]]:
+    """How the query's vector is written, and its parameters: what is all vectors is summed here, the rest by SQL.
+
+    One kind is an input by itself; several, ended by "weights", are composed.
+    """
+    if others := query.spaces - {target.space}:
+        raise InvalidQuery(
+            f"{target.name} holds vectors of '{target.encoder}' (space {target.space}); the query has vectors of space "
+            f"{' and '.join(sorted(others))}.",
+            f"Encode them with '{target.encoder}'.",
+        )
+    if isinstance(query, Input):
+        kind, values = _of_input(target, query, _known(target, query, vectors))
+        return (kind,), values
+    terms = query.terms
+    known = {term.input: _known(target, term.input, vectors) for term in terms}
+    if all(vector is not None for vector in known.values()):
+        return ("vector",), [pack_one(query.resolve(lambda input: cast("NDArray[Any]", known[input])))]
+    inputs = [_of_input(target, term.input, known[term.input]) for term in terms]
+    weights = [term.weight for term in terms]
+    return (*(kind for kind, _ in inputs), "weights"), [*(value for _, some in inputs for value in some), weights]
+
+
+def _of_input(target: Target, input: Input, vector: NDArray[Any] | None) -> tuple[Kind, list[object]]:
+    if vector is not None:
+        return "vector", [pack_one(vector.astype(np.float32))]
+    return "text", [target.encoder, cast(Text, input).text]
+
+
+def _known(target: Target, input: Input, vectors: Mapping[Input, NDArray[Any]]) -> NDArray[Any] | None:
+    """The vector of an input, checked; None for a text that SQL encodes."""
+    if input in vectors:
+        vector = np.asarray(vectors[input])
+    elif isinstance(input, Vector):
+        vector = input.values
+    elif isinstance(input, Text) and target.static_text:
+        return None
+    else:
+        raise InvalidQuery(f"{input!r} has no vector yet.", f"Encode it with '{target.encoder}'.")
+    if vector.shape != (target.dim,):
+        raise InvalidQuery(
+            f"{target.name} holds vectors of '{target.encoder}' with {target.dim} dimensions; {input!r} has "
+            f"{'x'.join(map(str, vector.shape))}.",
+            f"Encode it with '{target.encoder}'.",
+        )
+    if not vector.any() or not np.isfinite(vector).all():
+        raise InvalidQuery(f"The vector of {input!r} is zero or not finite: no row is near to it.")
+    return vector
+
+
+def _joined(first: Values, second: Values) -> Values:
+    if isinstance(first, dict):
+        return first | dict(second)
+    return (*first, *second)

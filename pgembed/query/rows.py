@@ -1,0 +1,45 @@
+"""The rows that a search gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from psycopg import AsyncCursor, Cursor
+
+
+class SearchRow(Mapping[str, Any]):
+    """A row that was found: ``row.score``, ``row.title``; ``row["odd name"]`` for any name; ``dict(row)`` for all."""
+
+    __slots__ = ("_index", "_values")
+
+    def __init__(self, index: Mapping[str, int], values: Sequence[Any]) -> None:
+        self._index = index
+        self._values = values
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401
+        return self._values[self._index[name]]
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        if not name.startswith("__") and name not in SearchRow.__slots__ and name in self._index:
+            return self[name]
+        raise AttributeError(f"This row has no column '{name}'; it has {', '.join(self._index)}.", name=name, obj=self)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *(name for name in self._index if name.isidentifier())]
+
+    def __repr__(self) -> str:
+        return f"SearchRow({', '.join(f'{name}={value!r}' for name, value in self.items())})"
+
+
+def search_row_factory(cursor: Cursor[Any] | AsyncCursor[Any]) -> Callable[[Sequence[Any]], SearchRow]:
+    """A row factory of psycopg that makes SearchRows."""
+    index = {column.name: number for number, column in enumerate(cursor.description or ())}
+    return lambda values: SearchRow(index, values)

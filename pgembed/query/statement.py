@@ -1,0 +1,96 @@
+"""SQL with its parameters, and what is searched: what the rest of this package makes and is told."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from psycopg import sql
+
+from pgembed.vectors import PackedVector
+
+if TYPE_CHECKING:
+    from pgembed.encoders.base import Metric
+
+Parameters = Sequence[Any] | Mapping[str, Any]
+Values = tuple[Any, ...] | dict[str, Any]
+
+_PLACEHOLDER = re.compile(r"%(?:\((?P<name>[^)]*)\)[sbt]|(?P<plain>[sbt])|(?P<percent>%))")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """SQL and its parameters, for anybody's connection: ``conn.execute(statement.text, statement.params)``.
+
+    ``values`` are the parameters with vectors in pgvector's binary form, which is quicker on connections that
+    ``pgembed.vectors.register_packed`` has prepared; in ``params`` they are text, which every connection takes.
+    """
+
+    text: sql.Composed
+    values: Values = ()
+
+    @cached_property
+    def params(self) -> Values:
+        """The parameters, vectors as text: ``[0.1,0.2]``."""
+        if isinstance(self.values, dict):
+            return {name: _plain(value) for name, value in self.values.items()}
+        return tuple(_plain(value) for value in self.values)
+
+    def as_string(self) -> str:
+        """The SQL with its parameters in place, to be read, or run in psql."""
+        plain = iter(self.params.values() if isinstance(self.params, dict) else self.params)
+
+        def literal(match: re.Match[str]) -> str:
+            if match["percent"]:
+                return "%"
+            value = self.params[match["name"]] if isinstance(self.params, dict) else next(plain)
+            return sql.Literal(value).as_string(None)
+
+        return _PLACEHOLDER.sub(literal, self.text.as_string(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a searched table; a wide one (bytea, vectors) is read only when asked for."""
+
+    name: str
+    wide: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is searched: an embedding, its table and its encoder, as the catalog has them.
+
+    ``static_text`` tells that Postgres computes the vectors of texts itself. ``vector_schema`` is where the vector
+    extension lives, or None where the search path finds it.
+    """
+
+    schema: str
+    table: str
+    column: str
+    encoder: str
+    space: str
+    dim: int
+    columns: tuple[Column, ...]
+    keys: tuple[str, ...] = ()
+    metric: Metric = "cosine"
+    static_text: bool = False
+    vector_schema: str | None = None
+    half: bool = False  # the column is a halfvec
+    row_security: bool = False  # policies filter what is read
+
+    @property
+    def name(self) -> str:
+        """``product.embedding``, for messages."""
+        return f"{self.table}.{self.column}"
+
+
+def _plain(value: object) -> object:
+    if not isinstance(value, PackedVector):
+        return value
+    (dim,) = struct.unpack_from(">H", value)
+    return "[" + ",".join(f"{number:.9g}" for number in struct.unpack_from(f">{dim}f", value, 4)) + "]"

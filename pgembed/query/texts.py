@@ -1,0 +1,215 @@
+"""How a search is written in SQL.
+
+A query vector is always a scalar subquery, ``<=> (SELECT …)``, so that it is computed once a statement; a bare function
+there runs once for each row that is compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Literal, LiteralString, NamedTuple, cast
+
+from psycopg import sql
+
+from pgembed.errors import InvalidQuery
+from pgembed.query.statement import Target
+
+Kind = Literal["vector", "text", "weights"]
+
+_OPERATORS: dict[str, LiteralString] = {"cosine": "<=>", "ip": "<#>", "l2": "<->"}
+_SCORES: dict[str, LiteralString] = {"cosine": "1 - ", "ip": "-", "l2": "-"}
+_NAMES_VALUE = re.compile(r"(?<!%)(?:%%)*%(?:\([^)]*\))?[sbt]")
+_QUOTED = re.compile(
+    r"(?<![\w$])[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(?<![\w$])(\$(?:[^\W\d]\w*)?\$).*?\1",
+    re.DOTALL,
+)
+
+
+class Shape(NamedTuple):
+    """What the SQL of a search depends on, beside its target."""
+
+    kinds: tuple[Kind, ...]
+    named: bool
+    where: str | None
+    has_params: bool
+    limit: int
+    columns: tuple[str, ...] | None
+    wide: bool
+
+
+class Texts:
+    """The SQL of searches of one shape."""
+
+    def __init__(self, target: Target, shape: Shape) -> None:
+        self._target = target
+        columns = _chosen(target, shape.columns, shape.wide)
+        read = dict.fromkeys([*columns, *target.keys])
+        score = _unused("score", columns)
+        self._limit = sql.Literal(shape.limit)
+        self._vector = _vector(target, shape)
+        self._distance = sql.Identifier(_unused("distance", read))
+        self._read: list[sql.Composable] = [sql.Identifier(name) for name in read]
+        self._output: list[sql.Composable] = [  # a column named score gives that name up
+            _sql(sql.Identifier(name), " AS ", sql.Identifier(score)) if name == "score" else sql.Identifier(name)
+            for name in columns
+        ]
+        self._order = sql.SQL(", ").join([self._distance, *map(sql.Identifier, target.keys)])
+        self._where = _present(target)
+        if shape.where is not None:
+            self._where += _sql(" AND (", _condition(shape.where, has_params=shape.has_params), ")")
+
+    @cached_property
+    def nearest(self) -> sql.Composed:
+        """The rows nearest to the query, as the index has them."""
+        return _rendered(self._select(self._nearest(self._vector)))
+
+    @cached_property
+    def every(self) -> sql.Composed:
+        """The rows nearest to the query, by comparing all."""
+        return _rendered(self._select(self._nearest(self._vector, exact=True)))
+
+    @cached_property
+    def nearest_or_every(self) -> sql.Composed:
+        """The first, and where that is too few the second."""
+        of_query = sql.SQL("vector FROM query")
+        every = self._nearest(of_query, exact=True, unless=" AND NOT (SELECT enough FROM enough)")
+        both = _sql("    SELECT * FROM first WHERE (SELECT enough FROM enough)\n    UNION ALL (\n", every, "\n    )")
+        text = _sql(
+            "WITH query AS MATERIALIZED (\n    SELECT ", self._vector, " AS vector\n), first AS MATERIALIZED (\n",
+            self._nearest(of_query), "\n), enough AS MATERIALIZED (\n    SELECT count(*) >= ", self._limit,
+            " AS enough FROM first WHERE ", self._distance, " < 'NaN'\n)\n", self._select(both),
+        )  # fmt: skip
+        return _rendered(text)
+
+    @cached_property
+    def settings(self) -> sql.Composed:
+        """What lets an HNSW index go on until enough rows match. Naming a vector loads pgvector and its settings."""
+        return _rendered(
+            _sql(
+                "SELECT iterative_scan, ef_search, CASE WHEN iterative_scan IS NOT NULL"
+                " THEN pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) END,"
+                " pg_catalog.set_config('hnsw.ef_search', least(greatest(ef_search::integer, ", self._limit,
+                "), 1000)::text, true) FROM (SELECT '[0]'::", _of_vector(self._target, "vector"),
+                ", pg_catalog.current_setting('hnsw.iterative_scan', true) AS iterative_scan,"
+                " pg_catalog.current_setting('hnsw.ef_search', true) AS ef_search OFFSET 0) AS before",
+            )
+        )  # fmt: skip
+
+    def _select(self, rows: sql.Composable) -> sql.Composed:
+        """The rows found, sorted, with their scores; NaN is greater than every distance, and NULL is not less."""
+        score = _sql(_SCORES[self._target.metric], self._distance, " AS score")
+        return _sql(
+            "SELECT ", sql.SQL(", ").join([*self._output, score]), "\nFROM (\n", rows, "\n) AS nearest\nWHERE ",
+            self._distance, " < 'NaN'\nORDER BY ", self._order,
+        )  # fmt: skip
+
+    def _nearest(self, vector: sql.Composable, *, exact: bool = False, unless: LiteralString = "") -> sql.Composed:
+        """The nearest rows, at most ``limit``. A sum is no order that an index has, which makes it exact."""
+        target = self._target
+        half = ("::", _of_vector(target, "halfvec")) if target.half else ()
+        distance = _sql(sql.Identifier(target.column), *_operator(target), "(SELECT ", vector, ")", *half)
+        if exact:
+            distance = _sql("0 + (", distance, ")")
+        read = sql.SQL(", ").join([*self._read, _sql(distance, " AS ", self._distance)])
+        return _sql(
+            "    SELECT ", read, "\n    FROM ", sql.Identifier(target.schema, target.table),
+            "\n    WHERE ", self._where, unless, "\n    ORDER BY ", self._order if exact else self._distance,
+            "\n    LIMIT ", self._limit,
+        )  # fmt: skip
+
+
+def _vector(target: Target, shape: Shape) -> sql.Composed:
+    """The SQL of the query's vector, with placeholders for its values."""
+    unused = iter(names(2 * len(shape.kinds)))
+
+    def place() -> sql.Placeholder:
+        return sql.Placeholder(next(unused)) if shape.named else sql.Placeholder()
+
+    def written(kind: Kind) -> sql.Composed:
+        if kind == "vector":
+            return _sql(place(), "::", _of_vector(target, "vector"))
+        return _sql("pgembed.encode_text(", place(), ", ", place(), ")")
+
+    if shape.kinds[-1] != "weights":
+        return written(shape.kinds[0])
+    terms = sql.SQL(", ").join([written(kind) for kind in shape.kinds[:-1]])
+    return _sql("pgembed.compose(ARRAY[", terms, "], ", place(), "::float8[])")
+
+
+def names(number: int) -> list[str]:
+    """The names of our own parameters, where the caller's have names."""
+    return [f"pgembed_{n}" for n in range(1, number + 1)]
+
+
+def _chosen(target: Target, columns: Sequence[str] | None, wide: bool) -> tuple[str, ...]:
+    if columns is None:
+        return tuple(column.name for column in target.columns if wide or not column.wide)
+    there = {column.name for column in target.columns}
+    if unknown := [name for name in columns if name not in there]:
+        raise InvalidQuery(
+            f"Table {target.table} has no column {', '.join(map(repr, unknown))}.",
+            f"Its columns: {', '.join(column.name for column in target.columns)}.",
+        )
+    return tuple(dict.fromkeys(columns))
+
+
+def _condition(text: str, *, has_params: bool) -> sql.SQL:
+    """The filter, as one condition. It is the caller's SQL; this refuses what would reach beyond it."""
+    plain = _QUOTED.sub("''", text)
+    depth = lowest = 0
+    for bracket in re.findall(r"[()]", plain):
+        depth += 1 if bracket == "(" else -1
+        lowest = min(lowest, depth)
+    fault = (
+        "is empty" if not text.strip()
+        else "holds a comment" if "--" in plain or "/*" in plain
+        else "holds a semicolon" if ";" in plain
+        else "does not close its parentheses" if depth or lowest
+        else "does not close its quotes" if "'" in plain.replace("''", "") or '"' in plain
+        else "has placeholders, but there are no params" if not has_params and _NAMES_VALUE.search(plain)
+        else None
+    )  # fmt: skip
+    if fault:
+        raise InvalidQuery(f"The filter {text!r} {fault}.", "Give one condition, as it could stand after WHERE.")
+    return sql.SQL(cast(LiteralString, text if has_params else re.sub("%%|%", "%%", text)))
+
+
+def _present(target: Target) -> sql.Composed:
+    """That a row has a vector. Under cosine a zero one has no distance; under other metrics it must be told apart."""
+    column = sql.Identifier(target.column)
+    if target.metric == "cosine":
+        return _sql(column, " IS NOT NULL")
+    return _sql(_of_vector(target, "l2_norm" if target.half else "vector_norm"), "(", column, ") > 0")
+
+
+def _operator(target: Target) -> tuple[LiteralString | sql.Composable, ...]:
+    """The operator of the metric, with its schema where the search path may not have it."""
+    operator = _OPERATORS[target.metric]
+    if target.vector_schema is None:
+        return " ", operator, " "
+    return " OPERATOR(", sql.Identifier(target.vector_schema), ".", operator, ") "
+
+
+def _of_vector(target: Target, name: LiteralString) -> sql.Composable:
+    """A name of the vector extension."""
+    return sql.SQL(name) if target.vector_schema is None else sql.Identifier(target.vector_schema, name)
+
+
+def _unused(name: str, taken: Iterable[str]) -> str:
+    """``name``, with underscores at its end until it is not taken."""
+    names = set(taken)
+    while name in names:
+        name += "_"
+    return name
+
+
+def _rendered(text: sql.Composed) -> sql.Composed:
+    """The same in one piece, which is quicker to send."""
+    return sql.Composed([sql.SQL(cast(LiteralString, text.as_string(None)))])
+
+
+def _sql(*parts: LiteralString | sql.Composable) -> sql.Composed:
+    """Parts one after another."""
+    return sql.Composed([sql.SQL(part) if isinstance(part, str) else part for part in parts])
