@@ -31,7 +31,7 @@ def pictures(encoder: LiteEncoder, files: Iterable[Path]) -> Vectors:
     """Encode picture files into ``(n, dim)``."""
     todo, out = list(files), []
     for start in range(0, len(todo), BATCH):
-        out.append(encoder.encode_image([Image.open(file).convert("RGB") for file in todo[start : start + BATCH]]))
+        out.append(encoder.encode_image([Image.open(file) for file in todo[start : start + BATCH]]))
     return np.concatenate(out)
 
 

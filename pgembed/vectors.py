@@ -1,4 +1,4 @@
-"""Vectors on the wire: pgvector's binary form, for COPY and for parameters, without touching the connection's adapters.
+"""Vectors on the wire: pgvector's binary form, for COPY and for parameters.
 
 The form is two unsigned 16-bit integers (dimensions, unused) and then float32, all big-endian (pgvector's vector_recv).
 """
@@ -6,7 +6,7 @@ The form is two unsigned 16-bit integers (dimensions, unused) and then float32, 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ from psycopg.pq import Format
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from psycopg import Connection
+
+
+_BIGINT_OID = 20
 
 
 class PackedVector(bytes):
@@ -61,35 +64,42 @@ def register_packed(adapters: AdaptersMap, oid: int) -> None:
     adapters.register_dumper(PackedVector, _packed_dumper(oid))
 
 
-def copy_header() -> bytes:
-    """What a binary COPY begins with."""
-    return b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+class BinaryParameter(bytearray):
+    """A parameter in the binary form of its type, which the statement names (``$1::bigint[]``)."""
 
 
-def copy_rows(seqs: NDArray[np.int64], vectors: NDArray[np.float32]) -> bytes:
-    """Rows of a binary COPY into ``(seq bigint, vector, gone boolean)``; ``(n,)`` and ``(n, dim)``; none is gone."""
-    dim = vectors.shape[1]
-    row = np.dtype(
-        [
-            ("fields", ">i2"), ("seq_length", ">i4"), ("seq", ">i8"),
-            ("vector_length", ">i4"), ("dim", ">u2"), ("unused", ">u2"), ("vector", ">f4", (dim,)),
-            ("gone_length", ">i4"), ("gone", "u1"),
-        ]
-    )  # fmt: skip
-    rows = np.zeros(len(seqs), dtype=row)
-    rows["fields"] = 3
-    rows["seq_length"] = 8
-    rows["seq"] = seqs
-    rows["vector_length"] = 4 + 4 * dim
-    rows["dim"] = dim
-    rows["vector"] = vectors
-    rows["gone_length"] = 1
-    return rows.tobytes()
+class BinaryParameterDumper(Dumper):
+    """Sends a BinaryParameter as it is."""
+
+    format = Format.BINARY
+    oid = 0
+
+    def dump(self, obj: BinaryParameter) -> BinaryParameter:
+        return obj
 
 
-def copy_row_without_vector(seq: int, *, gone: bool) -> bytes:
-    """A row of a binary COPY whose vector is NULL: the row has no input, or is gone."""
-    return struct.pack(">hiqiiB", 3, 8, seq, -1, 1, gone)
+def vector_array(vectors: Sequence[NDArray[np.float32]], oid: int) -> BinaryParameter:
+    """Vectors ``(dim,) float32`` as a parameter of type ``vector[]``; ``oid`` is that of the type ``vector`` there."""
+    dim = len(vectors[0])
+    element = np.dtype([("length", ">i4"), ("dim", ">u2"), ("unused", ">u2"), ("numbers", ">f4", (dim,))])
+    parameter, elements = _array(len(vectors), element, oid)
+    elements["length"] = 4 + 4 * dim
+    elements["dim"] = dim
+    np.stack(vectors, out=elements["numbers"], casting="same_kind")
+    return parameter
 
 
-COPY_END = b"\xff\xff"
+def bigint_array(numbers: Collection[int]) -> BinaryParameter:
+    """Integers as a parameter of type ``bigint[]``."""
+    parameter, elements = _array(len(numbers), np.dtype([("length", ">i4"), ("number", ">i8")]), _BIGINT_OID)
+    elements["length"] = 8
+    elements["number"] = list(numbers)
+    return parameter
+
+
+def _array(count: int, element: np.dtype[Any], oid: int) -> tuple[BinaryParameter, NDArray[Any]]:
+    """An array of one dimension in Postgres's binary form, and its elements, to be filled in."""
+    header = struct.pack(">iiIii", 1, 0, oid, count, 1)
+    parameter = BinaryParameter(len(header) + count * element.itemsize)
+    parameter[: len(header)] = header
+    return parameter, np.frombuffer(parameter, element, offset=len(header))

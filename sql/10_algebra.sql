@@ -12,10 +12,10 @@ BEGIN
 END
 $$;
 
--- A vector of dim times the same number: the factor of a product by elements.
+-- A vector of dim times the same number: the factor of a product by elements. What float4 cannot tell from 0 is 0.
 CREATE OR REPLACE FUNCTION pgembed._filled(value float8, dim integer) RETURNS @extschema:vector@.vector
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN array_fill(value::real, ARRAY[dim])::@extschema:vector@.vector;
+RETURN array_fill(CASE WHEN abs(value) < 1e-37 THEN 0 ELSE value END::real, ARRAY[dim])::@extschema:vector@.vector;
 
 -- weight times v, not normalized.
 CREATE OR REPLACE FUNCTION pgembed.scale(v @extschema:vector@.vector, weight float8) RETURNS @extschema:vector@.vector
@@ -55,16 +55,16 @@ RETURNS @extschema:vector@.vector
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 BEGIN ATOMIC
     SELECT CASE
-        WHEN fault IS NOT NULL THEN pgembed._raise(fault,
-            'Give one finite weight for each vector; a vector that is NULL belongs to a row that is not there or not encoded yet.',
+        WHEN fault IS NOT NULL THEN pgembed._raise(fault, 'Give one finite weight for each vector. '
+            'A vector that is NULL belongs to a row that is not there, or is not encoded yet.',
             NULL::@extschema:vector@.vector)
         ELSE (
             -- divided by the largest weight, so that no finite weight is out of float4's range
             SELECT CASE
-                WHEN @extschema:vector@.vector_norm(avg(scaled)) * count(*) <= 1e-6 * sum(abs(share))
+                WHEN @extschema:vector@.vector_norm(@extschema:vector@.avg(scaled)) * count(*) <= 1e-6 * sum(abs(share))
                     THEN pgembed._raise(format('The vectors cancel under the weights %s: no direction is left.', given),
                         'Change a weight, or leave a vector out.', NULL::@extschema:vector@.vector)
-                ELSE @extschema:vector@.l2_normalize(avg(scaled))
+                ELSE @extschema:vector@.l2_normalize(@extschema:vector@.avg(scaled))
             END
             FROM (
                 SELECT share, @extschema:vector@.l2_normalize(v)
@@ -81,6 +81,16 @@ BEGIN ATOMIC
     CROSS JOIN LATERAL (SELECT pgembed._compose_fault(vectors, given) AS fault) AS f;
 END;
 
+-- The weight of one end of an arc in the point at this share of it from the other end; linear where the arc is tiny.
+-- A share too small to count is 0, so that its products do not underflow. Called by slerp.
+CREATE OR REPLACE FUNCTION pgembed._arc_share(share float8, angle float8) RETURNS float8
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+    WHEN abs(share) < 1e-12 THEN 0
+    WHEN angle < 1e-6 THEN share
+    ELSE sin(share * angle) / sin(angle)
+END;
+
 -- The direction at share t of the way from a to b on the great circle: t = 0 is a, t = 1 is b, others extrapolate.
 -- The angle comes from the lengths of difference and sum, which is exact where arccos(a . b) is not.
 CREATE OR REPLACE FUNCTION pgembed.slerp(a @extschema:vector@.vector, b @extschema:vector@.vector, t float8)
@@ -90,19 +100,20 @@ BEGIN ATOMIC
     SELECT CASE
         WHEN num_nulls(a, b, t) > 0 THEN NULL::@extschema:vector@.vector
         WHEN t IN ('NaN', 'Infinity', '-Infinity')
-            THEN pgembed._raise(format('The share t of slerp is %s.', t), 'Give a number from 0 to 1.', NULL::@extschema:vector@.vector)
+            THEN pgembed._raise(format('The share t of slerp is %s.', t), 'Give a number from 0 to 1.',
+                NULL::@extschema:vector@.vector)
         WHEN @extschema:vector@.vector_norm(a) = 0 OR @extschema:vector@.vector_norm(b) = 0
             THEN pgembed._raise('slerp was given a zero vector, which has no direction.',
                 'Give two vectors that are not zero.', NULL::@extschema:vector@.vector)
         ELSE (
             SELECT CASE
                 WHEN pi() - angle < 1e-6
-                    THEN pgembed._raise('The vectors of slerp are opposite to each other: there is no single way between them.',
+                    THEN pgembed._raise(
+                        'The vectors of slerp are opposite to each other: there is no single way between them.',
                         'Go through a third vector, or use compose.', NULL::@extschema:vector@.vector)
                 ELSE @extschema:vector@.l2_normalize(
-                    pgembed.scale(p, CASE WHEN angle < 1e-6 THEN 1 - t ELSE sin((1 - t) * angle) / sin(angle) END)
-                    OPERATOR(@extschema:vector@.+)
-                    pgembed.scale(q, CASE WHEN angle < 1e-6 THEN t ELSE sin(t * angle) / sin(angle) END))
+                    pgembed.scale(p, pgembed._arc_share(1 - t, angle))
+                    OPERATOR(@extschema:vector@.+) pgembed.scale(q, pgembed._arc_share(t, angle)))
             END
             FROM (SELECT @extschema:vector@.l2_normalize(a) AS p, @extschema:vector@.l2_normalize(b) AS q) AS unit
             CROSS JOIN LATERAL (
@@ -118,7 +129,8 @@ CREATE OR REPLACE FUNCTION pgembed._without(v @extschema:vector@.vector, u @exts
 RETURNS @extschema:vector@.vector
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE
-    WHEN abs(@extschema:vector@.inner_product(v, u)) < 1e-12 THEN v -- nothing to take away, and its product might underflow
+    -- nothing to take away, and its product might underflow
+    WHEN abs(@extschema:vector@.inner_product(v, u)) < 1e-12 THEN v
     ELSE v OPERATOR(@extschema:vector@.-) pgembed.scale(u, @extschema:vector@.inner_product(v, u))
 END;
 
@@ -137,7 +149,8 @@ BEGIN ATOMIC
         ELSE (
             WITH RECURSIVE step (i, rest, remaining) AS (
                 SELECT 1, @extschema:vector@.l2_normalize(v), ARRAY(
-                    SELECT @extschema:vector@.l2_normalize(d) FROM unnest(directions) WITH ORDINALITY AS o (d, n) ORDER BY n)
+                    SELECT @extschema:vector@.l2_normalize(d)
+                    FROM unnest(directions) WITH ORDINALITY AS o (d, n) ORDER BY n)
                 UNION ALL
                 SELECT step.i + 1,
                     CASE WHEN independent THEN pgembed._without(pgembed._without(rest, u), u) ELSE rest END,

@@ -126,7 +126,7 @@ BEGIN ATOMIC
         SELECT 'pg_catalog.pg_type'::regclass, t.oid FROM pg_catalog.pg_type AS t
         WHERE t.typnamespace = 'pgembed'::regnamespace
     )
-    SELECT string_agg(DISTINCT pg_describe_object(d.classid, d.objid, 0), ', ')
+    SELECT string_agg(DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid), ', ')
     FROM pg_catalog.pg_depend AS d
     JOIN own ON own.classid = d.refclassid AND own.oid = d.refobjid
     LEFT JOIN pg_catalog.pg_rewrite AS r ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND r.oid = d.objid
@@ -260,15 +260,13 @@ $$;
 -- The primary key's columns, in order, with the type and collation that the queue keeps them in.
 CREATE OR REPLACE FUNCTION pgembed._key_columns(relation regclass) RETURNS jsonb
 LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp -- so that types and collations are kept with their schema
 AS $$
 DECLARE
     keys jsonb;
 BEGIN
     SELECT jsonb_agg(jsonb_build_object('name', a.attname, 'attnum', a.attnum, 'type', CASE
         WHEN a.atttypid IN ('smallint'::regtype, 'integer'::regtype) THEN 'bigint'
-        ELSE format_type(a.atttypid, -1) || CASE WHEN a.attcollation NOT IN (0, 'pg_catalog."default"'::regcollation)
-            THEN ' COLLATE ' || a.attcollation::regcollation ELSE '' END END) ORDER BY k.ordinal)
+        ELSE pgembed._type_sql(a.atttypid, a.attcollation) END) ORDER BY k.ordinal)
     INTO keys
     FROM pg_catalog.pg_index AS i
     CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, ordinal)
@@ -282,6 +280,17 @@ BEGIN
     RETURN keys;
 END
 $$;
+
+-- A type and its collation as SQL that means the same under any search_path.
+CREATE OR REPLACE FUNCTION pgembed._type_sql(type oid, collation_id oid) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT format_type(type, -1) || CASE
+        WHEN collation_id NOT IN (0, 'pg_catalog."default"'::regcollation) THEN ' COLLATE ' || collation_id::regcollation
+        ELSE ''
+    END;
+END;
 
 -- The two tables of an embedding's queue: the log that triggers append to, and the jobs that workers hold. Keys stand
 -- in columns key_1, key_2, ... so that no name of the user's can clash with the queue's own.

@@ -41,10 +41,10 @@ DECLARE
     scan_before text;
     ef_before text;
     ignored text;
-    -- the rows that count are known before the first is given out, since no row can be taken back
-    statement CONSTANT text := 'SELECT ROW(%1$s)::%2$s AS item, %3$s AS score, count(*) OVER () AS found_rows FROM ('
-        'SELECT %4$s, %5$s AS distance FROM %6$s WHERE %7$s%8$s ORDER BY distance%9$s LIMIT $2'
-        ') AS nearest WHERE distance < ''NaN'' ORDER BY distance%10$s';
+    -- $1 is the query, $2 is k, $3 holds the params
+    statement CONSTANT text := 'SELECT ROW(%1$s)::%2$s AS item, %3$s AS score%4$s FROM ('
+        'SELECT %5$s, %6$s AS distance FROM %7$s WHERE %8$s%9$s ORDER BY distance%10$s LIMIT $2'
+        ') AS nearest WHERE distance < ''NaN'' ORDER BY distance%11$s';
 BEGIN
     target := pgembed._search_target(row_type, embedding, wide);
     IF k IS NULL OR k <= 0 THEN
@@ -53,26 +53,30 @@ BEGIN
             HINT = 'For example: k => 10.';
     ELSIF query IS NULL OR @extschema:vector@.vector_norm(query) = 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('The query vector is %s, to which no row is near.', CASE WHEN query IS NULL THEN 'NULL' ELSE 'zero' END),
+            MESSAGE = format('The query vector is %s, to which no row is near.',
+                CASE WHEN query IS NULL THEN 'NULL' ELSE 'zero' END),
             HINT = 'If it was read from a table: there is no such row, or it is not encoded yet.';
     ELSIF @extschema:vector@.vector_dims(query) <> target.dim THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('%s.%I holds vectors of encoder ''%s'' with %s dimensions; the query has %s.', target.source,
-                target.target, target.encoder, target.dim, @extschema:vector@.vector_dims(query)),
+            MESSAGE = format('%s.%I holds vectors of encoder ''%s'' with %s dimensions; the query has %s.',
+                target.source, target.target, target.encoder, target.dim, @extschema:vector@.vector_dims(query)),
             HINT = format('Encode the query with ''%s''.', target.encoder);
     ELSIF filter IS NOT NULL OR params IS NOT NULL THEN
         condition := pgembed._filter_condition(target.source, filter, params);
     END IF;
 
-    scan_before := current_setting('hnsw.iterative_scan', true); -- NULL before pgvector 0.8, where a filter starves the index
+    -- NULL before pgvector 0.8, where a filter starves the index
+    scan_before := current_setting('hnsw.iterative_scan', true);
     IF exact IS NOT TRUE AND (condition = '' OR scan_before IS NOT NULL) THEN
         ef_before := current_setting('hnsw.ef_search');
         ignored := set_config('hnsw.ef_search', least(greatest(ef_before::integer, k), 1000)::text, true);
         IF scan_before IS NOT NULL THEN
             ignored := set_config('hnsw.iterative_scan', 'relaxed_order', true);
         END IF;
-        FOR nearest IN EXECUTE format(statement, target.item, row_type, target.score, target.columns,
-            target.distance, target.source, target.present, condition, '', target.keys) USING query, k, params LOOP
+        -- how many there are must be known before the first is given out: no row can be taken back
+        FOR nearest IN EXECUTE format(statement, target.item, row_type, target.score,
+            ', count(*) OVER () AS found_rows', target.columns, target.distance, target.source, target.present,
+            condition, '', target.keys) USING query, k, params LOOP
             EXIT WHEN nearest.found_rows < k;
             item := nearest.item;
             score := nearest.score;
@@ -87,13 +91,10 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    -- a sum is no order that an index gives
-    FOR nearest IN EXECUTE format(statement, target.item, row_type, target.score, target.columns,
-        '0 + (' || target.distance || ')', target.source, target.present, condition, target.keys, target.keys) USING query, k, params LOOP
-        item := nearest.item;
-        score := nearest.score;
-        RETURN NEXT;
-    END LOOP;
+    -- a sum is no order that an index has, which makes this exact
+    RETURN QUERY EXECUTE format(statement, target.item, row_type, target.score, '', target.columns,
+        '0 + (' || target.distance || ')', target.source, target.present, condition, target.keys, target.keys)
+        USING query, k, params;
 END
 $$;
 
@@ -148,7 +149,8 @@ BEGIN
         PERFORM pgembed._raise_no_target(row_type, _search_target.embedding);
     END IF;
 
-    SELECT string_agg(format('%I AS c%s', a.attname, a.attnum), ', ' ORDER BY a.attnum) FILTER (WHERE given OR is_key),
+    SELECT string_agg(format('%I AS c%s', a.attname, a.attnum), ', ' ORDER BY a.attnum)
+            FILTER (WHERE given OR is_key),
         string_agg(CASE WHEN given THEN 'c' || a.attnum ELSE 'NULL' END, ', ' ORDER BY a.attnum),
         bool_or(a.attname = target AND a.atttypid = '@extschema:vector@.halfvec'::regtype)
     INTO columns, item, half
@@ -159,7 +161,7 @@ BEGIN
     WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped;
 
     source := relation::regclass;
-    keys := coalesce(', c' || array_to_string(key_numbers, ', c'), '');
+    keys := coalesce(', c' || array_to_string(nullif(key_numbers, '{}'), ', c'), '');
     distance := format('%I OPERATOR(@extschema:vector@.%s) $1', target,
         CASE metric WHEN 'cosine' THEN '<=>' WHEN 'ip' THEN '<#>' ELSE '<->' END);
     IF half THEN
@@ -177,20 +179,21 @@ CREATE OR REPLACE FUNCTION pgembed._raise_no_target(row_type regtype, embedding 
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
-    relation oid := (SELECT typrelid FROM pg_catalog.pg_type WHERE oid = row_type);
-    relation_name text := relation::regclass;
+    table_oid oid := (SELECT typrelid FROM pg_catalog.pg_type WHERE oid = row_type);
+    relation_name text := table_oid::regclass;
     names text;
 BEGIN
-    IF relation = 0 THEN
+    IF table_oid = 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
             MESSAGE = format('The first argument of search names a table by its row type, which %s is not.', row_type),
             HINT = 'For example: pgembed.search(NULL::product, ...).';
     END IF;
-    SELECT string_agg(e.target, ', ' ORDER BY e.id) INTO names FROM pgembed.embedding AS e WHERE e.relation = relation;
+    SELECT string_agg(e.target, ', ' ORDER BY e.id) INTO names FROM pgembed.embedding AS e WHERE e.relation = table_oid;
     IF names IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
             MESSAGE = format('Table %s has no embedding.', relation_name),
-            HINT = format('Attach one: SELECT pgembed.attach(%L, ''embedding'', encoder => ''...'', inputs => ''...'');', relation_name);
+            HINT = format('Attach one: SELECT pgembed.attach(%L, ''embedding'', encoder => ''...'', inputs => ''{}'');',
+                relation_name);
     ELSIF embedding IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'ambiguous_parameter',
             MESSAGE = format('Table %s has several embeddings: %s.', relation_name, names),
@@ -211,6 +214,7 @@ DECLARE
     plain text := regexp_replace(filter, '''[^'']*''|"[^"]*"', '', 'g');
     bound text := filter;
     refused text;
+    place text;
     nothing record;
 BEGIN
     IF plain ~ '--|/\*|;' THEN
@@ -220,13 +224,14 @@ BEGIN
     ELSIF params IS NOT NULL OR plain ~ '\$[0-9]' THEN
         bound := pgembed._bound_filter(filter, params);
     END IF;
-    -- What parses between CASE WHEN and THEN here and between parentheses in the statement is one expression: it closes
-    -- each quote, comment and parenthesis that it opens, and no other. The loop's cursor takes no second statement.
+    -- What parses in both places is one expression: it closes each quote and parenthesis that it opens, and no other.
+    -- The loop's cursor takes no second statement.
     BEGIN
-        FOR nothing IN EXECUTE format(E'SELECT FROM %s WHERE CASE WHEN\n%s\nTHEN true ELSE false END LIMIT 0',
-            source, bound) USING NULL::@extschema:vector@.vector, 0, params LOOP
+        FOREACH place IN ARRAY ARRAY[E'CASE WHEN\n%s\nTHEN true ELSE false END', E'(\n%s\n)'] LOOP
+            FOR nothing IN EXECUTE format('SELECT FROM %s WHERE ' || place || ' LIMIT 0', source, bound)
+                USING NULL::@extschema:vector@.vector, 0, params LOOP
+            END LOOP;
         END LOOP;
-        refused := CASE WHEN btrim(filter, E' \t\r\n') = '' THEN 'it is empty' END;
     EXCEPTION
         WHEN insufficient_privilege THEN
             RAISE;
@@ -236,7 +241,8 @@ BEGIN
     IF refused IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'syntax_error',
             MESSAGE = format('The filter %s is not one condition on %s: %s.', quote_literal(filter), source, refused),
-            HINT = 'Give one condition, as it could stand after WHERE; cast a parameter to the type of its column: $1::timestamptz.';
+            HINT = 'Give one condition, as it could stand after WHERE. '
+                'A parameter may need a cast to the type of its column: $1::timestamptz.';
     END IF;
     RETURN E' AND (\n' || bound || E'\n)';
 END
@@ -252,7 +258,8 @@ RETURN CASE jsonb_typeof(value)
     ELSE 'jsonb'
 END;
 
--- The expression that reads value n (from 0) of the parameter $3, with the type that JSON says. Called by _bound_filter.
+-- The expression that reads value n (from 0) of the parameter $3, with the type that JSON says it has. Called by
+-- _bound_filter.
 CREATE OR REPLACE FUNCTION pgembed._bound_value(n numeric, params jsonb) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 BEGIN ATOMIC
@@ -260,7 +267,7 @@ BEGIN ATOMIC
         WHEN 'object' THEN format('($3 -> %s)', n)
         WHEN 'array' THEN CASE
             WHEN value = '[]' THEN '(''{}'')'
-            WHEN types <@ ARRAY['bigint', 'numeric', 'text', 'boolean'] AND (cardinality(types) = 1 OR types <@ ARRAY['bigint', 'numeric'])
+            WHEN cardinality(types) = 1 AND types[1] <> 'jsonb' OR types <@ ARRAY['bigint', 'numeric']
                 THEN format('(ARRAY(SELECT pg_catalog.jsonb_array_elements_text($3 -> %s)::%s))', n,
                     CASE WHEN cardinality(types) = 1 THEN types[1] ELSE 'numeric' END)
             ELSE format('($3 -> %s)', n)
@@ -268,7 +275,7 @@ BEGIN ATOMIC
         WHEN 'null' THEN '(NULL)'
         ELSE format('(($3 ->> %s)::%s)', n, pgembed._json_type(value))
     END
-    FROM (SELECT params -> n::integer AS value WHERE n BETWEEN 0 AND 65535) AS one
+    FROM (SELECT CASE WHEN n BETWEEN 0 AND 65535 THEN params -> n::integer END AS value) AS one
     CROSS JOIN LATERAL (
         SELECT array_agg(DISTINCT pgembed._json_type(element)) AS types
         FROM jsonb_array_elements(CASE jsonb_typeof(value) WHEN 'array' THEN value ELSE '[]' END) AS element
@@ -305,7 +312,8 @@ BEGIN
         WITH ORDINALITY AS m (token, ordinal);
     IF missing IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_parameter',
-            MESSAGE = format('The filter names %s; params holds %s values.', missing, coalesce(jsonb_array_length(params), 0)),
+            MESSAGE = format('The filter names %s; params holds %s values.', missing,
+                coalesce(jsonb_array_length(params), 0)),
             HINT = 'params is a JSON array with the values of $1, $2 ...: params => ''[50]''.';
     END IF;
     RETURN bound;

@@ -24,16 +24,16 @@ OF_TABLE = {
     " AND NOT tgisinternal ORDER BY tgname",
     "comments": "SELECT objsubid, description FROM pg_description WHERE objoid = %s::regclass ORDER BY objsubid",
     "dependents": "SELECT pg_describe_object(classid, objid, objsubid), deptype FROM pg_depend"
-    " WHERE refobjid = %s::regclass AND classid <> 'pg_trigger'::regclass ORDER BY 1",
+    " WHERE refobjid = %s::regclass AND classid <> 'pg_trigger'::regclass ORDER BY 1, 2",
 }
 
 OF_SCHEMA = {
     "relations": "SELECT relname, relkind, relpersistence FROM pg_class WHERE relnamespace = 'pgembed'::regnamespace"
     " AND relkind <> 'i' ORDER BY relname",
-    "columns": "SELECT c.relname, attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(d.adbin, d.adrelid)"
-    " FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid LEFT JOIN pg_attrdef d ON d.adrelid = attrelid"
-    " AND d.adnum = attnum WHERE relnamespace = 'pgembed'::regnamespace AND attnum > 0 AND relkind <> 'i'"
-    " ORDER BY c.relname, attnum",
+    "columns": "SELECT c.relname, attname, format_type(atttypid, atttypmod), attnotnull,"
+    " pg_get_expr(d.adbin, d.adrelid) FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid"
+    " LEFT JOIN pg_attrdef d ON d.adrelid = attrelid AND d.adnum = attnum"
+    " WHERE relnamespace = 'pgembed'::regnamespace AND attnum > 0 AND relkind <> 'i' ORDER BY c.relname, attnum",
     "constraints": "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint"
     " WHERE connamespace = 'pgembed'::regnamespace ORDER BY conname",
     "indexes": "SELECT indexdef FROM pg_indexes WHERE schemaname = 'pgembed' ORDER BY 1",
@@ -42,9 +42,10 @@ OF_SCHEMA = {
     " AND prokind IN ('f', 'p') ORDER BY 1",
     "aggregates": "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'pgembed'::regnamespace"
     " AND prokind = 'a' ORDER BY 1",
-    "rights": "SELECT proname, proacl::text FROM pg_proc WHERE pronamespace = 'pgembed'::regnamespace ORDER BY oid::regprocedure::text",
-    "tokens": "SELECT model, count(*), md5(string_agg(md5(token || vector::text), '' ORDER BY token)) FROM pgembed.token"
-    " GROUP BY model",
+    "rights": "SELECT oid::regprocedure::text, proacl::text FROM pg_proc"
+    " WHERE pronamespace = 'pgembed'::regnamespace ORDER BY 1",
+    "tokens": "SELECT model, count(*), md5(string_agg(md5(token || vector::text), '' ORDER BY token))"
+    " FROM pgembed.token GROUP BY model",
     "static text": "SELECT * FROM pgembed.static_text",
     "shipped": "SELECT * FROM pgembed.shipped_encoder",
     "version": "SELECT version_num, pgembed.version() FROM pgembed.schema_version",

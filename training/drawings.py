@@ -64,7 +64,7 @@ def caption(one: Emoji, rng: random.Random) -> str:
 
 def pixels(files: list[Path]) -> np.ndarray:
     """The pictures as the encoder sees them: ``(n, 224, 224, 3) uint8``."""
-    return np.stack([preprocess(Image.open(file).convert("RGB")) for file in files])
+    return np.stack([preprocess(Image.open(file)) for file in files])
 
 
 def changed(pictures: np.ndarray, generator: torch.Generator) -> np.ndarray:

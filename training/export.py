@@ -56,7 +56,7 @@ def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def export(network: Lite, path: Path) -> None:
     """Write the network as ONNX: ``pixels (n, 224, 224, 3) uint8`` -> ``vectors (n, 256) float32``."""
-    _write(Lite(folded(network.tower), network.names, network.head, network.gate), "vectors", path)
+    _write(Lite(folded(network.tower), network.names, network.silent, network.head, network.gate), "vectors", path)
 
 
 def export_features(tower: nn.Module, path: Path) -> None:

@@ -23,7 +23,7 @@ from training.network import imagenet_tower
 from training.paths import WORK
 
 T = TypeVar("T")
-COPIES, TONED_COPIES, BATCH = 3, 0, 8  # changed copies of an emoji, and of one with a skin tone
+COPIES, TONED_COPIES, BATCH = 2, 0, 8  # changed copies of an emoji, and of one with a skin tone
 
 
 def session(tower: nn.Module, name: str) -> onnxruntime.InferenceSession:

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     from training.head import Plan, train_gate, train_head
     from training.measure import held_out
     from training.network import Lite, class_names, imagenet_tower
-    from training.words import Words, distilled, from_int8, to_int8
+    from training.words import Words, distilled, from_int8, silent_direction, to_int8
 
     torch.set_num_threads(chosen.threads)
     paths.data(), paths.emojibase()
@@ -68,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     rows, scales = to_int8(trained)
     words = Words(tokenizer, from_int8(rows, scales))
-    network = Lite(imagenet_tower(), torch.from_numpy(words(class_names())), head, gate).eval()
+    silent = torch.from_numpy(silent_direction(words.table))
+    network = Lite(imagenet_tower(), torch.from_numpy(words(class_names())), silent, head, gate).eval()
     out = chosen.out or paths.SHIPPED
     out.mkdir(parents=True, exist_ok=True)
     export(network, out / "picture.onnx")

@@ -93,13 +93,14 @@ h2 { margin: 0 0 .7rem; font-size: 1.1rem; }
 .caption { margin-top: .35rem; font-size: .82rem; line-height: 1.3; overflow: hidden; display: -webkit-box;
   -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow-wrap: break-word; }
 .score { color: var(--soft); font-size: .78rem; font-variant-numeric: tabular-nums; }
-pre { margin: 1.2rem 0 0; padding: .8rem 1rem; overflow-x: auto; background: var(--ground); border-radius: 10px;
+pre { margin: 1.2rem 0 0; padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere;
+  background: var(--ground); border-radius: 10px;
   font: 12.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 @media print {
   :root { --ground: #fff; --card: #fff; --ink: #000; --soft: #555; --line: #ccc; --accent: #1d63b8; }
   body { max-width: none; padding: 0; font-size: 11px; }
   section { padding: 0 0 1rem; border: 0; break-inside: avoid; }
   .hits { grid-template-columns: repeat(8, 1fr); }
-  pre { padding: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 9px; }
+  pre { padding: 0; font-size: 9px; }
 }
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ WIDTH = 1760
 MARGIN, PADDING, GAP = 48, 32, 20
 COLUMNS = 8
 CELL = (WIDTH - 2 * MARGIN - 2 * PADDING - (COLUMNS - 1) * GAP) // COLUMNS
-CAPTION_HEIGHT = 58
+CAPTION_HEIGHT, CAPTION_LINE = 78, 23  # two lines of caption, one of score
 WORDS_HEIGHT, PICTURES_HEIGHT = 52, 96
 MAX_SQL_LINES = 14
 GROUND, CARD, INK, SOFT, LINE, ACCENT = "#f6f6f4", "#ffffff", "#1c1c1a", "#6b6b66", "#e2e2dd", "#1d63b8"
@@ -59,7 +60,7 @@ class _Canvas:
         return x + round(face.getlength(text))
 
     def panel(self, panel: Panel) -> None:
-        sql = _sql_lines(panel.sql)
+        sql = self._sql_lines(panel.sql)
         rows = max(1, -(-len(panel.hits) // COLUMNS)) if panel.hits else 0
         height = 2 * PADDING + 42
         height += _query_height(panel.query) + GAP if panel.query else 0
@@ -87,6 +88,16 @@ class _Canvas:
             self.write(self._faces.fitting(line, 17, WIDTH - 2 * left, fixed=True), left, 17, SOFT, fixed=True)
             self.down(26)
         self.y = end
+
+    def _sql_lines(self, sql: str) -> list[str]:
+        """The lines of a statement, long ones broken, all cut where they are many."""
+        width = 100 * (WIDTH - 2 * MARGIN - 2 * PADDING) // max(100, self._faces.width("M" * 100, 17, fixed=True))
+        lines: list[str] = []
+        for line in sql.strip().splitlines():
+            code = line.expandtabs(4).rstrip()
+            indent = " " * (len(code) - len(code.lstrip()) + 4)
+            lines += textwrap.wrap(code, width, subsequent_indent=indent, drop_whitespace=False) or [""]
+        return lines if len(lines) <= MAX_SQL_LINES else [*lines[: MAX_SQL_LINES - 1], "…"]
 
     def _grow(self, height: int) -> None:
         needed = self.y + height + 2 * MARGIN
@@ -121,16 +132,15 @@ class _Canvas:
         if picture is None:
             self.y = top + CELL // 2 - 10
             self.write("no picture" if hit.picture is None else "cannot be shown", x + 24, 18, SOFT)
-        score = "" if hit.score is None else f"{hit.score:.3f}"
-        room = CELL - (self._faces.width(score, 18) + 10 if score else 0)
         self.y = top + CELL + 8
-        first, *rest = self._faces.wrapped(hit.caption, 18, room)
+        first, *rest = self._faces.wrapped(hit.caption, 18, CELL)
         self.write(first, x, 18, INK)
-        if score:
-            self.write(score, x + room + 10, 18, SOFT)
+        self.down(CAPTION_LINE)
         if rest:
-            self.y += 23
             self.write(self._faces.fitting(" ".join(rest), 18, CELL), x, 18, INK)
+            self.down(CAPTION_LINE)
+        if hit.score is not None:
+            self.write(f"{hit.score:.3f}", x, 17, SOFT)
         self.y = top
 
     def _tile(self, picture: Picture | None, x: int, y: int, size: int) -> None:
@@ -147,11 +157,6 @@ class _Canvas:
 
 def _query_height(parts: Sequence[Part]) -> int:
     return WORDS_HEIGHT if all(isinstance(part.content, str) for part in parts) else PICTURES_HEIGHT
-
-
-def _sql_lines(sql: str) -> list[str]:
-    lines = [line.expandtabs(4).rstrip() for line in sql.strip().splitlines()]
-    return lines if len(lines) <= MAX_SQL_LINES else [*lines[: MAX_SQL_LINES - 1], "…"]
 
 
 def _all_text(panels: Sequence[Panel], title: str) -> str:

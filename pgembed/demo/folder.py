@@ -46,20 +46,26 @@ class Skipped:
     reason: str
 
 
-def picture_files(folder: Path) -> list[str]:
+def picture_files(folder: Path, leave_out: Path | None = None) -> list[str]:
     """Paths, relative to the folder, of all files below it that are named like pictures, in order.
 
-    Hidden folders are left out, and links to folders are not followed. Raises InvalidInput where it is no folder.
+    Hidden folders and ``leave_out`` are left out, and links to folders are not followed. Raises InvalidInput where it
+    is no folder.
     """
     if not folder.is_dir():
         raise InvalidInput(f"'{folder}' is not a folder.", "Give one that holds pictures.")
     found: list[str] = []
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inner = (name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in inner if leave_out is None or not _same(Path(place, name), leave_out))
         for name in sorted(files):
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
                 found.append(os.path.relpath(os.path.join(place, name), folder))
     return found
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def scan(folder: Path, files: list[str], limits: Limits | None = None) -> Iterator[FolderPicture | Skipped]:

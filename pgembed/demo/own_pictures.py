@@ -50,7 +50,7 @@ HITS = 8
 def search_own_pictures(folder: Path, directory: Path, console: Console) -> None:
     """Make a row of every picture below the folder, encode them, and search them."""
     start = time.monotonic()
-    files = picture_files(folder)
+    files = picture_files(folder, leave_out=directory)  # its contact sheets are not the person's
     if not files:
         raise InvalidInput(f"There are no pictures below '{folder}'.", "Give a folder that holds some.")
     folder = folder.resolve()

@@ -38,57 +38,55 @@ class Demo:
 
 
 def words_to_picture(demo: Demo) -> Panel:
-    """Words find photographs; the words are encoded inside Postgres."""
+    """Words find pictures; the words are encoded inside Postgres."""
     statement = """\
-SELECT title, picture, 1 - (embedding <=> (SELECT pgembed.encode_text('demo', 'a castle'))) AS score
-FROM photograph
-ORDER BY embedding <=> (SELECT pgembed.encode_text('demo', 'a castle'))
+SELECT name, picture, 1 - (embedding <=> (SELECT pgembed.encode_text('demo', 'rainy weather'))) AS score
+FROM emoji
+ORDER BY embedding <=> (SELECT pgembed.encode_text('demo', 'rainy weather'))
 LIMIT 8"""
     return Panel(
         "Words to picture",
-        _hits(_rows(demo.conn, statement), "title"),
-        [Part("a castle")],
+        _hits(_rows(demo.conn, statement), "name"),
+        [Part("rainy weather")],
         statement,
-        "Plain SQL: no titles are read, only pixels, and the words are encoded inside Postgres.",
+        "Plain SQL. Only pixels were encoded, no names; the words are encoded inside Postgres.",
     )
 
 
 def picture_to_picture(demo: Demo) -> Panel:
     """A drawing finds the same thing drawn by other hands."""
-    query = Image(query_drawing("sailboat"))
     return _python_search(
         demo,
         "Picture to picture",
         "emoji",
-        query,
-        'Python: db.search("emoji", Image("sailboat.png"), limit=8). The query is drawn by another vendor, Noto.',
+        Image(query_drawing("automobile")),
+        'db.search("emoji", Image("automobile.png"), limit=8). The query was drawn by another vendor than the table.',
     )
 
 
 def picture_and_words(demo: Demo) -> Panel:
     """A picture, with something added and something taken away."""
-    query = Image(query_drawing("woman-firefighter")) + Text("man") - Text("woman")
     return _python_search(
         demo,
         "Picture + words − words",
         "emoji",
-        query,
-        'Python: Image("woman-firefighter.png") + Text("man") - Text("woman")',
+        Image(query_drawing("woman-firefighter")) + Text("astronaut") - Text("firefighter"),
+        'db.search("emoji", Image("woman-firefighter.png") + Text("astronaut") - Text("firefighter"), limit=8)',
     )
 
 
 def filtered(demo: Demo) -> Panel:
-    """Nearest rows among those that an ordinary condition lets through."""
+    """The nearest rows among those that an ordinary condition lets through."""
     statement = """\
-SELECT (item).name, (item).picture, score
-FROM pgembed.search(NULL::emoji, (SELECT pgembed.encode_text('demo', 'something sweet')), k => 8, wide => true,
-                    filter => 'category = ''food & drink'' AND skin_tone IS NULL')"""
+SELECT (item).title, (item).picture, score
+FROM pgembed.search(NULL::photograph, (SELECT pgembed.encode_text('demo', 'a castle')), k => 8,
+                    filter => 'place = ''France''', wide => true)"""
     return Panel(
         "Filter and vector",
-        _hits(_rows(demo.conn, statement), "name"),
-        [Part("something sweet")],
+        _hits(_rows(demo.conn, statement), "title"),
+        [Part("a castle")],
         statement,
-        "A filter never makes it come back short: as many rows as match, up to k.",
+        "Photographs, in France only. However rare the matching rows are, as many come back as match, up to k.",
     )
 
 
@@ -111,7 +109,8 @@ LIMIT 8"""
         Hit(_pair(row["picture"], row["emoji_picture"]), f"{row['title']} → {row['name']}", row["score"])
         for row in _rows(demo.conn, statement)
     ]
-    return Panel("SQL join", hits, [Part("photographs of animals → emoji")], statement)
+    note = "For each photograph of an animal the emoji nearest to it; the closest pairs first."
+    return Panel("SQL join", hits, sql=statement, note=note)
 
 
 def changed_row(demo: Demo) -> Panel:
@@ -183,7 +182,7 @@ def sql_of(db: Pgembed, conn: psycopg.Connection[Any], table: str, query: Expres
 
 def shortened(statement: str) -> str:
     """A statement with its long vectors cut."""
-    return LONG_VECTOR.sub(_shortened_vector, statement)
+    return LONG_VECTOR.sub(_shortened_vector, statement).replace("::float8[]::float8[]", "::float8[]")
 
 
 def _shortened_vector(match: re.Match[str]) -> str:

@@ -33,7 +33,6 @@ ENCODER, SPEC = "demo", "builtin:lite"
 def start_server(directory: Path, console: Console) -> EmbeddedServer:
     """The demo's server, which runs on after the demo, so that what it prints can be tried."""
     with step(console, "Starting an embedded PostgreSQL 18") as done:
-        directory.mkdir(parents=True, exist_ok=True)
         server = EmbeddedServer.start(directory / POSTGRES, settings={"fsync": "off"}, until_exit=False)
         done(f"in {server.data_dir}")
     return server
@@ -138,9 +137,10 @@ def show_panel(console: Console, panel: Panel, number: int) -> None:
     console.rule(f"[bold]{number}. {escape(panel.title)}[/]", align="left")
     if panel.note:
         console.print(panel.note, markup=False, highlight=False)
-    if panel.sql:
-        syntax = Syntax(panel.sql, "sql", theme="ansi_dark", background_color="default", word_wrap=True)
-        console.print(syntax if console.is_terminal else panel.sql, markup=False, highlight=False, soft_wrap=True)
+    if panel.sql and console.is_terminal:
+        console.print(Syntax(panel.sql, "sql", theme="ansi_dark", background_color="default", word_wrap=True))
+    elif panel.sql:
+        say(console, panel.sql)
     console.print()
     show_hits(console, panel.hits)
 

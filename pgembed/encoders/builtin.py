@@ -143,7 +143,7 @@ class LiteEncoder(Encoder):
 
 def preprocess(picture: Picture) -> NDArray[np.uint8]:
     """One picture as ``(224, 224, 3) uint8``: its middle, or the whole of it where its ground is plain."""
-    picture = picture.convert("RGB")
+    picture = on_white(picture)
     ground = plain_ground(picture)
     if ground is not None:
         whole = ImageOps.contain(picture, (PIXELS, PIXELS), Resampling.BICUBIC)
@@ -155,6 +155,17 @@ def preprocess(picture: Picture) -> NDArray[np.uint8]:
     left, top = (width - PIXELS) // 2, (height - PIXELS) // 2
     picture = picture.resize((width, height), Resampling.BICUBIC)
     return np.asarray(picture.crop((left, top, left + PIXELS, top + PIXELS)))
+
+
+def on_white(picture: Picture) -> Picture:
+    """A picture in RGB, where it is transparent white; pictures read through pgembed.media are so already."""
+    if picture.mode == "RGB":
+        return picture
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    white = Image.new("RGBA", picture.size, "white")
+    white.alpha_composite(picture.convert("RGBA"))
+    return white.convert("RGB")
 
 
 def plain_ground(picture: Picture) -> tuple[int, int, int] | None:

@@ -49,13 +49,13 @@ class Texts:
         score = _unused("score", columns)
         self._limit = sql.Literal(shape.limit)
         self._vector = _vector(target, shape)
-        self._distance = sql.Identifier(_unused("distance", read))
-        self._read: list[sql.Composable] = [sql.Identifier(name) for name in read]
+        self._distance = _name(_unused("distance", read))
+        self._read: list[sql.Composable] = [_name(name) for name in read]
         self._output: list[sql.Composable] = [  # a column named score gives that name up
-            _sql(sql.Identifier(name), " AS ", sql.Identifier(score)) if name == "score" else sql.Identifier(name)
+            _sql(_name(name), " AS ", _name(score)) if name == "score" else _name(name)
             for name in columns
         ]
-        self._order = sql.SQL(", ").join([self._distance, *map(sql.Identifier, target.keys)])
+        self._order = sql.SQL(", ").join([self._distance, *map(_name, target.keys)])
         self._where = _present(target)
         if shape.where is not None:
             self._where += _sql(" AND (", _condition(shape.where, has_params=shape.has_params), ")")
@@ -109,12 +109,12 @@ class Texts:
         """The nearest rows, at most ``limit``. A sum is no order that an index has, which makes it exact."""
         target = self._target
         half = ("::", _of_vector(target, "halfvec")) if target.half else ()
-        distance = _sql(sql.Identifier(target.column), *_operator(target), "(SELECT ", vector, ")", *half)
+        distance = _sql(_name(target.column), *_operator(target), "(SELECT ", vector, ")", *half)
         if exact:
             distance = _sql("0 + (", distance, ")")
         read = sql.SQL(", ").join([*self._read, _sql(distance, " AS ", self._distance)])
         return _sql(
-            "    SELECT ", read, "\n    FROM ", sql.Identifier(target.schema, target.table),
+            "    SELECT ", read, "\n    FROM ", _name(target.schema, target.table),
             "\n    WHERE ", self._where, unless, "\n    ORDER BY ", self._order if exact else self._distance,
             "\n    LIMIT ", self._limit,
         )  # fmt: skip
@@ -178,7 +178,7 @@ def _condition(text: str, *, has_params: bool) -> sql.SQL:
 
 def _present(target: Target) -> sql.Composed:
     """That a row has a vector. Under cosine a zero one has no distance; under other metrics it must be told apart."""
-    column = sql.Identifier(target.column)
+    column = _name(target.column)
     if target.metric == "cosine":
         return _sql(column, " IS NOT NULL")
     return _sql(_of_vector(target, "l2_norm" if target.half else "vector_norm"), "(", column, ") > 0")
@@ -189,12 +189,17 @@ def _operator(target: Target) -> tuple[LiteralString | sql.Composable, ...]:
     operator = _OPERATORS[target.metric]
     if target.vector_schema is None:
         return " ", operator, " "
-    return " OPERATOR(", sql.Identifier(target.vector_schema), ".", operator, ") "
+    return " OPERATOR(", _name(target.vector_schema), ".", operator, ") "
 
 
 def _of_vector(target: Target, name: LiteralString) -> sql.Composable:
     """A name of the vector extension."""
-    return sql.SQL(name) if target.vector_schema is None else sql.Identifier(target.vector_schema, name)
+    return sql.SQL(name) if target.vector_schema is None else _name(target.vector_schema, name)
+
+
+def _name(*parts: str) -> sql.Identifier:
+    """A name, in which psycopg must not see placeholders."""
+    return sql.Identifier(*(part.replace("%", "%%") for part in parts))
 
 
 def _unused(name: str, taken: Iterable[str]) -> str:

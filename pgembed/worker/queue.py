@@ -44,6 +44,7 @@ class Work:
     fingerprint: str
     settings: dict[str, Any]
     vector_type: str
+    vector_oid: int
 
     @property
     def name(self) -> str:
@@ -66,7 +67,6 @@ class Queue:
         self._table = sql.Identifier(work.schema_name, work.table_name)
         self._change = sql.Identifier("pgembed", f"change_{work.id}")
         self._job = sql.Identifier("pgembed", f"job_{work.id}")
-        self._temporary = sql.Identifier("pg_temp", f"pgembed_write_{work.id}")
 
     def _keys(self, alias: str | None = None) -> sql.Composed:
         """``key_1, key_2`` of the queue's tables."""
@@ -171,65 +171,61 @@ class Queue:
         )
 
     @cached_property
-    def make_temporary(self) -> sql.Composed:
-        """The session's table of vectors on their way; ``vector`` is NULL where the row has no input any more."""
-        return sql.SQL(
-            "CREATE TEMPORARY TABLE IF NOT EXISTS {} (seq bigint, vector {}, gone boolean) ON COMMIT DELETE ROWS"
-        ).format(sql.Identifier(f"pgembed_write_{self.work.id}"), _trusted(self.work.vector_type))
-
-    @cached_property
-    def copy(self) -> sql.Composed:
-        """Fill the temporary table: seq, vector, gone."""
-        return sql.SQL("COPY {} FROM STDIN WITH (FORMAT binary)").format(self._temporary)
-
-    @cached_property
     def lock_rows(self) -> sql.Composed:
-        """User rows before queue rows, always; rows that somebody else holds are left for another time."""
-        return sql.SQL(
-            "SELECT w.seq FROM {table} t JOIN {job} j ON {same} JOIN {temporary} w ON w.seq = j.seq"
-            " WHERE NOT w.gone FOR NO KEY UPDATE OF t SKIP LOCKED"
-        ).format(temporary=self._temporary, job=self._job, table=self._table, same=self._same_key("j"))
+        """Parameter: seqs. Returns those whose row is locked now, as one array or NULL.
 
-    @cached_property
-    def empty(self) -> sql.Composed:
-        """Parameter: the seqs whose rows are locked. Those that have no input and no vector: true as they are."""
+        User rows before queue rows, always; rows that somebody else holds are left for another time.
+        """
         return sql.SQL(
-            "SELECT w.seq FROM {table} t JOIN {job} j ON {same} JOIN {temporary} w ON w.seq = j.seq"
-            " WHERE w.seq = ANY($1::bigint[]) AND w.vector IS NULL AND {target} IS NULL AND {unchanged}"
-        ).format(
-            table=self._table,
-            target=sql.Identifier("t", self.work.target),
-            temporary=self._temporary,
-            job=self._job,
-            same=self._same_key("j"),
-            unchanged=self._unchanged(),
-        )
+            "SELECT pg_catalog.array_agg(seq) FROM (SELECT j.seq FROM {table} t JOIN {job} j ON {same}"
+            " WHERE j.seq = ANY($1::bigint[]) FOR NO KEY UPDATE OF t SKIP LOCKED) AS locked"
+        ).format(job=self._job, table=self._table, same=self._same_key("j"))
 
     @cached_property
     def write(self) -> sql.Composed:
-        """Parameter: the seqs whose rows are locked. A row whose key is in the log again is left as it is."""
+        """Parameters: the seqs whose rows are locked, their vectors. Returns those written, as one array or NULL.
+
+        A row whose key is in the log again is left as it is, and keeps its job.
+        """
         return sql.SQL(
-            "UPDATE {table} t SET {target} = w.vector FROM {temporary} w JOIN {job} j ON j.seq = w.seq"
-            " WHERE {same} AND w.seq = ANY($1::bigint[]) AND {unchanged} RETURNING w.seq"
-        ).format(
-            table=self._table,
-            target=sql.Identifier(self.work.target),
-            temporary=self._temporary,
-            job=self._job,
-            same=self._same_key("j"),
-            unchanged=self._unchanged(),
-        )
+            "WITH written AS (UPDATE {table} t SET {target} = w.vector"
+            " FROM (SELECT pg_catalog.unnest($1::bigint[]) AS seq, pg_catalog.unnest($2::{type}[]) AS vector) AS w"
+            " JOIN {job} j ON j.seq = w.seq WHERE {same} AND {unchanged} RETURNING w.seq),"
+            " finished AS (DELETE FROM {job} WHERE seq IN (SELECT seq FROM written))"
+            " SELECT pg_catalog.array_agg(seq) FROM written"
+        ).format(type=_trusted(self.work.vector_type), **self._parts())
+
+    @cached_property
+    def clear(self) -> sql.Composed:
+        """Parameter: the seqs whose rows are locked and have no input. Returns those that have no vector now."""
+        return sql.SQL(
+            "WITH cleared AS (UPDATE {table} t SET {target} = NULL FROM {job} j"
+            " WHERE {same} AND j.seq = ANY($1::bigint[]) AND t.{target} IS NOT NULL AND {unchanged} RETURNING j.seq),"
+            " done AS (SELECT seq FROM cleared UNION ALL SELECT j.seq FROM {table} t JOIN {job} j ON {same}"
+            " WHERE j.seq = ANY($1::bigint[]) AND t.{target} IS NULL AND {unchanged}),"
+            " finished AS (DELETE FROM {job} WHERE seq IN (SELECT seq FROM done))"
+            " SELECT pg_catalog.array_agg(seq) FROM done"
+        ).format(**self._parts())
+
+    def _parts(self) -> dict[str, sql.Composable]:
+        return {
+            "table": self._table,
+            "target": sql.Identifier(self.work.target),
+            "job": self._job,
+            "same": self._same_key("j"),
+            "unchanged": self._unchanged(),
+        }
 
     @cached_property
     def refused(self) -> sql.Composed:
-        """Parameter: seqs that were locked and not written. Those that had not changed: a trigger kept them."""
-        return sql.SQL("SELECT j.seq FROM {job} j WHERE j.seq = ANY($1::bigint[]) AND {unchanged}").format(
-            job=self._job, unchanged=self._unchanged()
-        )
+        """Parameter: seqs that were locked and not written. Returns those that had not changed: a trigger kept them."""
+        return sql.SQL(
+            "SELECT pg_catalog.array_agg(j.seq) FROM {job} j WHERE j.seq = ANY($1::bigint[]) AND {unchanged}"
+        ).format(job=self._job, unchanged=self._unchanged())
 
     @cached_property
     def finish(self) -> sql.Composed:
-        """Parameter: the seqs of rows that are written or gone."""
+        """Parameter: the seqs of rows that are gone."""
         return sql.SQL("DELETE FROM {} WHERE seq = ANY($1::bigint[])").format(self._job)
 
     @cached_property

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 
 from pgembed.errors import EncoderError, PgembedError
+from pgembed.vectors import BinaryParameter, BinaryParameterDumper
 from pgembed.worker.batch import Batch, abandon, encode
 from pgembed.worker.load import Loader
 from pgembed.worker.state import TROUBLE_WAITS, Mode, Progress, State, Summary, WorkerOptions
@@ -32,8 +33,9 @@ SESSION_SETTINGS = {
     "synchronous_commit": "off",  # a crash loses a vector together with the end of its job, and it is made again
     "plan_cache_mode": "force_custom_plan",  # a plan made for an empty queue would be kept for a full one
     "jit": "off",
-    "enable_hashjoin": "off",  # nothing is known of a temporary table's size; by index is right for a batch
+    "enable_hashjoin": "off",  # by index is right for a batch, whatever is known of the size of a queue
     "enable_mergejoin": "off",
+    "work_mem": "64MB",  # a batch of vectors stays in memory
 }
 
 
@@ -190,6 +192,7 @@ def session_connection(connect: Connect) -> Generator[psycopg.Connection[Any]]:
         conn.autocommit = True
         conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         conn.cursor_factory = psycopg.RawCursor
+        conn.adapters.register_dumper(BinaryParameter, BinaryParameterDumper)
         for name, value in SESSION_SETTINGS.items():
             conn.execute("SELECT pg_catalog.set_config($1, $2, false)", [name, value])
         yield conn

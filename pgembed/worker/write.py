@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import psycopg
 from psycopg import sql
 
 from pgembed.errors import PgembedError
-from pgembed.vectors import COPY_END, copy_header, copy_row_without_vector, copy_rows
+from pgembed.vectors import bigint_array, vector_array
 from pgembed.worker.batch import Abandoned, Batch, Row
 from pgembed.worker.faults import is_conflict, is_lost, is_rows_fault, is_transient
 from pgembed.worker.queue import Queue, Work
@@ -32,7 +31,6 @@ class Writer:
         self.session = session
         self.state = session.state
         self.conn = conn
-        self.made: set[int] = set()
         self.counted: dict[int, tuple[float, int]] = {}
 
     def run(self) -> None:
@@ -72,14 +70,11 @@ class Writer:
     def _write_together(self, work: Work, rows: Sequence[Row]) -> int:
         for left in reversed(range(CONFLICT_TRIES)):
             try:
-                done = write_rows(self.conn, work, rows, make_temporary=work.id not in self.made)
+                return write_rows(self.conn, work, rows)
             except psycopg.Error as error:
                 if not is_conflict(error) or not left:
                     raise
                 time.sleep(random.uniform(0, 0.1))
-            else:
-                self.made.add(work.id)
-                return done
         return 0
 
     def _settle(self, work: Work, rows: Sequence[Row]) -> int:
@@ -119,34 +114,42 @@ class Writer:
         return left
 
 
-def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row], *, make_temporary: bool = True) -> int:
+def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -> int:
     """Write the vectors of claimed rows in one READ COMMITTED transaction, and take their jobs off the queue.
 
     ``conn`` is a connection of ``session_connection``. Rows that another transaction holds, or whose key is in the log
     again, are given back; a row that a trigger of its table kept as it was gets an error. Returns the jobs done.
     """
     statements = Queue(work)
-    if make_temporary:
-        conn.execute(statements.make_temporary)  # by itself: it must be there still when this write fails
+    there = {row.seq: row for row in rows if not row.gone}
+    gone = [row.seq for row in rows if row.gone]
     with conn.transaction():
-        with conn.cursor().copy(statements.copy) as copy:
-            for data in _copy_data(rows):
-                copy.write(data)
-        locked = _seqs(conn, statements.lock_rows)
+        locked = _seqs(conn, statements.lock_rows, there)
         conn.execute(statements.lock)
-        empty = _seqs(conn, statements.empty, locked) if any(row.vector is None for row in rows) else set[int]()
-        written = _seqs(conn, statements.write, locked - empty)
-        done = written | empty | {row.seq for row in rows if row.gone}
-        conn.execute(statements.finish, [list(done)])
-        refused = _seqs(conn, statements.refused, locked - done)
-        if skipped := {row.seq for row in rows} - done:
+        full = [seq for seq in locked if there[seq].vector is not None]
+        written = _write_vectors(conn, work, statements, full, there)
+        done = written.union(_seqs(conn, statements.clear, [seq for seq in locked if there[seq].vector is None]), gone)
+        if gone:
+            conn.execute(statements.finish, [gone])
+        refused = _seqs(conn, statements.refused, [seq for seq in locked if seq not in done])
+        if skipped := there.keys() - done:
             conn.execute(statements.put_off, [list(skipped)])
         if written:
             conn.execute(statements.count_written, [len(written)])
-    for row in rows:
-        if row.seq in refused:
-            row.error = DatabaseRefusal(f"A trigger of {work.schema_name}.{work.table_name} kept the row as it was.")
+    for seq in refused:
+        there[seq].error = DatabaseRefusal(f"A trigger of {work.schema_name}.{work.table_name} kept the row as it was.")
     return len(done)
+
+
+def _write_vectors(
+    conn: psycopg.Connection[Any], work: Work, statements: Queue, seqs: Sequence[int], rows: Mapping[int, Row]
+) -> set[int]:
+    if not seqs:
+        return set()
+    vectors = [vector for seq in seqs if (vector := rows[seq].vector) is not None]
+    parameters = [bigint_array(seqs), vector_array(vectors, work.vector_oid)]
+    (written,) = conn.execute(statements.write, parameters, binary=True).fetchall()[0]
+    return set(written or ())
 
 
 def give_back(conn: psycopg.Connection[Any], work: Work, seqs: Sequence[int]) -> None:
@@ -166,24 +169,12 @@ class DatabaseRefusal(PgembedError):
     """The database did not take a row's vector, and raised no error."""
 
 
-def _seqs(conn: psycopg.Connection[Any], statement: sql.Composed, among: Collection[int] | None = None) -> set[int]:
-    """The seqs that a statement returns, out of those it is given."""
-    if among is None:
-        return {seq for (seq,) in conn.execute(statement).fetchall()}
-    return {seq for (seq,) in conn.execute(statement, [list(among)]).fetchall()} if among else set()
-
-
-def _copy_data(rows: Sequence[Row]) -> Iterator[bytes]:
-    yield copy_header()
-    full = [row for row in rows if row.vector is not None and not row.gone]
-    if full:
-        yield copy_rows(
-            np.array([row.seq for row in full]), np.stack([row.vector for row in full if row.vector is not None])
-        )
-    for row in rows:
-        if row.gone or row.vector is None:
-            yield copy_row_without_vector(row.seq, gone=row.gone)
-    yield COPY_END
+def _seqs(conn: psycopg.Connection[Any], statement: sql.Composed, among: Collection[int]) -> list[int]:
+    """The seqs that a statement returns, as one array, out of those it is given."""
+    if not among:
+        return []
+    (found,) = conn.execute(statement, [bigint_array(among)], binary=True).fetchall()[0]
+    return found or []
 
 
 def _sentence(error: Exception | None) -> str:

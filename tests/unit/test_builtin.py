@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pgembed.encoders import load_encoder
-from pgembed.encoders.builtin import TEXT_SETTINGS, LiteEncoder, lite_files, lite_static_text, plain_ground
+from pgembed.encoders.builtin import TEXT_SETTINGS, LiteEncoder, lite_files, lite_static_text, on_white, plain_ground
 from pgembed.errors import EncoderError, InvalidInput, UnknownEncoder
 from pgembed.static_text import StaticText
 
@@ -30,7 +30,7 @@ def text() -> StaticText:
 
 
 def drawings(vendor: str) -> list[Image.Image]:
-    return [Image.open(EMOJI / vendor / f"{thing}.png").convert("RGB") for thing in THINGS]
+    return [Image.open(EMOJI / vendor / f"{thing}.png") for thing in THINGS]
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
@@ -97,6 +97,13 @@ def test_a_picture_on_a_plain_ground_is_seen_whole(encoder: LiteEncoder) -> None
     assert plain_ground(tall) == (255, 255, 255)
     assert (encoder.preprocess(tall)[..., 1] < 100).any()
     assert plain_ground(Image.linear_gradient("L").convert("RGB")) is None
+
+
+def test_what_is_transparent_is_seen_as_white(encoder: LiteEncoder) -> None:
+    clear = drawings("noto")[0]
+    assert clear.mode == "RGBA"
+    assert plain_ground(on_white(clear)) == (255, 255, 255)
+    np.testing.assert_array_equal(encoder.preprocess(clear), encoder.preprocess(on_white(clear)))
 
 
 @pytest.mark.parametrize("nothing", ["", "   ", "\U0001f436", "ᚠᚢᚦ"])

@@ -95,6 +95,12 @@ def test_hidden_folders_are_left_out(tmp_path: Path) -> None:
     assert picture_files(tmp_path) == []
 
 
+def test_the_demos_own_folder_is_left_out(tmp_path: Path) -> None:
+    save(tmp_path / "a.jpg")
+    save(tmp_path / "demo" / "contact-sheet.png")
+    assert picture_files(tmp_path, leave_out=tmp_path / "demo") == ["a.jpg"]
+
+
 def test_a_name_that_postgres_cannot_hold_is_skipped(tmp_path: Path) -> None:
     data = BytesIO()
     Pictures.new("RGB", (4, 4)).save(data, "PNG")

@@ -1,0 +1,286 @@
+"""The algebra of vectors in SQL: the same numbers as numpy, errors that help, and functions that inline and dump."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from psycopg.conninfo import conninfo_to_dict
+
+from pgembed.embedded import EmbeddedServer
+from pgembed.inputs import Text, Vector
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Array = NDArray[np.float64]
+
+ACCURATE = 1e-6
+property_test = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# what is tiny beside the rest only tests the underflow of float4
+numbers = st.floats(-10, 10, width=32).map(lambda x: 0.0 if abs(x) < 1e-3 else x)
+weights = st.floats(-5, 5).map(lambda x: 0.0 if abs(x) < 1e-3 else x)
+
+
+def vectors(dim: int) -> st.SearchStrategy[Array]:
+    return arrays(np.float64, dim, elements=numbers).filter(lambda v: bool(np.linalg.norm(v) > 0.1))
+
+
+lists = st.integers(1, 12).flatmap(lambda dim: st.lists(vectors(dim), min_size=1, max_size=5))
+
+
+def unit(vector: Array) -> Array:
+    return vector / np.linalg.norm(vector)
+
+
+def text(vector: Array) -> str:
+    return "[" + ",".join(f"{x:.9g}" for x in vector) + "]"
+
+
+def ask(conn: Connection, statement: str, *values: object) -> Any:  # noqa: ANN401
+    """The one value of a statement; vectors and lists of them go as text, and come back as arrays."""
+    row = conn.execute(statement.encode(), [text_or_value(value) for value in values]).fetchone()
+    assert row is not None
+    return np.array([float(x) for x in row[0][1:-1].split(",")]) if isinstance(row[0], str) else row[0]
+
+
+def text_or_value(value: object) -> object:
+    if isinstance(value, list):
+        return [text_or_value(item) for item in value]
+    return text(value) if isinstance(value, np.ndarray) else value
+
+
+def assert_near(found: Array, expected: Array) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ACCURATE)
+
+
+@property_test
+@given(vectors(7), weights)
+def test_scale_is_numpy_s(database: Connection, v: Array, weight: float) -> None:
+    found = ask(database, "SELECT pgembed.scale(%s::vector, %s)::text", v, weight)
+    np.testing.assert_allclose(found, weight * v, rtol=3e-7, atol=ACCURATE)
+
+
+@property_test
+@given(lists.flatmap(lambda some: st.tuples(st.just(some), st.lists(weights, min_size=len(some), max_size=len(some)))))
+def test_compose_is_numpy_s(database: Connection, given_: tuple[list[Array], list[float]]) -> None:
+    some, weights = given_
+    total = sum((w * unit(v) for v, w in zip(some, weights, strict=True)), np.zeros(len(some[0])))
+    assume(np.linalg.norm(total) > 0.2 * sum(map(abs, weights)) > 0)
+    found = ask(database, "SELECT pgembed.compose(%s::vector[], %s::float8[])::text", some, weights)
+    assert_near(found, unit(total))
+
+
+def test_compose_is_what_python_resolves(database: Connection) -> None:
+    random = np.random.default_rng(1)
+    some = {Text(str(n)): random.normal(size=512) for n in range(4)}
+    texts = list(some)
+    query = texts[0] + 0.8 * texts[1] - 0.8 * texts[2] + 0.001 * texts[3] + Vector(random.normal(size=512))
+    expected = query.resolve(some.__getitem__)
+    given_ = [some[t.input] if isinstance(t.input, Text) else np.array(t.input.values) for t in query.terms]  # type: ignore[union-attr]
+    weights = [term.weight for term in query.terms]
+    assert_near(ask(database, "SELECT pgembed.compose(%s::vector[], %s::float8[])::text", given_, weights), expected)
+
+
+@pytest.mark.parametrize("weights", [[1e300, -0.5e300], [1e-300, -0.5e-300], [4e-310, -2e-310], [1.7e308, -0.85e308]])
+def test_compose_takes_weights_of_any_finite_size(database: Connection, weights: list[float]) -> None:
+    found = ask(database, 'SELECT pgembed.compose(\'{"[3,0]","[0,2]"}\', %s::float8[])::text', weights)
+    assert_near(found, unit(np.array([1, -0.5])))
+
+
+@pytest.mark.parametrize(
+    "weights", ["ARRAY[1, -0.8]", "ARRAY[1.0, -0.8]", "ARRAY[1, -0.8]::real[]", "'{1,-0.8}'", "ARRAY[1, -0.8::float8]"]
+)
+def test_weights_need_no_cast(database: Connection, weights: str) -> None:
+    found = ask(database, f"SELECT pgembed.compose(ARRAY['[2,0]'::vector, '[0,5]'], {weights})::text")
+    assert_near(found, unit(np.array([1, -0.8])))
+
+
+def test_compose_without_weights_is_the_plain_sum(database: Connection) -> None:
+    found = ask(database, "SELECT pgembed.compose(ARRAY['[2,0]'::vector, '[0,5]'])::text")
+    assert_near(found, unit(np.ones(2)))
+
+
+@property_test
+@given(st.integers(2, 12).flatmap(lambda dim: st.tuples(vectors(dim), vectors(dim))), st.floats(-0.5, 1.5))
+def test_slerp_is_numpy_s(database: Connection, pair: tuple[Array, Array], t: float) -> None:
+    a, b = map(unit, pair)
+    angle = 2 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b))
+    assume(angle < np.pi - 0.1)
+    expected = a + t * (b - a) if angle < 1e-6 else np.sin((1 - t) * angle) * a + np.sin(t * angle) * b
+    assert_near(ask(database, "SELECT pgembed.slerp(%s::vector, %s::vector, %s)::text", *pair, t), unit(expected))
+
+
+def test_slerp_between_almost_equal_vectors_is_linear(database: Connection) -> None:
+    assert_near(ask(database, "SELECT pgembed.slerp('[1,0]', '[1,1e-8]', 0.5)::text"), np.array([1, 5e-9]))
+    assert_near(ask(database, "SELECT pgembed.slerp('[1,2]', '[1,2]', 0.3)::text"), unit(np.array([1, 2])))
+
+
+@property_test
+@given(st.integers(3, 12).flatmap(lambda dim: st.lists(vectors(dim), min_size=1, max_size=3)), st.data())
+def test_reject_is_numpy_s(database: Connection, directions: list[Array], data: st.DataObject) -> None:
+    v = data.draw(vectors(len(directions[0])))
+    units = np.array([unit(d) for d in directions])
+    basis, sizes, _ = np.linalg.svd(units.T, full_matrices=False)
+    assume(sizes.min() > 0.2)
+    rest = unit(v) - basis @ (basis.T @ unit(v))
+    assume(np.linalg.norm(rest) > 0.2)
+    found = ask(database, "SELECT pgembed.reject(%s::vector, %s::vector[])::text", v, directions)
+    assert_near(found, unit(rest))
+    assert_near(units @ found, np.zeros(len(units)))
+
+
+def test_reject_passes_over_directions_that_depend_on_others(database: Connection) -> None:
+    found = ask(database, 'SELECT pgembed.reject(\'[1,1,1]\', \'{"[1,0,0]","[-2,0,0]","[1,1,0]","[3,1,0]"}\')::text')
+    assert_near(found, np.array([0, 0, 1]))
+    assert_near(ask(database, "SELECT pgembed.reject('[3,0]', '{}')::text"), np.array([1, 0]))
+
+
+@property_test
+@given(lists)
+def test_centroid_is_numpy_s(database: Connection, some: list[Array]) -> None:
+    mean = np.mean(some, axis=0)
+    assume(np.linalg.norm(mean) > 0.2 * max(np.linalg.norm(v) for v in some))
+    found = ask(database, "SELECT pgembed.centroid(v)::text FROM unnest(%s::vector[]) AS v", some)
+    assert_near(found, unit(mean))
+
+
+def test_centroid_of_groups_passes_over_null(database: Connection) -> None:
+    rows = database.execute(
+        "SELECT g, pgembed.centroid(v)::text FROM (VALUES (1, '[2,0]'::vector), (1, NULL), (2, NULL)) AS t (g, v)"
+        " GROUP BY g ORDER BY g"
+    ).fetchall()
+    assert rows == [(1, "[1,0]"), (2, None)]
+
+
+@property_test
+@given(st.integers(1, 6).flatmap(lambda dim: st.tuples(*[st.lists(vectors(dim), min_size=1, max_size=4)] * 2)))
+def test_maxsim_is_numpy_s(database: Connection, given_: tuple[list[Array], list[Array]]) -> None:
+    query, document = given_
+    expected = (np.array(query) @ np.array(document).T).max(axis=1).sum()
+    found = ask(database, "SELECT pgembed.maxsim(%s::vector[], %s::vector[])", query, document)
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-4)
+
+
+@property_test
+@given(st.lists(st.one_of(st.none(), st.integers(1, 10_000)), min_size=1, max_size=5), st.floats(1, 100))
+def test_rrf_is_the_sum_of_reciprocals(database: Connection, ranks: list[int | None], constant: float) -> None:
+    weights = [0.5 + n for n in range(len(ranks))]
+    expected = sum(w / (constant + r) for w, r in zip(weights, ranks, strict=True) if r is not None)
+    found = ask(database, "SELECT pgembed.rrf(%s::bigint[], %s::float8[], %s)", ranks, weights, constant)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_rrf_takes_what_rank_gives(database: Connection) -> None:
+    found = ask(database, "SELECT pgembed.rrf(ARRAY[row_number() OVER (), NULL])")
+    assert found == pytest.approx(1 / 61)
+    assert ask(database, "SELECT pgembed.rrf(ARRAY[1, 2])") == pytest.approx(1 / 61 + 1 / 62)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "pgembed.scale(NULL, 1)",
+        "pgembed.scale('[1]', NULL)",
+        "pgembed.slerp(NULL, '[1]', 0)",
+        "pgembed.slerp('[1]', '[1]', NULL)",
+        "pgembed.reject(NULL, '{}')",
+        "pgembed.reject('[1]', NULL)",
+        "pgembed.maxsim(NULL, '{\"[1]\"}')",
+        "pgembed.maxsim('{\"[1]\"}', '{}')",
+    ],
+)
+def test_null_gives_null_so_that_rows_without_a_vector_pass(database: Connection, call: str) -> None:
+    assert ask(database, f"SELECT {call} IS NULL")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("compose(NULL)", "no vectors to compose"),
+        ("compose('{}')", "no vectors to compose"),
+        ("compose('{NULL}')", "Vector 1 of 1 is NULL"),
+        ("compose(ARRAY['[1,0]', NULL]::vector[], '{1,1}')", "Vector 2 of 2 is NULL"),
+        ("compose(ARRAY['[1,0]', '[0,0]']::vector[], '{1,1}')", "Vector 2 of 2 is zero"),
+        ("compose(ARRAY['[1,0]', '[1,0,0]']::vector[], '{1,1}')", "different dimensions: 2, 3"),
+        ("compose(ARRAY['[1,0]', '[1,0]']::vector[], '{1}')", "2 vectors and 1 weights"),
+        ("compose(ARRAY['[1,0]', '[1,0]']::vector[], '{1,1,1}')", "2 vectors and 3 weights"),
+        ("compose(ARRAY['[1,0]', '[1,0]']::vector[], '{1,NaN}')", "not a finite number"),
+        ("compose(ARRAY['[1,0]', '[1,0]']::vector[], '{-Infinity,1}')", "not a finite number"),
+        ("compose(ARRAY['[1,0]', '[1,0]']::vector[], '{1,NULL}')", "not a finite number"),
+        ("compose(ARRAY['[1,0]', '[1,0]']::vector[], '{0,0}')", "All weights are zero"),
+        ("compose(ARRAY['[1,0]', '[5,0]']::vector[], '{1,-1}')", "cancel under the weights {1,-1}"),
+        ("slerp('[1,0]', '[-2,0]', 0.5)", "opposite"),
+        ("slerp('[1,0]', '[0,0]', 0.5)", "zero vector"),
+        ("slerp('[1,0]', '[0,1]', 'NaN')", "is NaN"),
+        ("reject('[0,0]', '{}')", "NULL or zero"),
+        ("reject('[1,0]', '{NULL}')", "NULL or zero"),
+        ("reject('[1,1]', ARRAY['[1,0]', '[1,2]']::vector[])", "nothing is left"),
+        ("centroid(v) FROM (VALUES ('[1,0]'::vector), ('[-1,0]')) AS t (v)", "cancel"),
+        ("rrf('{0,1}')", "ranks {0,1}"),
+        ("rrf('{1,2}', '{1}')", "ranks {1,2} and the weights {1}"),
+    ],
+)
+def test_what_has_no_direction_is_an_error_with_a_hint(database: Connection, call: str, words: str) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue) as raised:
+        database.execute(f"SELECT pgembed.{call}".encode())
+    assert words in str(raised.value.diag.message_primary)
+    assert raised.value.diag.message_hint
+
+
+@pytest.mark.parametrize("call", ["scale('[1]', 'NaN')", "scale('[1]', 'Infinity')", "scale('[1]', 1e300)"])
+def test_scale_gives_no_vector_that_is_not_finite(database: Connection, call: str) -> None:
+    with pytest.raises(psycopg.DataError):
+        database.execute(f"SELECT pgembed.{call}".encode())
+
+
+def test_functions_are_immutable_parallel_safe_and_set_no_search_path(database: Connection) -> None:
+    names = ["scale", "compose", "slerp", "reject", "centroid", "maxsim", "rrf"]
+    rows = database.execute(
+        "SELECT proname, provolatile, proparallel, proconfig, prosqlbody IS NOT NULL OR prokind = 'a'"
+        " FROM pg_proc WHERE pronamespace = 'pgembed'::regnamespace AND proname = ANY (%s)",
+        [names],
+    ).fetchall()
+    assert sorted(rows) == [(name, "i", "s", None, True) for name in sorted(names)]
+
+
+def test_scale_inlines(database: Connection) -> None:
+    database.execute("CREATE TABLE thing (v vector(2))")
+    plan = database.execute("EXPLAIN (VERBOSE) SELECT pgembed.scale(v, 0.5) FROM thing").fetchall()
+    assert "scale" not in str(plan)
+    assert "array_fill" in str(plan)
+
+
+def test_functions_work_in_what_a_dump_restores(
+    database: Connection, database_dsn: str, bare_dsn: str, embedded_server: EmbeddedServer
+) -> None:
+    """Generated columns, indexes and materialized views are restored with an empty search path."""
+    database.execute(
+        "CREATE TABLE thing (id int PRIMARY KEY, v vector(2),"
+        " twice vector(2) GENERATED ALWAYS AS (pgembed.scale(v, 2)) STORED);"
+        "INSERT INTO thing (id, v) VALUES (1, '[3,0]'), (2, '[0,4]');"
+        "CREATE INDEX ON thing USING hnsw ((pgembed.slerp(v, '[1,1]', 0.5)::vector(2)) vector_cosine_ops);"
+        "CREATE MATERIALIZED VIEW seen AS SELECT pgembed.centroid(v) AS centre,"
+        " pgembed.compose(array_agg(v ORDER BY id), ARRAY[1, -0.8]) AS composed,"
+        " pgembed.reject('[1,1]', ARRAY['[1,0]'::vector]) AS rejected FROM thing"
+    )
+    before = database.execute("TABLE seen").fetchall()
+    dump = subprocess.run(
+        [embedded_server.bin_dir / "pg_dump", "--exclude-table-data=pgembed.token", database_dsn],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    restored = subprocess.run(
+        [embedded_server.bin_dir / "psql", "-v", "ON_ERROR_STOP=1", "-q", "-d", bare_dsn],
+        input=dump.stdout, capture_output=True, text=True,
+    )  # fmt: skip
+    assert restored.returncode == 0, restored.stderr
+    with psycopg.connect(bare_dsn, autocommit=True) as again:
+        assert again.info.dbname == conninfo_to_dict(bare_dsn)["dbname"]
+        again.execute("REFRESH MATERIALIZED VIEW seen")
+        assert again.execute("TABLE seen").fetchall() == before
+        assert again.execute("SELECT twice::text FROM thing ORDER BY id").fetchall() == [("[6,0]",), ("[0,8]",)]
