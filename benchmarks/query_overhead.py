@@ -56,7 +56,8 @@ def fill(conn: psycopg.Connection[Any], rows: int) -> NDArray[np.float32]:
     """Make the table, its vectors and its index; gives the query vectors."""
     random = np.random.default_rng(5)
     centres = random.normal(size=(1000, DIM))
-    vectors = centres[random.integers(0, len(centres), rows + QUERIES)] + random.normal(size=(rows + QUERIES, DIM))
+    vectors = centres[random.integers(0, len(centres), rows + QUERIES)]
+    vectors = vectors + 0.5 * random.normal(size=vectors.shape)
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     register_vector(conn)
     conn.execute(

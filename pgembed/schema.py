@@ -19,6 +19,8 @@ from pgembed.static_text import StaticText
 from pgembed.vectors import pack_one, register_packed, vector_oid
 
 MINIMAL_PGVECTOR = (0, 7)
+NOT_ON_SERVER = (psycopg.errors.UndefinedFile, psycopg.errors.FeatureNotSupported)
+OWN_PATH = "SET LOCAL search_path = pg_catalog, pg_temp"  # nothing that others made is called by mistake
 LOCK = "SELECT pg_advisory_xact_lock(hashtext('pgembed.install'))"
 
 
@@ -49,17 +51,20 @@ def install(conn: psycopg.Connection) -> Versions:
         vector_schema = _require_vector(conn)
         current = _schema_version(conn)
         _refuse_newer(current)
+        (path,) = conn.execute("SHOW search_path").fetchall()[0]
+        conn.execute(OWN_PATH)
         conn.execute(_script(vector_schema, current).encode())
         for side in _static_texts():
             _load_static_text(conn, side)
         conn.execute(_shipped_encoders())
+        conn.execute("SELECT pg_catalog.set_config('search_path', %s, true)", [path])
     return versions(conn)
 
 
 def install_script(vector_schema: str = "public") -> str:
     """The SQL of a first install, for an administrator to run with ``psql -1``; token tables come with COPY data."""
     parts = [
-        f"CREATE EXTENSION IF NOT EXISTS vector SCHEMA {_quoted(vector_schema)};\n{LOCK};\n",
+        f"CREATE EXTENSION IF NOT EXISTS vector SCHEMA {_quoted(vector_schema)};\n{LOCK};\n{OWN_PATH};\n",
         _script(_quoted(vector_schema), None),
     ]
     parts.extend(_copy_script(side) for side in _static_texts())
@@ -178,9 +183,9 @@ def _require_vector(conn: psycopg.Connection) -> str:
     if row is None:
         try:
             with conn.transaction():
-                conn.execute("CREATE EXTENSION vector")
-        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFile) as error:
-            missing = isinstance(error, psycopg.errors.UndefinedFile)
+                conn.execute(_create_vector(conn))
+        except (*NOT_ON_SERVER, psycopg.errors.InsufficientPrivilege) as error:
+            missing = isinstance(error, NOT_ON_SERVER)
             raise CatalogError(
                 f"The extension vector is not in database '{conn.info.dbname}', and "
                 + ("this server does not have it." if missing else f"role '{conn.info.user}' may not create it."),
@@ -193,6 +198,12 @@ def _require_vector(conn: psycopg.Connection) -> str:
     if tuple(int(part) for part in installed.split(".")[:2]) < MINIMAL_PGVECTOR:
         raise CatalogError(f"pgvector {installed} is too old; pgembed needs 0.7.", "ALTER EXTENSION vector UPDATE;")
     return schema
+
+
+def _create_vector(conn: psycopg.Connection) -> str:
+    """In the first schema of the search path, as anyone would; in public where the path is empty."""
+    row = conn.execute("SELECT current_schema() IS NULL").fetchone()
+    return "CREATE EXTENSION vector SCHEMA public" if row == (True,) else "CREATE EXTENSION vector"
 
 
 def _vector(conn: psycopg.Connection) -> tuple[str, str] | None:

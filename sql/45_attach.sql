@@ -1,4 +1,5 @@
 -- Attach and detach: the vector column, the queue's two tables, the triggers, and the row of the catalog.
+-- They are run by owners and superusers, so they pin search_path: nothing that others made is called by mistake.
 
 -- Attach an embedding to a table: add the vector column, keep it true from now on, and let workers fill it for the
 -- rows that are there. Returns its id at once. Everybody calls this one: psql, Python, migrations.
@@ -10,6 +11,7 @@ CREATE OR REPLACE FUNCTION pgembed.attach(
     stale text DEFAULT 'keep'
 ) RETURNS integer
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '2s' -- waiting behind one long reader would block all readers that come after
 AS $$
 DECLARE
@@ -50,6 +52,7 @@ $$;
 -- Detach an embedding: its vectors, queue, triggers and failures go, and the table is as it was before.
 CREATE OR REPLACE FUNCTION pgembed.detach(relation regclass, target text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '2s'
 AS $$
 DECLARE
@@ -65,6 +68,7 @@ $$;
 -- Forget an embedding whose table is gone; what is left of its queue is dropped.
 CREATE OR REPLACE FUNCTION pgembed.forget(embedding_id integer) RETURNS void
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     attached pgembed.embedding;
@@ -83,6 +87,7 @@ $$;
 -- Remove all of pgembed from this database. Called by `pgembed uninstall`.
 CREATE OR REPLACE FUNCTION pgembed.uninstall(detach_all boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     embedding pgembed.embedding;

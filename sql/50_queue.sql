@@ -6,6 +6,7 @@
 CREATE OR REPLACE FUNCTION pgembed.retry(relation regclass, target text DEFAULT NULL, reason text DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     embedding pgembed.embedding := pgembed._embedding(relation, target);

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -126,6 +127,24 @@ class Table:
     def waiting(self) -> int:
         """Changes and jobs in the queue."""
         return self.conn.execute("SELECT sum(queued)::integer FROM pgembed.status").fetchall()[0][0]
+
+
+@dataclass
+class Log:
+    """Takes the place of a worker's log, where nothing should be written."""
+
+    lines: list[str] = field(default_factory=list[str])
+
+    def warning(self, event: str, **facts: object) -> None:
+        self.lines.append(f"{event} {facts}")
+
+    error = warning
+
+
+def deadlocks(conn: Connection) -> int:
+    """The deadlocks that this database has seen."""
+    conn.execute("SELECT pg_stat_force_next_flush()")
+    return conn.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchall()[0][0]
 
 
 def register(conn: Connection, name: str, encoder: Encoder) -> None:

@@ -34,7 +34,7 @@ EVERY = 200  # steps between a checkpoint and the next
 class Plan:
     """How the head is trained."""
 
-    steps: int = 1200
+    steps: int = 3600
     plain: int = 192  # emoji a batch without skin tone, and with one
     toned: int = 64
     rate: float = 1.5e-3

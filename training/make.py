@@ -28,7 +28,9 @@ LARGEST, LEAST_AGREEMENT = 30 * 2**20, 0.999
 def main(arguments: list[str] | None = None) -> int:
     """Run all stages and write the shipped files."""
     parser = argparse.ArgumentParser(prog="python -m training.make", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the steps: to see that all of it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="forty steps, written to the working folder: to see that all of it runs"
+    )
     parser.add_argument("--hold-out", metavar="VENDOR", help="leave a vendor out and measure on it; nothing is written")
     parser.add_argument("--keep", type=float, help="how much a step away from the distilled table costs")
     parser.add_argument("--out", type=Path, help="where the files go (default: pgembed/encoders/lite)")
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     from training.export import agreement, export
     from training.head import Plan, train_gate, train_head
     from training.measure import held_out
-    from training.network import Lite, class_names, imagenet_tower
+    from training.network import Lite, class_vectors, imagenet_tower
     from training.words import Words, distilled, from_int8, silent_direction, to_int8
 
     torch.set_num_threads(chosen.threads)
@@ -69,8 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows, scales = to_int8(trained)
     words = Words(tokenizer, from_int8(rows, scales))
     silent = torch.from_numpy(silent_direction(words.table))
-    network = Lite(imagenet_tower(), torch.from_numpy(words(class_names())), silent, head, gate).eval()
-    out = chosen.out or paths.SHIPPED
+    network = Lite(imagenet_tower(), class_vectors(words), silent, head, gate).eval()
+    out = chosen.out or (paths.WORK / "quick" if chosen.quick else paths.SHIPPED)
     out.mkdir(parents=True, exist_ok=True)
     export(network, out / "picture.onnx")
     np.save(out / "tokens.npy", rows)

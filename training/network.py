@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 import torch.nn as nn
@@ -11,7 +13,8 @@ import torch.nn.functional as F
 from timm.data import ImageNetInfo
 
 PIXELS, FEATURES, DIM = 224, 1280, 256
-WORTH = 0.55  # of a photograph's cosine beside a drawing's
+DEFINITION = 0.3  # of a class's vector, beside its name
+WORTH = 0.45  # of a photograph's cosine beside a drawing's
 
 
 def imagenet_tower() -> nn.Module:
@@ -26,10 +29,17 @@ def imagenet_tower() -> nn.Module:
     return model.eval()
 
 
-def class_names() -> list[str]:
-    """The first name of each of ImageNet's 1,000 classes."""
+def class_vectors(words: Callable[[list[str]], np.ndarray]) -> torch.Tensor:
+    """What ImageNet's 1,000 classes are in words ``(1000, 256)``: the first name of each, and a part of its definition.
+
+    The definition brings in wider kinds: "bighorn" is a "wild sheep of mountainous regions".
+    """
     classes = ImageNetInfo()
-    return [classes.index_to_description(i, detailed=False).split(",")[0] for i in range(1000)]
+    names = [classes.index_to_description(i, detailed=False) for i in range(1000)]
+    described = [classes.index_to_description(i, detailed=True) for i in range(1000)]
+    defined = [text.removeprefix(name).lstrip(": ") or name for name, text in zip(names, described, strict=True)]
+    both = words([name.split(",")[0] for name in names]) + DEFINITION * words(defined)
+    return F.normalize(torch.from_numpy(both), dim=-1)
 
 
 class Head(nn.Module):
@@ -67,7 +77,7 @@ class Features(nn.Module):
 class Lite(nn.Module):
     """Pixels ``(n, 224, 224, 3) uint8`` -> vectors ``(n, 256)`` of length 1.
 
-    A photograph's vector is the mean of the class names' text vectors, weighted by the probability of each class; a
+    A photograph's vector is the mean of its classes' vectors in words, weighted by the probability of each class; a
     drawing's comes from the head; the gate says how much of a drawing a picture is. A word and a photograph of what it
     names would be nearly one vector, a word and its drawing have a cosine of about 0.25: among both kinds, wrong
     photographs would come before right drawings. So a photograph's vector leans away from all words alike, along

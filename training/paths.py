@@ -24,10 +24,12 @@ def missing(what: str, how: str) -> NoReturn:
 
 def data() -> Path:
     """The data folder that PGEMBED_DATA names, with the emoji pictures in it."""
-    folder = Path(os.environ.get("PGEMBED_DATA") or ROOT.parent / "shared" / "data")
-    if not (folder / "emoji").is_dir():
-        missing(f"the folder {folder / 'emoji'}", "Set PGEMBED_DATA to a folder with emoji/, photos/ and cranfield/.")
-    return folder
+    named = os.environ.get("PGEMBED_DATA")
+    if not named:
+        missing("PGEMBED_DATA", "Set it to the folder of the data for training and benchmarks.")
+    if not (Path(named) / "emoji").is_dir():
+        missing(f"the folder {Path(named) / 'emoji'}", "PGEMBED_DATA names the folder that it should be in.")
+    return Path(named)
 
 
 def emojibase() -> Path:

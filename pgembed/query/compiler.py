@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -189,7 +190,7 @@ def _of_input(target: Target, input: Input, vector: NDArray[Any] | None) -> tupl
 
 def _known(target: Target, input: Input, vectors: Mapping[Input, NDArray[Any]]) -> NDArray[Any] | None:
     """The vector of an input, checked; None for a text that SQL encodes."""
-    if input in vectors:
+    if vectors and input in vectors:
         vector = np.asarray(vectors[input])
     elif isinstance(input, Vector):
         vector = input.values
@@ -203,7 +204,8 @@ def _known(target: Target, input: Input, vectors: Mapping[Input, NDArray[Any]]) 
             f"{'x'.join(map(str, vector.shape))}.",
             f"Encode it with '{target.encoder}'.",
         )
-    if not vector.any() or not np.isfinite(vector).all():
+    squares = float(np.dot(vector, vector))  # one pass tells both: NaN and infinity stay what they are
+    if not 0 < squares < math.inf and (not vector.any() or not np.isfinite(vector).all()):
         raise InvalidQuery(f"The vector of {input!r} is zero or not finite: no row is near to it.")
     return vector
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ class SearchRow(Mapping[str, Any]):
         return self._values[self._index[name]]
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        if not name.startswith("__") and name not in SearchRow.__slots__ and name in self._index:
+        if name in SearchRow.__slots__ or name.startswith("__"):  # being copied, or asked for by a protocol
+            raise AttributeError(name)
+        if name in self._index:
             return self[name]
         raise AttributeError(f"This row has no column '{name}'; it has {', '.join(self._index)}.", name=name, obj=self)
 
@@ -41,5 +44,9 @@ class SearchRow(Mapping[str, Any]):
 
 def search_row_factory(cursor: Cursor[Any] | AsyncCursor[Any]) -> Callable[[Sequence[Any]], SearchRow]:
     """A row factory of psycopg that makes SearchRows."""
-    index = {column.name: number for number, column in enumerate(cursor.description or ())}
-    return lambda values: SearchRow(index, values)
+    result = cursor.pgresult
+    if result is None or not result.nfields:
+        return partial(SearchRow, {})
+    encoding = cursor.connection.info.encoding  # names from the result itself: a description costs as much as the rows
+    names = [(result.fname(number) or b"").decode(encoding) for number in range(result.nfields)]
+    return partial(SearchRow, {name: number for number, name in enumerate(names)})

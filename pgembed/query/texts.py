@@ -25,6 +25,7 @@ _QUOTED = re.compile(
     r"(?<![\w$])[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(?<![\w$])(\$(?:[^\W\d]\w*)?\$).*?\1",
     re.DOTALL,
 )
+_OPEN_QUOTE = re.compile(r"['\"]|(?<![\w$])(?:[eE]\0|\$(?:[^\W\d]\w*)?\$)")  # what is left where one is not closed
 
 
 class Shape(NamedTuple):
@@ -52,8 +53,7 @@ class Texts:
         self._distance = _name(_unused("distance", read))
         self._read: list[sql.Composable] = [_name(name) for name in read]
         self._output: list[sql.Composable] = [  # a column named score gives that name up
-            _sql(_name(name), " AS ", _name(score)) if name == "score" else _name(name)
-            for name in columns
+            _sql(_name(name), " AS ", _name(score)) if name == "score" else _name(name) for name in columns
         ]
         self._order = sql.SQL(", ").join([self._distance, *map(_name, target.keys)])
         self._where = _present(target)
@@ -157,7 +157,7 @@ def _chosen(target: Target, columns: Sequence[str] | None, wide: bool) -> tuple[
 
 def _condition(text: str, *, has_params: bool) -> sql.SQL:
     """The filter, as one condition. It is the caller's SQL; this refuses what would reach beyond it."""
-    plain = _QUOTED.sub("''", text)
+    plain = _QUOTED.sub("\0", text)
     depth = lowest = 0
     for bracket in re.findall(r"[()]", plain):
         depth += 1 if bracket == "(" else -1
@@ -167,7 +167,7 @@ def _condition(text: str, *, has_params: bool) -> sql.SQL:
         else "holds a comment" if "--" in plain or "/*" in plain
         else "holds a semicolon" if ";" in plain
         else "does not close its parentheses" if depth or lowest
-        else "does not close its quotes" if "'" in plain.replace("''", "") or '"' in plain
+        else "does not close its quotes" if _OPEN_QUOTE.search(plain)
         else "has placeholders, but there are no params" if not has_params and _NAMES_VALUE.search(plain)
         else None
     )  # fmt: skip

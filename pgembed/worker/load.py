@@ -17,7 +17,7 @@ from pgembed.media import MediaReader
 from pgembed.worker.batch import Batch, Row
 from pgembed.worker.faults import is_lost
 from pgembed.worker.queue import Queue, Work
-from pgembed.worker.write import give_back
+from pgembed.worker.write import give_back, is_detached
 
 if TYPE_CHECKING:
     from pgembed.inputs import SourceKind
@@ -95,8 +95,12 @@ class Loader:
         except (psycopg.Error, PgembedError) as error:
             if is_lost(self.conn, error):
                 raise
-            self.state.note_trouble(work, error)
-            self._give_back(work, [row.seq for row in rows])
+            seqs = [row.seq for row in rows]
+            if is_detached(self.conn, work, error):
+                self.state.let_go(work, seqs)
+            else:
+                self.state.note_trouble(work, error)
+                self._give_back(work, seqs)
             return False
         return bool(rows) or moved
 

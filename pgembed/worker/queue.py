@@ -191,7 +191,7 @@ class Queue:
             "WITH written AS (UPDATE {table} t SET {target} = w.vector"
             " FROM (SELECT pg_catalog.unnest($1::bigint[]) AS seq, pg_catalog.unnest($2::{type}[]) AS vector) AS w"
             " JOIN {job} j ON j.seq = w.seq WHERE {same} AND {unchanged} RETURNING w.seq),"
-            " finished AS (DELETE FROM {job} WHERE seq IN (SELECT seq FROM written))"
+            " finished AS (DELETE FROM {job} f USING written WHERE f.seq = written.seq)"
             " SELECT pg_catalog.array_agg(seq) FROM written"
         ).format(type=_trusted(self.work.vector_type), **self._parts())
 
@@ -203,7 +203,7 @@ class Queue:
             " WHERE {same} AND j.seq = ANY($1::bigint[]) AND t.{target} IS NOT NULL AND {unchanged} RETURNING j.seq),"
             " done AS (SELECT seq FROM cleared UNION ALL SELECT j.seq FROM {table} t JOIN {job} j ON {same}"
             " WHERE j.seq = ANY($1::bigint[]) AND t.{target} IS NULL AND {unchanged}),"
-            " finished AS (DELETE FROM {job} WHERE seq IN (SELECT seq FROM done))"
+            " finished AS (DELETE FROM {job} f USING done WHERE f.seq = done.seq)"
             " SELECT pg_catalog.array_agg(seq) FROM done"
         ).format(**self._parts())
 
@@ -230,11 +230,16 @@ class Queue:
 
     @cached_property
     def count_written(self) -> sql.Composed:
-        """Parameter: rows written. Keeps the rate that status shows, of the last hour."""
+        """Parameter: jobs done. Keeps the rate that status shows, of the last hour.
+
+        The embedding is locked first: the check of the foreign key would come after the row is there, which detach
+        would wait for while this waits for detach.
+        """
         return sql.SQL(
             "WITH old AS (DELETE FROM pgembed.written WHERE embedding = {0} AND minute < now() - interval '1 hour')"
             " INSERT INTO pgembed.written AS w (embedding, minute, rows)"
-            " VALUES ({0}, date_trunc('minute', now()), $1::bigint)"
+            " SELECT e.id, date_trunc('minute', now()), $1::bigint FROM pgembed.embedding e WHERE e.id = {0}"
+            " FOR KEY SHARE"
             " ON CONFLICT (embedding, minute) DO UPDATE SET rows = w.rows + excluded.rows"
         ).format(self.work.id)
 
@@ -322,6 +327,11 @@ class Queue:
     def depth(self) -> sql.Composed:
         """Changes and jobs that wait, due or not."""
         return sql.SQL("SELECT (SELECT count(*) FROM {}) + (SELECT count(*) FROM {})").format(self._change, self._job)
+
+    @cached_property
+    def attached(self) -> sql.Composed:
+        """Whether the embedding is still in the catalog."""
+        return sql.SQL("SELECT EXISTS (SELECT FROM pgembed.embedding WHERE id = {})").format(self.work.id)
 
     @cached_property
     def any_left(self) -> sql.Composed:

@@ -31,9 +31,10 @@ SESSION_SETTINGS = {
     "lock_timeout": "10s",
     "statement_timeout": "10min",
     "synchronous_commit": "off",  # a crash loses a vector together with the end of its job, and it is made again
-    "plan_cache_mode": "force_custom_plan",  # a plan made for an empty queue would be kept for a full one
+    "plan_cache_mode": "force_generic_plan",  # a batch of vectors as a constant would be copied again and again
     "jit": "off",
-    "enable_hashjoin": "off",  # by index is right for a batch, whatever is known of the size of a queue
+    "enable_seqscan": "off",  # by index is right for a batch, whatever is known of the size of a queue
+    "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "work_mem": "64MB",  # a batch of vectors stays in memory
 }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import sql
 
 from pgembed.errors import PgembedError
 from pgembed.vectors import bigint_array, vector_array
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 
 
 CONFLICT_TRIES = 3
+COUNT_EVERY = 1.0  # seconds
+
+
+@dataclass
+class Tally:
+    """What was done of an embedding since it was last written down, and what was left in its queue then."""
+
+    work: Work
+    uncounted: int = 0
+    counted_at: float = -COUNT_EVERY
+    left: int = 0
 
 
 class Writer:
@@ -31,25 +42,29 @@ class Writer:
         self.session = session
         self.state = session.state
         self.conn = conn
-        self.counted: dict[int, tuple[float, int]] = {}
+        self.tallies: dict[int, Tally] = {}
 
     def run(self) -> None:
         for batch in self.session.take(self.session.encoded):
             abandoned = any(isinstance(row.error, Abandoned) for row in batch.rows)
             seqs = [row.seq for row in batch.rows]
+            written = failed = 0
             try:
                 written = self._write(batch.work, batch.rows)
                 failed = self._settle(batch.work, [row for row in batch.rows if row.error is not None])
             except psycopg.Error as error:
                 if is_lost(self.conn, error):
                     raise  # what is held stays held, until the next session gives it back
-                self.state.note_trouble(batch.work, error)
-                give_back(self.conn, batch.work, seqs)
+                if not is_detached(self.conn, batch.work, error):
+                    self.state.note_trouble(batch.work, error)
+                    give_back(self.conn, batch.work, seqs)
             else:
                 if not abandoned:
                     self.state.note_success(batch.work)
-                self._report(batch, written, failed)
             self.state.let_go(batch.work, seqs)
+            self._report(batch, written, failed)
+        for tally in self.tallies.values():
+            self._count(tally)
 
     def _write(self, work: Work, rows: Sequence[Row]) -> int:
         """Write the rows that have no error; where one row spoils the write, find it by halves."""
@@ -98,20 +113,28 @@ class Writer:
     def _report(self, batch: Batch, written: int, failed: int) -> None:
         self.state.summary.written += written
         self.state.summary.failed += failed
-        skipped = sum(1 for row in batch.rows if row.error is None) - written
+        tally = self.tallies.setdefault(batch.work.id, Tally(batch.work))
+        tally.uncounted += written
+        if time.monotonic() - tally.counted_at > COUNT_EVERY:
+            self._count(tally)
         if self.state.on_progress is not None:
-            left = self._left(batch.work)
-            self.state.on_progress(Progress(batch.work.name, written, failed, skipped, left))
+            skipped = sum(1 for row in batch.rows if row.error is None) - written
+            self.state.on_progress(Progress(batch.work.name, written, failed, skipped, tally.left))
 
-    def _left(self, work: Work) -> int:
-        """The queue's depth; counted at most once a second, since counting a long queue takes time."""
-        at, left = self.counted.get(work.id, (-10.0, 0))
-        if time.monotonic() - at > 1:
+    def _count(self, tally: Tally) -> None:
+        """Add to the rate that status shows, and look how much is left: now and then, since both take time."""
+        statements = Queue(tally.work)
+        try:
             with self.conn.transaction():
-                row = self.conn.execute(Queue(work).depth).fetchone()
-            left = int(row[0]) if row else 0
-            self.counted[work.id] = (time.monotonic(), left)
-        return left
+                self.conn.execute(statements.lock)
+                self.conn.execute(statements.count_written, [tally.uncounted])
+                (tally.left,) = self.conn.execute(statements.depth).fetchall()[0]
+        except psycopg.Error as error:
+            if is_lost(self.conn, error):
+                raise
+            tally.left = 0  # detached meanwhile
+        tally.uncounted = 0
+        tally.counted_at = time.monotonic()
 
 
 def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -> int:
@@ -121,35 +144,40 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
     again, are given back; a row that a trigger of its table kept as it was gets an error. Returns the jobs done.
     """
     statements = Queue(work)
-    there = {row.seq: row for row in rows if not row.gone}
+    vectors = {row.seq: row.vector for row in rows if row.vector is not None and not row.gone}
+    there = [row.seq for row in rows if not row.gone]
     gone = [row.seq for row in rows if row.gone]
-    with conn.transaction():
-        locked = _seqs(conn, statements.lock_rows, there)
+    done = set(gone)
+    with conn.pipeline(), conn.transaction():
+        locking = conn.execute(statements.lock_rows, [bigint_array(there)], binary=True)
         conn.execute(statements.lock)
-        full = [seq for seq in locked if there[seq].vector is not None]
-        written = _write_vectors(conn, work, statements, full, there)
-        done = written.union(_seqs(conn, statements.clear, [seq for seq in locked if there[seq].vector is None]), gone)
+        full = list(vectors)
+        packed = vector_array(list(vectors.values()), work.vector_oid) if full else None  # while the server locks
+        locked = set(_array(locking))
+        if not locked.issuperset(full):
+            full = [seq for seq in full if seq in locked]
+            packed = vector_array([vectors[seq] for seq in full], work.vector_oid) if full else None
+        if packed is not None:
+            done.update(_array(conn.execute(statements.write, [bigint_array(full), packed], binary=True)))
+        if empty := locked.difference(vectors):
+            done.update(_array(conn.execute(statements.clear, [bigint_array(empty)], binary=True)))
         if gone:
             conn.execute(statements.finish, [gone])
-        refused = _seqs(conn, statements.refused, [seq for seq in locked if seq not in done])
-        if skipped := there.keys() - done:
-            conn.execute(statements.put_off, [list(skipped)])
-        if written:
-            conn.execute(statements.count_written, [len(written)])
-    for seq in refused:
-        there[seq].error = DatabaseRefusal(f"A trigger of {work.schema_name}.{work.table_name} kept the row as it was.")
+        refused: list[int] = []
+        if unwritten := locked - done:
+            refused = _array(conn.execute(statements.refused, [bigint_array(unwritten)], binary=True))
+        if skipped := [seq for seq in there if seq not in done]:
+            conn.execute(statements.put_off, [skipped])
+    for row in rows:
+        if row.seq in refused:
+            row.error = DatabaseRefusal(f"A trigger of {work.schema_name}.{work.table_name} kept the row as it was.")
     return len(done)
 
 
-def _write_vectors(
-    conn: psycopg.Connection[Any], work: Work, statements: Queue, seqs: Sequence[int], rows: Mapping[int, Row]
-) -> set[int]:
-    if not seqs:
-        return set()
-    vectors = [vector for seq in seqs if (vector := rows[seq].vector) is not None]
-    parameters = [bigint_array(seqs), vector_array(vectors, work.vector_oid)]
-    (written,) = conn.execute(statements.write, parameters, binary=True).fetchall()[0]
-    return set(written or ())
+def _array(cursor: psycopg.Cursor[Any]) -> list[int]:
+    """The seqs that a statement returned as one array."""
+    (found,) = cursor.fetchall()[0]
+    return found or []
 
 
 def give_back(conn: psycopg.Connection[Any], work: Work, seqs: Sequence[int]) -> None:
@@ -165,16 +193,15 @@ def give_back(conn: psycopg.Connection[Any], work: Work, seqs: Sequence[int]) ->
             raise
 
 
+def is_detached(conn: psycopg.Connection[Any], work: Work, error: Exception) -> bool:
+    """Whether a statement failed because the embedding was detached meanwhile, which is no trouble."""
+    if not isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+        return False
+    return conn.execute(Queue(work).attached).fetchone() == (False,)
+
+
 class DatabaseRefusal(PgembedError):
     """The database did not take a row's vector, and raised no error."""
-
-
-def _seqs(conn: psycopg.Connection[Any], statement: sql.Composed, among: Collection[int]) -> list[int]:
-    """The seqs that a statement returns, as one array, out of those it is given."""
-    if not among:
-        return []
-    (found,) = conn.execute(statement, [bigint_array(among)], binary=True).fetchall()[0]
-    return found or []
 
 
 def _sentence(error: Exception | None) -> str:

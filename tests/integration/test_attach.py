@@ -38,38 +38,42 @@ def shop(database: Connection) -> Connection:
 
 
 REFUSED = {
-    "no primary key": ("keyless", {}, "Table keyless has no primary key, by which its rows could be found again."),
+    "no primary key": (
+        "keyless",
+        {},
+        "Table public.keyless has no primary key, by which its rows could be found again.",
+    ),
     "unknown column": (
         "product",
         {"inputs": '{"text": "titel"}'},
-        "Table product has no column 'titel'.",
+        "Table public.product has no column 'titel'.",
     ),
     "unknown column in a template": (
         "product",
         {"inputs": '{"text": "{title}. {body}"}'},
-        "Table product has no column 'body'.",
+        "Table public.product has no column 'body'.",
     ),
     "number as a picture": (
         "product",
         {"inputs": '{"image": "price"}'},
-        "Column 'price' of product is numeric, which cannot be read as a picture.",
+        "Column 'price' of public.product is numeric, which cannot be read as a picture.",
     ),
     "text as a picture without its form": (
         "product",
         {"inputs": '{"image": "path"}'},
-        "Column 'path' of product is text, which cannot be read as a picture.",
+        "Column 'path' of public.product is text, which cannot be read as a picture.",
     ),
     "bytes as a path": (
         "product",
         {"inputs": '{"image": {"column": "photo", "as": "path"}}'},
-        "Column 'photo' of product is bytea as 'path', which cannot be read as a picture.",
+        "Column 'photo' of public.product is bytea as 'path', which cannot be read as a picture.",
     ),
     "picture as text": (
         "product",
         {"inputs": '{"text": "photo"}'},
-        "Column 'photo' of product is bytea, which is not text.",
+        "Column 'photo' of public.product is bytea, which is not text.",
     ),
-    "name taken": ("product", {"target": "title"}, "Table product has a column 'title' already."),
+    "name taken": ("product", {"target": "title"}, "Table public.product has a column 'title' already."),
     "no name": ("product", {"target": ""}, "The target is the name of the new vector column, not ''."),
     "name too long": (
         "product",
@@ -88,8 +92,8 @@ REFUSED = {
         {"encoder": "wide"},
         "Encoder 'wide' has 2048 dimensions; an HNSW index over vector holds at most 2000.",
     ),
-    "view": ("shown", {}, "shown is a view; an embedding needs an ordinary table."),
-    "materialized view": ("kept", {}, "kept is a materialized view; an embedding needs an ordinary table."),
+    "view": ("shown", {}, "public.shown is a view; an embedding needs an ordinary table."),
+    "materialized view": ("kept", {}, "public.kept is a materialized view; an embedding needs an ordinary table."),
     "system table": (
         "pg_class",
         {"inputs": '{"text": "relname"}'},
@@ -100,8 +104,12 @@ REFUSED = {
         {"inputs": '{"text": "name"}'},
         "pgembed.encoder is a system table; an embedding needs an ordinary table.",
     ),
-    "partition": ("part", {}, "part is a partition; an embedding needs an ordinary table."),
-    "inheritance": ("parent", {}, "parent is part of an inheritance tree; an embedding needs an ordinary table."),
+    "partition": ("part", {}, "public.part is a partition; an embedding needs an ordinary table."),
+    "inheritance": (
+        "parent",
+        {},
+        "public.parent is part of an inheritance tree; an embedding needs an ordinary table.",
+    ),
     "temporary table": ("fleeting", {}, "fleeting is a temporary table; an embedding needs an ordinary table."),
     "lone brace": (
         "product",
@@ -150,7 +158,7 @@ REFUSED = {
     "generated and cleared": (
         "derived",
         {"stale": "null"},
-        "Generated columns of derived (title) cannot be watched with stale => 'null'.",
+        "Generated columns of public.derived (title) cannot be watched with stale => 'null'.",
     ),
 }
 
@@ -195,13 +203,14 @@ def test_attach_and_detach_give_up_soon_on_a_table_in_use(shop: Connection, data
     with psycopg.connect(database_dsn) as other:
         other.execute("SELECT * FROM product")
         with pytest.raises(
-            psycopg.errors.LockNotAvailable, match="product is in use by a transaction that did not end within 2s"
+            psycopg.errors.LockNotAvailable,
+            match="public.product is in use by a transaction that did not end within 2s",
         ):
             attach(shop, "product")
         other.rollback()
         attach(shop, "product")
         other.execute("SELECT * FROM product")
-        with pytest.raises(psycopg.errors.LockNotAvailable, match="product is in use"):
+        with pytest.raises(psycopg.errors.LockNotAvailable, match="public.product is in use"):
             shop.execute("SELECT pgembed.detach('product')")
     assert shop.execute("SELECT count(*) FROM pgembed.embedding").fetchone() == (1,)
 
@@ -302,7 +311,7 @@ def test_one_of_several_embeddings_must_be_named(
 ) -> None:
     table = Table(database, database_dsn, monkeypatch)
     attach(database, "product", target="second", encoder="fake")
-    with pytest.raises(psycopg.Error, match="product has 2 embeddings: embedding, second"):
+    with pytest.raises(psycopg.Error, match="public.product has 2 embeddings: embedding, second"):
         database.execute("SELECT pgembed.detach('product')")
     database.execute("SELECT pgembed.detach('product', 'embedding')")
     table.insert("red shoe")

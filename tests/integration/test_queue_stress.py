@@ -25,7 +25,7 @@ from pgembed.encoders.builtin import LiteEncoder
 from pgembed.static_text import StaticText
 from pgembed.worker import Worker, WorkerOptions
 from pgembed.worker.queue import Queue
-from tests.fakes import use_encoders
+from tests.fakes import Log, deadlocks, use_encoders
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -66,18 +66,6 @@ class SlowLite(LiteEncoder):
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         time.sleep(random.random() * 2 * LEASE)
         return super().embed_texts(texts)
-
-
-@dataclass
-class Log:
-    """Takes the place of a worker's log, where nothing should be written."""
-
-    lines: list[str] = field(default_factory=list[str])
-
-    def warning(self, event: str, **facts: object) -> None:
-        self.lines.append(f"{event} {facts}")
-
-    error = warning
 
 
 @dataclass
@@ -212,9 +200,7 @@ def test_no_vector_is_stale_and_nobody_fails_under_load(
     assert (log.lines, conflicts) == ([], [])
     assert database.execute(UNTRUE).fetchone() == (0,)
     assert database.execute("SELECT queued, claimed, failed FROM pgembed.status").fetchone() == (0, 0, 0)
-    assert database.execute(
-        "SELECT pg_stat_force_next_flush(), deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    ).fetchone() == ("", 0)
+    assert deadlocks(database) == 0
 
 
 def _start(calls: Sequence[Callable[[], Any]]) -> list[threading.Thread]:

@@ -18,6 +18,7 @@ from pgembed import schema
 from pgembed.inputs import Expression, Text, Vector
 from pgembed.query import Column, SearchPlan, SearchRow, Statement, Target, compile_search, search_row_factory
 from pgembed.vectors import register_packed
+from tests.conftest import connection_to, new_database
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Array = NDArray[np.float64]
@@ -78,8 +79,17 @@ def fill(conn: Connection, metric: str = "cosine", index: bool = True) -> Shop:
     return Shop(conn, vectors, query)
 
 
+@pytest.fixture(scope="module")
+def shop(server_dsn: str, template: str) -> Iterator[Shop]:
+    """A shop that tests read and leave as it was."""
+    for dsn in new_database(server_dsn, template):
+        for conn in connection_to(dsn):
+            yield fill(conn)
+
+
 @pytest.fixture
-def shop(database: Connection) -> Shop:
+def own_shop(database: Connection) -> Shop:
+    """A shop that a test may change."""
     return fill(database)
 
 
@@ -169,9 +179,9 @@ def test_all_rows_of_a_filter_opposed_to_the_vector_are_found(shop: Shop) -> Non
             assert [(row["id"], row.score) for row in found] == rows
 
 
-def test_index_scan_that_gives_up_is_followed_by_an_exact_one(shop: Shop) -> None:
-    shop.conn.execute("SET hnsw.max_scan_tuples = 100; SET enable_seqscan = off")
-    rows = search(shop.conn, shop.query, ", k => 60, filter => 'title = ''rare'''")
+def test_index_scan_that_gives_up_is_followed_by_an_exact_one(own_shop: Shop) -> None:
+    own_shop.conn.execute("SET hnsw.max_scan_tuples = 100; SET enable_seqscan = off")
+    rows = search(own_shop.conn, own_shop.query, ", k => 60, filter => 'title = ''rare'''")
     assert sorted(n for n, _ in rows) == list(range(ROWS - RARE, ROWS))
 
 
@@ -279,19 +289,21 @@ def test_encoder_is_taken_from_the_embedding_that_is_named(database: Connection)
     assert raised.value.diag.message_hint == "It has: one, two."
 
 
-def test_table_is_found_by_name_where_its_oid_is_an_old_one(shop: Shop) -> None:
-    shop.conn.execute("UPDATE pgembed.embedding SET relation = NULL")
-    assert len(search(shop.conn, shop.query)) == 10
-    shop.conn.execute("UPDATE pgembed.embedding SET relation = 4000000000")
-    assert len(search(shop.conn, shop.query)) == 10
+def test_table_is_found_by_name_where_its_oid_is_an_old_one(own_shop: Shop) -> None:
+    own_shop.conn.execute("UPDATE pgembed.embedding SET relation = NULL")
+    assert len(search(own_shop.conn, own_shop.query)) == 10
+    own_shop.conn.execute("UPDATE pgembed.embedding SET relation = 4000000000")
+    assert len(search(own_shop.conn, own_shop.query)) == 10
 
 
-def test_renamed_table_is_found_by_its_oid(shop: Shop) -> None:
-    shop.conn.execute("ALTER TABLE product RENAME TO thing; CREATE TABLE product (id integer PRIMARY KEY)")
-    found = shop.conn.execute("SELECT (item).id FROM pgembed.search(NULL::thing, %s::vector)", [text(shop.query)])
+def test_renamed_table_is_found_by_its_oid(own_shop: Shop) -> None:
+    own_shop.conn.execute("ALTER TABLE product RENAME TO thing; CREATE TABLE product (id integer PRIMARY KEY)")
+    found = own_shop.conn.execute(
+        "SELECT (item).id FROM pgembed.search(NULL::thing, %s::vector)", [text(own_shop.query)]
+    )
     assert len(found.fetchall()) == 10
     with pytest.raises(psycopg.Error, match="product has no embedding"):
-        search(shop.conn, shop.query)
+        search(own_shop.conn, own_shop.query)
 
 
 def test_search_works_where_pgvector_is_in_a_schema_of_its_own(bare_database: Connection) -> None:
@@ -312,31 +324,31 @@ def test_search_works_where_pgvector_is_in_a_schema_of_its_own(bare_database: Co
             assert [row["id"] for row in fetch(bare_database, plan.portable)] == [1, 2]
 
 
-def test_halfvec_column_is_searched_through_its_index(shop: Shop) -> None:
-    shop.conn.execute(
+def test_halfvec_column_is_searched_through_its_index(own_shop: Shop) -> None:
+    own_shop.conn.execute(
         "DROP INDEX product_index; ALTER TABLE product ALTER embedding TYPE halfvec(16) USING embedding::halfvec(16);"
         "CREATE INDEX product_index ON product USING hnsw (embedding halfvec_cosine_ops); ANALYZE product"
     )
-    full = shop.target()
+    full = own_shop.target()
     half = Target(*[getattr(full, name) if name != "half" else True for name in full.__slots__])
-    with shop.conn.transaction():
-        rows = search(shop.conn, shop.query)
-        assert index_scans(shop.conn) == 1
-        found = fetch(shop.conn, compile_search(half, Vector(shop.query)).statement)
-        assert index_scans(shop.conn) == 2
+    with own_shop.conn.transaction():
+        rows = search(own_shop.conn, own_shop.query)
+        assert index_scans(own_shop.conn) == 1
+        found = fetch(own_shop.conn, compile_search(half, Vector(own_shop.query)).statement)
+        assert index_scans(own_shop.conn) == 2
     assert [(row["id"], row.score) for row in found] == rows
-    assert len(set(nearest(shop, "cosine", np.ones(ROWS, dtype=bool))[:10]) & {n for n, _ in rows}) >= 9
+    assert len(set(nearest(own_shop, "cosine", np.ones(ROWS, dtype=bool))[:10]) & {n for n, _ in rows}) >= 9
 
 
 # A query vector is computed once
 
 
 @pytest.fixture
-def counted(shop: Shop) -> Iterator[Callable[[], int]]:
+def counted(own_shop: Shop) -> Iterator[Callable[[], int]]:
     """``encode_text`` counts its calls; gives how many there were since the last time."""
-    vector = text(shop.query)
-    shop.conn.execute("CREATE SEQUENCE calls; SELECT nextval('calls')")
-    shop.conn.execute(
+    vector = text(own_shop.query)
+    own_shop.conn.execute("CREATE SEQUENCE calls; SELECT nextval('calls')")
+    own_shop.conn.execute(
         sql.SQL(
             "CREATE OR REPLACE FUNCTION pgembed.encode_text(encoder text, query text) RETURNS vector"
             " LANGUAGE plpgsql STABLE AS $$ BEGIN PERFORM nextval('calls'); RETURN {}; END $$"
@@ -346,7 +358,7 @@ def counted(shop: Shop) -> Iterator[Callable[[], int]]:
 
     def calls() -> int:
         nonlocal last
-        row = shop.conn.execute("SELECT last_value FROM calls").fetchone()
+        row = own_shop.conn.execute("SELECT last_value FROM calls").fetchone()
         assert row is not None
         since, last = row[0] - last, row[0]
         return since
@@ -357,30 +369,30 @@ def counted(shop: Shop) -> Iterator[Callable[[], int]]:
 @pytest.mark.parametrize("index", [True, False])
 @pytest.mark.parametrize("where", [None, "price < 50", "title = 'rare'"])
 def test_compiled_query_encodes_each_text_once(
-    shop: Shop, counted: Callable[[], int], index: bool, where: str | None
+    own_shop: Shop, counted: Callable[[], int], index: bool, where: str | None
 ) -> None:
     if not index:
-        shop.conn.execute("DROP INDEX product_index")
-    plain = shop.target()
+        own_shop.conn.execute("DROP INDEX product_index")
+    plain = own_shop.target()
     target = Target(*[getattr(plain, name) if name != "static_text" else True for name in plain.__slots__])
     queries: dict[Expression, int] = {
         Text("red"): 1,
         Text("red") - 0.5 * Text("blue"): 2,
-        Vector(shop.query) + Text("red"): 1,
-        Vector(shop.query): 0,
+        Vector(own_shop.query) + Text("red"): 1,
+        Vector(own_shop.query): 0,
     }
     for query, expected in queries.items():
         for limit in (10, 70):
             plan = compile_search(target, query, where=where, limit=limit)
             for statement in (plan.statement, plan.exact, plan.portable):
-                fetch(shop.conn, statement)
+                fetch(own_shop.conn, statement)
                 assert counted() == expected, statement.as_string()
 
 
-def test_search_in_sql_encodes_its_text_once(shop: Shop, counted: Callable[[], int]) -> None:
+def test_search_in_sql_encodes_its_text_once(own_shop: Shop, counted: Callable[[], int]) -> None:
     for arguments in ("", ", filter => 'price < 50'", ", k => 70, filter => 'title = ''rare'''", ", exact => true"):
         query = "(SELECT pgembed.encode_text('test', 'red'))"
-        shop.conn.execute(f"SELECT score FROM pgembed.search(NULL::product, {query}{arguments})".encode())
+        own_shop.conn.execute(f"SELECT score FROM pgembed.search(NULL::product, {query}{arguments})".encode())
         assert counted() == 1
 
 
@@ -415,8 +427,8 @@ def test_search_works_in_a_read_only_transaction(shop: Shop) -> None:
         assert len(search(shop.conn, shop.query, ", filter => 'price < 50'")) == 10
 
 
-def test_rights_and_policies_are_the_caller_s(shop: Shop) -> None:
-    conn = shop.conn
+def test_rights_and_policies_are_the_caller_s(own_shop: Shop) -> None:
+    conn = own_shop.conn
     conn.execute(
         "CREATE ROLE visitor; GRANT USAGE ON SCHEMA pgembed TO visitor;"
         "GRANT SELECT ON pgembed.embedding, pgembed.encoder TO visitor"
@@ -425,13 +437,13 @@ def test_rights_and_policies_are_the_caller_s(shop: Shop) -> None:
         conn.execute("SET ROLE visitor")
         for arguments in ("", ", filter => 'price < 50'"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                search(conn, shop.query, arguments)
+                search(conn, own_shop.query, arguments)
         conn.execute(
             "RESET ROLE; GRANT SELECT ON product TO visitor; ALTER TABLE product ENABLE ROW LEVEL SECURITY;"
             "CREATE POLICY only_rare ON product FOR SELECT TO visitor USING (title = 'rare'); SET ROLE visitor"
         )
         for arguments in (", k => 60", ", k => 60, filter => 'true OR price < 0'"):
-            assert sorted(n for n, _ in search(conn, shop.query, arguments)) == list(range(ROWS - RARE, ROWS))
+            assert sorted(n for n, _ in search(conn, own_shop.query, arguments)) == list(range(ROWS - RARE, ROWS))
     finally:
         conn.execute("RESET ROLE; DROP OWNED BY visitor; DROP ROLE visitor")
 

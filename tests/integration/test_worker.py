@@ -12,7 +12,7 @@ import pytest
 
 from pgembed.errors import InvalidInput
 from pgembed.worker import Progress, Worker, WorkerOptions
-from tests.fakes import Connection, FakeEncoder, Table, register, until, vector_of
+from tests.fakes import Connection, FakeEncoder, Log, Table, deadlocks, register, until, vector_of
 
 
 @pytest.fixture
@@ -263,17 +263,17 @@ def test_an_embedding_attached_and_one_detached_while_a_worker_runs(
 
 def test_detach_and_a_working_worker_do_not_deadlock(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgembed.worker.load.REFRESH", 0.01)
-    with table.working(batch_size=4):
+    log = Log()
+    with table.working(batch_size=4) as worker:
+        worker.state.log = log
         for _ in range(15):
             table.conn.execute("INSERT INTO product SELECT i, 'shoe ' || i FROM generate_series(1, 60) AS i")
             time.sleep(0.02)
             table.conn.execute("SELECT pgembed.detach('product')")
             table.conn.execute("TRUNCATE product")
             table.conn.execute("""SELECT pgembed.attach('product', 'embedding', 'fake', '{"text": "title"}')""")
-    (deadlocks,) = table.conn.execute(
-        "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    ).fetchall()[0]
-    assert deadlocks == 0
+    assert log.lines == []
+    assert deadlocks(table.conn) == 0
 
 
 # Statements

@@ -14,7 +14,8 @@ from pgembed.encoders.builtin import TEXT_SETTINGS, LiteEncoder, lite_files, lit
 from pgembed.errors import EncoderError, InvalidInput, UnknownEncoder
 from pgembed.static_text import StaticText
 
-EMOJI = Path(__file__).parents[1] / "data" / "emoji"
+DATA = Path(__file__).parents[1] / "data"
+EMOJI, PHOTOS = DATA / "emoji", DATA / "photos"
 THINGS = ("dog", "tomato", "car", "umbrella")
 VENDORS = ("noto", "twemoji", "fluent")
 
@@ -179,3 +180,17 @@ def test_only_the_built_in_name_and_setting_are_taken() -> None:
 
 def test_the_shipped_files_stay_small() -> None:
     assert sum(len(file.read_bytes()) for file in lite_files().iterdir()) <= 30 * 2**20
+
+
+def test_photographs_are_found_by_words_among_drawings(encoder: LiteEncoder) -> None:
+    named = {
+        "giant panda": "panda",
+        "koala": "koala",
+        "hen": "hens",
+        "goldfish": "goldfish",
+        "screwdriver": "screwdriver",
+    }
+    photographs = [Image.open(PHOTOS / f"{file}.jpg") for file in named.values()]
+    found = encoder.encode_image([*photographs, *drawings("noto")])
+    assert (encoder.encode_text(list(named)) @ found.T).argmax(axis=1).tolist() == [0, 1, 2, 3, 4]
+    assert (encoder.encode_text(THINGS) @ found.T).argmax(axis=1).tolist() == [5, 6, 7, 8]

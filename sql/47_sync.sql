@@ -1,0 +1,66 @@
+-- The catalog follows the tables: after a rename, a move to another schema, or a restore into another database.
+
+-- Find each embedding's table again by the trigger that it carries, and put its present name, key and columns into
+-- the catalog; returns how many embeddings were out of date. Workers call it when they start; run it after a restore.
+CREATE OR REPLACE FUNCTION pgembed.sync() RETURNS integer
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    embedding pgembed.embedding;
+    found_relation oid;
+    changed integer := 0;
+BEGIN
+    FOR embedding IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
+        SELECT t.tgrelid INTO found_relation
+        FROM pg_catalog.pg_trigger AS t
+        JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
+        WHERE p.pronamespace = 'pgembed'::regnamespace AND p.proname = 'append_row_' || embedding.id
+            AND t.tgparentid = 0 AND t.tgtype & 16 <> 0; -- of UPDATE, and not a partition's copy
+        CONTINUE WHEN found_relation IS NULL;
+        IF found_relation = embedding.relation THEN
+            changed := changed + pgembed._follow_renames(embedding);
+        ELSE -- a restored table has other numbers for its columns, and the names that the catalog knows
+            UPDATE pgembed.embedding AS e
+            SET relation = found_relation, key_columns = pgembed._key_columns(found_relation),
+                inputs = pgembed._renumbered(found_relation, e.inputs)
+            WHERE e.id = embedding.id;
+            changed := changed + 1;
+        END IF;
+    END LOOP;
+    RETURN changed;
+END
+$$;
+
+-- Put the present names of an embedding's table and columns into the catalog; 1 where one had changed, else 0.
+CREATE OR REPLACE FUNCTION pgembed._follow_renames(embedding pgembed.embedding) RETURNS integer
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    present pgembed.embedding := embedding;
+BEGIN
+    SELECT n.nspname, c.relname INTO present.schema_name, present.table_name
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.oid = embedding.relation;
+    present.key_columns := pgembed._key_columns(embedding.relation);
+    IF present IS NOT DISTINCT FROM embedding THEN
+        RETURN 0;
+    END IF;
+    UPDATE pgembed.embedding AS e
+    SET schema_name = present.schema_name, table_name = present.table_name, key_columns = present.key_columns
+    WHERE e.id = embedding.id;
+    RETURN 1;
+END
+$$;
+
+-- The inputs of an embedding with its columns' numbers looked up again by name.
+CREATE OR REPLACE FUNCTION pgembed._renumbered(relation oid, inputs jsonb) RETURNS jsonb
+LANGUAGE sql STABLE
+RETURN (
+    SELECT jsonb_object_agg(i.key, i.value || jsonb_build_object('columns', (
+        SELECT jsonb_object_agg(c.key, a.attnum)
+        FROM jsonb_each(i.value -> 'columns') AS c
+        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attname = c.key
+    )))
+    FROM jsonb_each(inputs) AS i
+);
