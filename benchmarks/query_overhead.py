@@ -7,7 +7,6 @@ that whatever slows the machine slows them all.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +24,7 @@ DIM = 512
 ROWS, ROWS_QUICK = 50_000, 10_000
 ROUNDS, ROUNDS_QUICK = 2000, 600
 QUERIES = 200
+BLOCK = 20
 
 HAND = (
     "SELECT id, title, price, 1 - (embedding <=> %(query)s) AS score FROM product"
@@ -77,7 +77,10 @@ def fill(conn: psycopg.Connection[Any], rows: int) -> NDArray[np.float32]:
 
 
 def measure(conn: psycopg.Connection[Any], queries: NDArray[np.float32], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each form, in turn, over the same queries; the first rounds are not counted."""
+    """Milliseconds of each form, block after block in turn; the first blocks are not counted.
+
+    All ask the same queries, but never the same one after another: the first would warm the caches for the next.
+    """
     db = pgembed.connect(conn)
     calls: dict[str, Callable[[NDArray[np.float32]], object]] = {
         "no-op": lambda query: conn.execute("SELECT 1 WHERE %(query)s IS NULL", {"query": query}).fetchall(),
@@ -86,12 +89,14 @@ def measure(conn: psycopg.Connection[Any], queries: NDArray[np.float32], rounds:
         "pgembed.search": lambda query: conn.execute(FUNCTION, {"query": query}).fetchall(),
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for round, query in zip(range(-50, rounds), itertools.cycle(queries)):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call(query)
-            if round >= 0:
-                times[name].append((time.perf_counter() - start) * 1000)
+    for block in range(-2, rounds // BLOCK):
+        for turn, (name, call) in enumerate(calls.items()):
+            for number in range(BLOCK):
+                query = queries[(block * BLOCK + number + turn * len(queries) // len(calls)) % len(queries)]
+                start = time.perf_counter()
+                call(query)
+                if block >= 0:
+                    times[name].append((time.perf_counter() - start) * 1000)
     return times
 
 

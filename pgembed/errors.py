@@ -1,4 +1,4 @@
-"""Every exception of pgembed: one sentence that says what was wrong, with the value, and a hint that says what to do."""
+"""Every exception of pgembed: one sentence that says what was wrong, with the value, and a hint what to do."""
 
 from __future__ import annotations
 

@@ -277,6 +277,8 @@ def _copy_script(side: StaticText) -> str:
 
 
 def _quoted(name: str) -> str:
+    if name == "public":
+        return name
     return '"' + name.replace('"', '""') + '"'
 
 

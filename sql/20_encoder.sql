@@ -37,9 +37,9 @@ BEGIN
     wanted.space := coalesce(space, spec || '@' || left(wanted.fingerprint, 12));
     IF wanted.spec IS NULL OR wanted.dim IS NULL OR wanted.modalities IS NULL OR wanted.fingerprint IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('Encoder ''%s'' (%s) is not one that SQL knows: dim, modalities and fingerprint are missing.',
+            MESSAGE = pg_catalog.format('Encoder ''%s'' (%s) is not one that SQL knows: dim, modalities and fingerprint are missing.',
                 name, coalesce(spec, 'no spec')),
-            HINT = format('Let Python load it: pgembed encoder add %s %s; or give dim, modalities and fingerprint.',
+            HINT = pg_catalog.format('Let Python load it: pgembed encoder add %s %s; or give dim, modalities and fingerprint.',
                 name, coalesce(spec, 'KIND:NAME'));
     END IF;
     SELECT * INTO present FROM pgembed.encoder AS e WHERE e.name = add_encoder.name;
@@ -47,7 +47,7 @@ BEGIN
         wanted.created_at := present.created_at;
         IF wanted IS DISTINCT FROM present THEN
             RAISE EXCEPTION USING ERRCODE = 'duplicate_object',
-                MESSAGE = format('An encoder named ''%s'' is registered already: %s, fingerprint %s, settings %s.',
+                MESSAGE = pg_catalog.format('An encoder named ''%s'' is registered already: %s, fingerprint %s, settings %s.',
                     name, present.spec, left(present.fingerprint, 12), present.settings),
                 HINT = 'Choose another name, or remove it first: SELECT pgembed.remove_encoder(...).';
         END IF;
@@ -67,11 +67,11 @@ DECLARE
     users text;
 BEGIN
     PERFORM pgembed._encoder(name);
-    SELECT string_agg(format('%I.%I.%I', schema_name, table_name, target), ', ') INTO users
+    SELECT string_agg(pg_catalog.format('%I.%I.%I', schema_name, table_name, target), ', ') INTO users
     FROM pgembed.embedding AS e WHERE e.encoder = remove_encoder.name;
     IF users IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',
-            MESSAGE = format('Encoder ''%s'' is used by %s.', name, users),
+            MESSAGE = pg_catalog.format('Encoder ''%s'' is used by %s.', name, users),
             HINT = 'Detach them first: SELECT pgembed.detach(''table'', ''target'');';
     END IF;
     DELETE FROM pgembed.encoder AS e WHERE e.name = remove_encoder.name;
@@ -88,8 +88,9 @@ BEGIN
     SELECT * INTO found_encoder FROM pgembed.encoder AS e WHERE e.name = _encoder.name;
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
-            MESSAGE = format('No encoder named ''%s'' is registered.', name),
-            HINT = 'Registered: ' || coalesce((SELECT string_agg(e.name, ', ' ORDER BY e.name) FROM pgembed.encoder AS e),
+            MESSAGE = pg_catalog.format('No encoder named ''%s'' is registered.', name),
+            HINT = 'Registered: ' || coalesce(
+                (SELECT string_agg(e.name, ', ' ORDER BY e.name) FROM pgembed.encoder AS e),
                 'none; add one: SELECT pgembed.add_encoder(''shop'', ''builtin:lite'');');
     END IF;
     RETURN found_encoder;

@@ -39,8 +39,8 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_column',
             MESSAGE = format('Table %s has no column ''%s''.', relation::regclass, name),
-            HINT = 'Its columns: ' || (SELECT string_agg(a.attname, ', ' ORDER BY a.attnum) FROM pg_catalog.pg_attribute AS a
-                WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped);
+            HINT = 'Its columns: ' || (SELECT string_agg(a.attname, ', ' ORDER BY a.attnum)
+                FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped);
     END IF;
     RETURN found_column;
 END
@@ -116,7 +116,8 @@ BEGIN
         attribute := pgembed._column(relation, part.column_name);
         IF attribute.atttypid = 'bytea'::regtype THEN
             RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
-                MESSAGE = format('Column ''%s'' of %s is bytea, which is not text.', attribute.attname, relation::regclass),
+                MESSAGE = format('Column ''%s'' of %s is bytea, which is not text.', attribute.attname,
+                    relation::regclass),
                 HINT = 'Give it as {"image": {"column": "' || attribute.attname || '"}}, or name a text column.';
         END IF;
         columns := columns || jsonb_build_object(attribute.attname, attribute.attnum);
@@ -178,6 +179,7 @@ END;
 -- templates are rendered. A null column renders as ''; what is blank altogether (text, path, URL) counts as absent.
 CREATE OR REPLACE FUNCTION pgembed._input_sql(relation oid, inputs jsonb, modality text) RETURNS text
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     facts jsonb := inputs -> modality;
@@ -188,7 +190,8 @@ BEGIN
     FROM jsonb_each_text(facts -> 'columns') AS used (name, number)
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attnum = used.number::smallint;
     IF modality <> 'text' THEN
-        RETURN format(CASE facts ->> 'as' WHEN 'bytes' THEN 't.%s' ELSE 'nullif(pg_catalog.btrim(t.%s::text), '''')' END,
+        RETURN format(
+            CASE facts ->> 'as' WHEN 'bytes' THEN 't.%s' ELSE 'nullif(pg_catalog.btrim(t.%s::text), '''')' END,
             names ->> (facts ->> 'column'));
     END IF;
     SELECT string_agg(CASE WHEN column_name IS NULL THEN quote_literal(literal)

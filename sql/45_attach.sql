@@ -58,6 +58,15 @@ AS $$
 DECLARE
     attached pgembed.embedding := pgembed._embedding(relation, target);
 BEGIN
+    PERFORM pgembed._detach(attached, relation);
+END
+$$;
+
+-- Detach an embedding from the table that carries its triggers. Called by detach and uninstall.
+CREATE OR REPLACE FUNCTION pgembed._detach(attached pgembed.embedding, relation regclass) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
     PERFORM pgembed._lock_table(relation);
     EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', relation, attached.target);
     PERFORM pgembed._drop_queue(attached.id);
@@ -65,19 +74,26 @@ BEGIN
 END
 $$;
 
+-- The table that carries an embedding's trigger, whatever it is called by now; NULL where it is gone.
+CREATE OR REPLACE FUNCTION pgembed._table_of(embedding_id integer) RETURNS regclass
+LANGUAGE sql STABLE
+RETURN (SELECT t.tgrelid FROM pg_catalog.pg_trigger AS t
+    JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
+    WHERE t.tgparentid = 0 AND t.tgname = 'pgembed_' || embedding_id || '_update'
+        AND p.pronamespace = 'pgembed'::regnamespace);
+
 -- Forget an embedding whose table is gone; what is left of its queue is dropped.
 CREATE OR REPLACE FUNCTION pgembed.forget(embedding_id integer) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    attached pgembed.embedding;
+    relation regclass := pgembed._table_of(embedding_id);
 BEGIN
-    SELECT * INTO attached FROM pgembed.embedding WHERE id = embedding_id;
-    IF to_regclass(format('%I.%I', attached.schema_name, attached.table_name)) IS NOT NULL THEN
+    IF relation IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_in_use',
-            MESSAGE = format('Table %I.%I of embedding %s is still there.', attached.schema_name, attached.table_name, embedding_id),
-            HINT = format('Detach it: SELECT pgembed.detach(''%I.%I'', %L);', attached.schema_name, attached.table_name, attached.target);
+            MESSAGE = format('Table %s of embedding %s is still there.', relation, embedding_id),
+            HINT = format('Detach it: SELECT pgembed.detach(%L, ...);', relation);
     END IF;
     PERFORM pgembed._drop_queue(embedding_id);
     DELETE FROM pgembed.embedding WHERE id = embedding_id;
@@ -101,10 +117,10 @@ BEGIN
             HINT = 'Detach them first, or run it with detach_all (on the command line: --detach-all); their vectors will be dropped.';
     END IF;
     FOR embedding IN SELECT * FROM pgembed.embedding LOOP
-        IF to_regclass(format('%I.%I', embedding.schema_name, embedding.table_name)) IS NULL THEN
+        IF pgembed._table_of(embedding.id) IS NULL THEN
             PERFORM pgembed.forget(embedding.id);
         ELSE
-            PERFORM pgembed.detach(format('%I.%I', embedding.schema_name, embedding.table_name)::regclass, embedding.target);
+            PERFORM pgembed._detach(embedding, pgembed._table_of(embedding.id));
         END IF;
     END LOOP;
     names := pgembed._dependents();
@@ -159,13 +175,14 @@ BEGIN
         RETURN candidates[1];
     ELSIF candidates IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
-            MESSAGE = format('Table %s has no embedding%s.', relation, coalesce(' named ''' || target || '''', '')),
+            MESSAGE = pg_catalog.format('Table %s has no embedding%s.', relation,
+                coalesce(' named ''' || target || '''', '')),
             HINT = coalesce('It has: ' || (SELECT string_agg(e.target, ', ' ORDER BY e.id) FROM pgembed.embedding AS e
                 WHERE e.relation = _embedding.relation),
-                format('Attach one: SELECT pgembed.attach(''%s'', ''embedding'', encoder => ''...'', inputs => ''...'');', relation));
+                pg_catalog.format('Attach one: SELECT pgembed.attach(''%s'', ''embedding'', encoder => ''...'', inputs => ''...'');', relation));
     END IF;
     RAISE EXCEPTION USING ERRCODE = 'ambiguous_parameter',
-        MESSAGE = format('Table %s has %s embeddings: %s.', relation, cardinality(candidates),
+        MESSAGE = pg_catalog.format('Table %s has %s embeddings: %s.', relation, cardinality(candidates),
             (SELECT string_agg(c.target, ', ' ORDER BY c.id) FROM unnest(candidates) AS c)),
         HINT = 'Say which: embedding => ''' || candidates[1].target || '''.';
 END
@@ -218,7 +235,8 @@ BEGIN
     WHERE a.attrelid = relation AND a.attgenerated <> '';
     IF generated IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
-            MESSAGE = format('Generated columns of %s (%s) cannot be watched with stale => ''null''.', relation, generated),
+            MESSAGE = format('Generated columns of %s (%s) cannot be watched with stale => ''null''.', relation,
+                generated),
             HINT = 'Use stale => ''keep'', or name the columns that they are made from.';
     END IF;
 END
@@ -245,7 +263,8 @@ AS $$
 BEGIN
     IF coalesce(target, '') = '' OR octet_length(target) > 63 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_name',
-            MESSAGE = format('The target is the name of the new vector column, not %s.', coalesce(quote_literal(target), 'NULL')),
+            MESSAGE = format('The target is the name of the new vector column, not %s.',
+                coalesce(quote_literal(target), 'NULL')),
             HINT = 'For example ''embedding''; at most 63 bytes.';
     END IF;
     IF EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
@@ -256,7 +275,8 @@ BEGIN
     END IF;
     IF model.dim > 2000 THEN
         RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
-            MESSAGE = format('Encoder ''%s'' has %s dimensions; an HNSW index over vector holds at most 2000.', model.name, model.dim),
+            MESSAGE = format('Encoder ''%s'' has %s dimensions; an HNSW index over vector holds at most 2000.',
+                model.name, model.dim),
             HINT = 'Use an encoder of at most 2000 dimensions, or truncate this one in its settings where it was trained for it.';
     END IF;
 END
@@ -280,7 +300,8 @@ BEGIN
     IF keys IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('Table %s has no primary key, by which its rows could be found again.', relation),
-            HINT = format('Add one: ALTER TABLE %s ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY;', relation);
+            HINT = format('Add one: ALTER TABLE %s ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY;',
+                relation);
     END IF;
     RETURN keys;
 END
@@ -292,8 +313,8 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT format_type(type, -1) || CASE
-        WHEN collation_id NOT IN (0, 'pg_catalog."default"'::regcollation) THEN ' COLLATE ' || collation_id::regcollation
-        ELSE ''
+        WHEN collation_id IN (0, 'pg_catalog."default"'::regcollation) THEN ''
+        ELSE ' COLLATE ' || collation_id::regcollation
     END;
 END;
 
@@ -346,8 +367,8 @@ BEGIN ATOMIC
     FROM pg_catalog.pg_attribute AS a
     JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
     CROSS JOIN LATERAL (
-        SELECT format(CASE WHEN a.atttypid IN ('bytea'::regtype, 'smallint'::regtype, 'integer'::regtype, 'bigint'::regtype,
-            'uuid'::regtype, 'boolean'::regtype) THEN 'OLD.%1$I IS DISTINCT FROM NEW.%1$I'
+        SELECT format(CASE WHEN a.atttypid IN ('bytea'::regtype, 'smallint'::regtype, 'integer'::regtype,
+            'bigint'::regtype, 'uuid'::regtype, 'boolean'::regtype) THEN 'OLD.%1$I IS DISTINCT FROM NEW.%1$I'
             ELSE 'OLD.%1$I::text COLLATE "C" IS DISTINCT FROM NEW.%1$I::text COLLATE "C"' END, a.attname) AS comparison
     ) AS c
     WHERE a.attrelid = relation AND quote_ident(a.attname) = ANY (names);
@@ -380,7 +401,8 @@ BEGIN
     -- A new row without inputs is appended too: it may have taken the place of a deleted one that a worker encodes now.
     EXECUTE format(function_head || '%L', 'append_row_' || embedding_id, format(
         'BEGIN INSERT INTO pgembed.%I (%s) VALUES (%s); RETURN NULL; END',
-        'change_' || embedding_id, log_columns, (SELECT string_agg('NEW.' || name, ', ' ORDER BY o) FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
+        'change_' || embedding_id, log_columns,
+        (SELECT string_agg('NEW.' || name, ', ' ORDER BY o) FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
     EXECUTE format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', 'append_row_' || embedding_id);
     EXECUTE format('CREATE TRIGGER %I AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
         'pgembed_' || embedding_id || '_update', embedding.relation::regclass, differs, 'append_row_' || embedding_id);
@@ -392,7 +414,8 @@ BEGIN
         EXECUTE format(function_head || '%L', 'append_rows_' || embedding_id, format(
             'BEGIN INSERT INTO pgembed.%I (%s) SELECT %s FROM new_rows AS new_row; RETURN NULL; END',
             'change_' || embedding_id, log_columns,
-            (SELECT string_agg('new_row.' || name, ', ' ORDER BY o) FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
+            (SELECT string_agg('new_row.' || name, ', ' ORDER BY o)
+                FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
         EXECUTE format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', 'append_rows_' || embedding_id);
         EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
             'FOR EACH STATEMENT EXECUTE FUNCTION pgembed.%I()',
@@ -404,7 +427,8 @@ BEGIN
             format('BEGIN NEW.%I := NULL; RETURN NEW; END', embedding.target));
         EXECUTE format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', 'clear_' || embedding_id);
         EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
-            'zzz_pgembed_' || embedding_id || '_clear', embedding.relation::regclass, differs, 'clear_' || embedding_id);
+            'zzz_pgembed_' || embedding_id || '_clear', embedding.relation::regclass, differs,
+            'clear_' || embedding_id);
     END IF;
 END
 $$;
@@ -422,7 +446,8 @@ BEGIN
         RAISE NOTICE 'Writing a vector updates the row of %, which fires its triggers: %.', relation, names;
     END IF;
     IF (SELECT relrowsecurity FROM pg_catalog.pg_class WHERE oid = relation) THEN
-        RAISE NOTICE 'Table % has row-level security: the role of the worker needs BYPASSRLS, or must own the table.', relation;
+        RAISE NOTICE 'Table % has row-level security: the role of the worker needs BYPASSRLS, or must own the table.',
+            relation;
     END IF;
 END
 $$;

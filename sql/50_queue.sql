@@ -34,7 +34,7 @@ DECLARE
     condition text;
     queued bigint;
 BEGIN
-    condition := coalesce('(' || "where" || E'\n)', format('t.%I IS NULL AND pg_catalog.num_nonnulls(%s) > 0 '
+    condition := coalesce('(' || "where" || E'\n)', pg_catalog.format('t.%I IS NULL AND pg_catalog.num_nonnulls(%s) > 0 '
         'AND NOT EXISTS (SELECT FROM pgembed.failure AS f WHERE f.embedding = %s AND (%s) = (%s)) '
         'AND NOT EXISTS (SELECT FROM pgembed.%I WHERE (%s) = (%s)) '
         'AND NOT EXISTS (SELECT FROM pgembed.%I WHERE (%s) = (%s))',
@@ -42,14 +42,14 @@ BEGIN
         embedding.id, pgembed._typed_key(embedding, 'f.key'), row_key,
         'job_' || embedding.id, queue_key, row_key,
         'change_' || embedding.id, queue_key, row_key));
-    EXECUTE format('INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS t WHERE %s',
+    EXECUTE pg_catalog.format('INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS t WHERE %s',
         'change_' || embedding.id, queue_key, row_key, relation, condition);
     GET DIAGNOSTICS queued = ROW_COUNT;
     RETURN queued;
 END
 $$;
 
--- The lock that orders those who change jobs: workers alone, for a moment each, and after the user's rows, never before.
+-- The lock that orders those who change jobs: workers alone, for a moment each, after the user's rows, never before.
 CREATE OR REPLACE FUNCTION pgembed._lock_queue(embedding_id integer) RETURNS void
 LANGUAGE sql
 AS $$ SELECT pg_catalog.pg_advisory_xact_lock(1885824365, embedding_id) $$; -- 'pgem' in ASCII
@@ -92,7 +92,8 @@ SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relna
         JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = used.number::smallint) AS input_columns,
     (SELECT jsonb_agg(a.attname ORDER BY ordinal)
         FROM jsonb_array_elements(e.key_columns) WITH ORDINALITY AS k (key, ordinal)
-        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = (key ->> 'attnum')::smallint) AS key_names,
+        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = (key ->> 'attnum')::smallint
+    ) AS key_names,
     o.name AS encoder, o.spec, o.space, o.dim, o.metric, o.normalized, o.fingerprint, o.settings,
     '@extschema:vector@.vector'::text AS vector_type, '@extschema:vector@.vector'::regtype::oid AS vector_oid
 FROM pgembed.embedding AS e

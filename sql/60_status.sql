@@ -14,14 +14,16 @@ BEGIN
     IF estimate IS NULL THEN
         NULL; -- the table is gone
     ELSIF exact THEN
-        EXECUTE format('SELECT count(*), count(%I) FROM %s', embedding.target, embedding.relation::regclass) INTO rows, ready;
+        EXECUTE pg_catalog.format('SELECT count(*), count(%I) FROM %s', embedding.target, embedding.relation::regclass)
+        INTO rows, ready;
     ELSE
         SELECT s.null_frac INTO empty_share FROM pg_catalog.pg_stats AS s
-        WHERE s.schemaname = embedding.schema_name AND s.tablename = embedding.table_name AND s.attname = embedding.target;
+        WHERE s.schemaname = embedding.schema_name AND s.tablename = embedding.table_name
+            AND s.attname = embedding.target;
         rows := estimate;
         ready := estimate * (1 - coalesce(empty_share, 1));
     END IF;
-    EXECUTE format('SELECT (SELECT count(*) FROM pgembed.%I) + (SELECT count(*) FROM pgembed.%I), '
+    EXECUTE pg_catalog.format('SELECT (SELECT count(*) FROM pgembed.%I) + (SELECT count(*) FROM pgembed.%I), '
         '(SELECT count(*) FROM pgembed.%2$I WHERE claimed_until > now()), '
         '(SELECT now() - min(available_at) FROM pgembed.%2$I WHERE available_at <= now())',
         'change_' || embedding.id, 'job_' || embedding.id)
@@ -70,7 +72,7 @@ DECLARE
     partitioned boolean;
 BEGIN
     SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = relation;
-    RETURN format('CREATE INDEX %s IF NOT EXISTS %I ON %s USING hnsw (%I @extschema:vector@.%s) WITH (m = %s, ef_construction = %s)',
+    RETURN pg_catalog.format('CREATE INDEX %s IF NOT EXISTS %I ON %s USING hnsw (%I @extschema:vector@.%s) WITH (m = %s, ef_construction = %s)',
         CASE WHEN partitioned THEN '' ELSE 'CONCURRENTLY' END,
         pgembed._index_name(embedding), relation, embedding.target,
         pgembed._operator_class(embedding.encoder), m, ef_construction);
@@ -85,5 +87,6 @@ RETURN left((embedding).table_name, 24) || '_' || left((embedding).target, 24) |
 -- pgvector's operator class for an encoder's metric.
 CREATE OR REPLACE FUNCTION pgembed._operator_class(encoder text) RETURNS text
 LANGUAGE sql STABLE
-RETURN (SELECT CASE e.metric WHEN 'cosine' THEN 'vector_cosine_ops' WHEN 'ip' THEN 'vector_ip_ops' ELSE 'vector_l2_ops' END
+RETURN (SELECT CASE e.metric
+    WHEN 'cosine' THEN 'vector_cosine_ops' WHEN 'ip' THEN 'vector_ip_ops' ELSE 'vector_l2_ops' END
     FROM pgembed.encoder AS e WHERE e.name = encoder);

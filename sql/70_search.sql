@@ -37,14 +37,14 @@ DECLARE
     row_type CONSTANT regtype := pg_typeof(prototype);
     target record;
     condition text := '';
-    nearest record;
     scan_before text;
     ef_before text;
     ignored text;
-    -- $1 is the query, $2 is k, $3 holds the params
-    statement CONSTANT text := 'SELECT ROW(%1$s)::%2$s AS item, %3$s AS score%4$s FROM ('
-        'SELECT %5$s, %6$s AS distance FROM %7$s WHERE %8$s%9$s ORDER BY distance%10$s LIMIT $2'
-        ') AS nearest WHERE distance < ''NaN'' ORDER BY distance%11$s';
+    found_rows refcursor;
+    number_found bigint;
+    nearest record;
+    -- the row's columns in order, then the distance; $1 is the query, $2 is k, $3 holds the params
+    statement CONSTANT text := 'SELECT %s, %s AS "pgembed distance" FROM %s WHERE %s%s ORDER BY "pgembed distance"%s LIMIT $2';
 BEGIN
     target := pgembed._search_target(row_type, embedding, wide);
     IF k IS NULL OR k <= 0 THEN
@@ -73,34 +73,43 @@ BEGIN
         IF scan_before IS NOT NULL THEN
             ignored := set_config('hnsw.iterative_scan', 'relaxed_order', true);
         END IF;
-        -- how many there are must be known before the first is given out: no row can be taken back
-        FOR nearest IN EXECUTE format(statement, target.item, row_type, target.score,
-            ', count(*) OVER () AS found_rows', target.columns, target.distance, target.source, target.present,
-            condition, '', target.keys) USING query, k, params LOOP
-            EXIT WHEN nearest.found_rows < k;
-            item := nearest.item;
-            score := nearest.score;
-            RETURN NEXT;
-        END LOOP;
+        OPEN found_rows SCROLL FOR EXECUTE format(
+            'SELECT * FROM (' || statement || ') AS nearest ORDER BY "pgembed distance"%s', target.columns,
+            target.distance, target.source, target.present, condition, '', target.keys) USING query, k, params;
+        MOVE FORWARD ALL FROM found_rows;
+        GET DIAGNOSTICS number_found = ROW_COUNT;
         -- an error takes both settings back with the (sub)transaction that it ends
         ignored := set_config('hnsw.ef_search', ef_before, true);
         IF scan_before IS NOT NULL THEN
             ignored := set_config('hnsw.iterative_scan', scan_before, true);
         END IF;
-        IF nearest.found_rows >= k THEN
+        IF number_found >= k THEN
+            MOVE ABSOLUTE 0 FROM found_rows;
+            LOOP
+                FETCH found_rows INTO nearest;
+                -- NULL and zero vectors come last, and only where all rows were compared
+                EXIT WHEN NOT FOUND OR (nearest."pgembed distance" < 'NaN') IS NOT TRUE;
+                item := nearest; -- column by column; the distance is one too many
+                score := CASE target.metric WHEN 'cosine' THEN 1 ELSE 0 END - nearest."pgembed distance";
+                RETURN NEXT;
+            END LOOP;
+            CLOSE found_rows;
             RETURN;
         END IF;
+        CLOSE found_rows;
     END IF;
     -- a sum is no order that an index has, which makes this exact
-    RETURN QUERY EXECUTE format(statement, target.item, row_type, target.score, '', target.columns,
-        '0 + (' || target.distance || ')', target.source, target.present, condition, target.keys, target.keys)
-        USING query, k, params;
+    RETURN QUERY EXECUTE format(
+        'SELECT ROW(%s)::%s, %s - "pgembed distance" FROM (' || statement || ') AS nearest '
+        'WHERE "pgembed distance" < ''NaN'' ORDER BY "pgembed distance"%s', target.columns, row_type,
+        CASE target.metric WHEN 'cosine' THEN 1 ELSE 0 END, target.columns, '0 + (' || target.distance || ')',
+        target.source, target.present, condition, target.keys, target.keys) USING query, k, params;
 END
 $$;
 
 -- What a search of a table needs to know, and the parts of its statement, in which $1 is the query vector: source
--- (the table, as FROM names it), columns (what is read of it), item (the row made of them), distance and score, present
--- (the condition that there is a vector), keys (what breaks ties). Called by the search functions.
+-- (the table, as FROM names it), columns (the row's, NULL in place of those not given), distance, present (the
+-- condition that there is a vector), keys (what breaks ties). Called by the search functions.
 CREATE OR REPLACE FUNCTION pgembed._search_target(
     row_type regtype,
     embedding text,
@@ -113,9 +122,7 @@ CREATE OR REPLACE FUNCTION pgembed._search_target(
     OUT metric text,
     OUT dim integer,
     OUT columns text,
-    OUT item text,
     OUT distance text,
-    OUT score text,
     OUT present text,
     OUT keys text
 )
@@ -129,7 +136,7 @@ DECLARE
     half boolean;
 BEGIN
     SELECT t.typrelid, e.target, m.name, m.space, m.metric, m.dim, count(*) OVER (),
-        ARRAY(SELECT (key ->> 'attnum')::smallint FROM jsonb_array_elements(e.key_columns) AS key)
+        translate(jsonb_path_query_array(e.key_columns, '$[*].attnum')::text, '[]', '{}')::smallint[]
     INTO relation, target, encoder, space, metric, dim, embeddings, key_numbers
     FROM pg_catalog.pg_type AS t
     JOIN pgembed.embedding AS e ON e.relation = t.typrelid
@@ -149,25 +156,22 @@ BEGIN
         PERFORM pgembed._raise_no_target(row_type, _search_target.embedding);
     END IF;
 
-    SELECT string_agg(format('%I AS c%s', a.attname, a.attnum), ', ' ORDER BY a.attnum)
-            FILTER (WHERE given OR is_key),
-        string_agg(CASE WHEN given THEN 'c' || a.attnum ELSE 'NULL' END, ', ' ORDER BY a.attnum),
+    SELECT string_agg(CASE WHEN given THEN quote_ident(a.attname) ELSE 'NULL' END, ', ' ORDER BY a.attnum),
+        string_agg(', ' || quote_ident(a.attname), '' ORDER BY array_position(key_numbers, a.attnum))
+            FILTER (WHERE given AND a.attnum = ANY (key_numbers)),
         bool_or(a.attname = target AND a.atttypid = '@extschema:vector@.halfvec'::regtype)
-    INTO columns, item, half
+    INTO columns, keys, half
     FROM pg_catalog.pg_attribute AS a
-    CROSS JOIN LATERAL (SELECT a.attnum = ANY (key_numbers) AS is_key, wide OR a.atttypid NOT IN (
+    CROSS JOIN LATERAL (SELECT wide OR a.atttypid NOT IN (
         'bytea'::regtype, '@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype,
         '@extschema:vector@.sparsevec'::regtype, '@extschema:vector@.vector[]'::regtype) AS given) AS facts
     WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped;
 
     source := relation::regclass;
-    keys := coalesce(', c' || array_to_string(nullif(key_numbers, '{}'), ', c'), '');
-    distance := format('%I OPERATOR(@extschema:vector@.%s) $1', target,
-        CASE metric WHEN 'cosine' THEN '<=>' WHEN 'ip' THEN '<#>' ELSE '<->' END);
-    IF half THEN
-        distance := distance || '::@extschema:vector@.halfvec';
-    END IF;
-    score := CASE metric WHEN 'cosine' THEN '1 - distance' ELSE '-distance' END;
+    keys := coalesce(keys, '');
+    distance := format('%I OPERATOR(@extschema:vector@.%s) $1%s', target,
+        CASE metric WHEN 'cosine' THEN '<=>' WHEN 'ip' THEN '<#>' ELSE '<->' END,
+        CASE WHEN half THEN '::@extschema:vector@.halfvec' END);
     -- a zero vector has no cosine distance; under the other metrics it must be told apart
     present := format(CASE WHEN metric = 'cosine' THEN '%I IS NOT NULL' WHEN half THEN '@extschema:vector@.l2_norm(%I) > 0'
         ELSE '@extschema:vector@.vector_norm(%I) > 0' END, target);

@@ -9,7 +9,7 @@ import psycopg
 Facts = dict[str, list[tuple[Any, ...]]]
 
 OF_TABLE = {
-    "table": "SELECT relkind, relpersistence, reloptions, relrowsecurity, relreplident, relacl::text, relhastriggers"
+    "table": "SELECT relkind, relpersistence, reloptions, relrowsecurity, relreplident, relacl::text"
     " FROM pg_class WHERE oid = %s::regclass",
     "columns": "SELECT row_number() OVER (ORDER BY attnum), attname, format_type(atttypid, atttypmod), attnotnull,"
     " attstorage, attcompression, attstattarget, attidentity, attgenerated, attcollation::regcollation::text,"

@@ -27,7 +27,8 @@ class Encoder(ABC):
 
     A kind is a subclass, registered under its scheme in the entry-point group ``pgembed.encoders``; ``load`` makes an
     instance from what follows the scheme in a spec (``open_clip:ViT-B-32/laion2b_s34b_b79k``) and the settings.
-    Implement ``embed_texts`` and/or ``embed_pixels``; callers use ``encode_text``, ``encode_image``, ``encode_screenshot``.
+    Implement ``embed_texts`` and/or ``embed_pixels``; callers use ``encode_text``, ``encode_image`` and
+    ``encode_screenshot``.
     """
 
     scheme: ClassVar[str]

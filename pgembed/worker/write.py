@@ -125,10 +125,10 @@ class Writer:
         """Add to the rate that status shows, and look how much is left: now and then, since both take time."""
         statements = Queue(tally.work)
         try:
+            (tally.left,) = self.conn.execute(statements.depth).fetchall()[0]
             with self.conn.transaction():
                 self.conn.execute(statements.lock)
                 self.conn.execute(statements.count_written, [tally.uncounted])
-                (tally.left,) = self.conn.execute(statements.depth).fetchall()[0]
         except psycopg.Error as error:
             if is_lost(self.conn, error):
                 raise

@@ -51,7 +51,7 @@ def shop(cli: Cli, database: psycopg.Connection) -> Cli:
 
 def test_search_finds_pictures_by_words(shop: Cli) -> None:
     rows = json.loads(shop("search", "product", "a panda", "--limit", "2", "--json"))
-    assert [row["title"] for row in rows][0] == "panda"
+    assert rows[0]["title"] == "panda"
     assert set(rows[0]) == {"score", "id", "title", "price"}
 
 
@@ -138,7 +138,8 @@ def test_encoder_commands(shop: Cli) -> None:
 def test_install_version_uninstall(cli: Cli) -> None:
     cli("install")
     version = json.loads(cli("version", "--json"))
-    assert version["schema"] and version["pgvector"]
+    assert version["schema"]
+    assert version["pgvector"]
     cli("uninstall")
     error = cli("status", fails=1)
     assert "not installed" in error

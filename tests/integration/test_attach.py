@@ -204,13 +204,13 @@ def test_attach_and_detach_give_up_soon_on_a_table_in_use(shop: Connection, data
         other.execute("SELECT * FROM product")
         with pytest.raises(
             psycopg.errors.LockNotAvailable,
-            match="public.product is in use by a transaction that did not end within 2s",
+            match=r"public\.product is in use by a transaction that did not end within 2s\.",
         ):
             attach(shop, "product")
         other.rollback()
         attach(shop, "product")
         other.execute("SELECT * FROM product")
-        with pytest.raises(psycopg.errors.LockNotAvailable, match="public.product is in use"):
+        with pytest.raises(psycopg.errors.LockNotAvailable, match=r"public\.product is in use"):
             shop.execute("SELECT pgembed.detach('product')")
     assert shop.execute("SELECT count(*) FROM pgembed.embedding").fetchone() == (1,)
 
@@ -267,21 +267,27 @@ def test_uninstall_leaves_the_tables_as_they_were(shop: Connection) -> None:
     shop.execute("CREATE TABLE dropped (id integer PRIMARY KEY, title text)")
     attach(shop, "dropped")
     shop.execute("DROP TABLE dropped")
+    shop.execute("CREATE TABLE renamed (id integer PRIMARY KEY, title text)")
+    renamed = facts_of_table(shop, "renamed")
+    attach(shop, "renamed")
+    shop.execute("ALTER TABLE renamed RENAME TO other")
     shop.execute("SELECT pgembed.uninstall(true)")
     assert facts_of_table(shop, "rich") == before
+    shop.execute("ALTER TABLE other RENAME TO renamed")
+    assert facts_of_table(shop, "renamed") == renamed
     assert shop.execute("SELECT to_regnamespace('pgembed')").fetchone() == (None,)
 
 
 @pytest.mark.parametrize(
     ("name", "statement"),
     [
-        ("view v", "CREATE VIEW v AS SELECT pgembed.version()"),
-        ("view v", "CREATE VIEW v AS SELECT * FROM pgembed.status"),
-        ("materialized view v", "CREATE MATERIALIZED VIEW v AS SELECT name FROM pgembed.encoders"),
-        ("function f()", "CREATE FUNCTION f() RETURNS text BEGIN ATOMIC SELECT pgembed.version(); END"),
-        ("column v", "CREATE TABLE t (v text DEFAULT pgembed.version())"),
-        ("column e of table t", "CREATE TABLE t (e pgembed.encoder)"),
-        ("index product_version_idx", "CREATE INDEX ON product (pgembed.version())"),
+        ("view public.v", "CREATE VIEW v AS SELECT pgembed.version()"),
+        ("view public.v", "CREATE VIEW v AS SELECT * FROM pgembed.status"),
+        ("materialized view public.v", "CREATE MATERIALIZED VIEW v AS SELECT name FROM pgembed.encoders"),
+        ("function public.f()", "CREATE FUNCTION f() RETURNS text BEGIN ATOMIC SELECT pgembed.version(); END"),
+        ("default value for column v of table public.t", "CREATE TABLE t (v text DEFAULT pgembed.version())"),
+        ("column e of table public.t", "CREATE TABLE t (e pgembed.encoder)"),
+        ("index public.product_version_idx", "CREATE INDEX ON product (pgembed.version())"),
     ],
 )
 def test_uninstall_refuses_while_something_outside_uses_it(shop: Connection, name: str, statement: str) -> None:
@@ -311,7 +317,7 @@ def test_one_of_several_embeddings_must_be_named(
 ) -> None:
     table = Table(database, database_dsn, monkeypatch)
     attach(database, "product", target="second", encoder="fake")
-    with pytest.raises(psycopg.Error, match="public.product has 2 embeddings: embedding, second"):
+    with pytest.raises(psycopg.Error, match=r"public\.product has 2 embeddings: embedding, second"):
         database.execute("SELECT pgembed.detach('product')")
     database.execute("SELECT pgembed.detach('product', 'embedding')")
     table.insert("red shoe")
