@@ -1,8 +1,8 @@
 """What a search costs over the same search written by hand.
 
 Peer: the statement that pgvector's documentation shows, through psycopg with pgvector's own adapter, on the same
-connection. Rows: vectors of 512 dimensions around 1,000 centres under an HNSW index. The four are measured in turn, so
-that whatever slows the machine slows them all.
+connection. Rows: vectors of 512 dimensions around 1,000 centres under an HNSW index. The forms take turns, so that
+whatever slows the machine slows them all.
 """
 
 from __future__ import annotations
@@ -79,22 +79,24 @@ def fill(conn: psycopg.Connection[Any], rows: int) -> NDArray[np.float32]:
 def measure(conn: psycopg.Connection[Any], queries: NDArray[np.float32], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each form, block after block in turn; the first blocks are not counted.
 
-    All ask the same queries, but never the same one after another: the first would warm the caches for the next.
+    All ask the same queries, but never the same one after another: the first would warm the caches for the next. Each
+    is handed the query in its own form, an array or a Vector.
     """
     db = pgembed.connect(conn)
-    calls: dict[str, Callable[[NDArray[np.float32]], object]] = {
-        "no-op": lambda query: conn.execute("SELECT 1 WHERE %(query)s IS NULL", {"query": query}).fetchall(),
-        "by hand": lambda query: conn.execute(HAND, {"query": query}).fetchall(),
-        "db.search": lambda query: db.search("product", Vector(query), limit=10),
-        "pgembed.search": lambda query: conn.execute(FUNCTION, {"query": query}).fetchall(),
+    expressions = [Vector(query) for query in queries]
+    calls: dict[str, Callable[[int], object]] = {
+        "no-op": lambda n: conn.execute("SELECT 1 WHERE %(query)s IS NULL", {"query": queries[n]}).fetchall(),
+        "by hand": lambda n: conn.execute(HAND, {"query": queries[n]}).fetchall(),
+        "db.search": lambda n: db.search("product", expressions[n], limit=10),
+        "pgembed.search": lambda n: conn.execute(FUNCTION, {"query": queries[n]}).fetchall(),
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
     for block in range(-2, rounds // BLOCK):
         for turn, (name, call) in enumerate(calls.items()):
-            for number in range(BLOCK):
-                query = queries[(block * BLOCK + number + turn * len(queries) // len(calls)) % len(queries)]
+            for number in range(block * BLOCK, (block + 1) * BLOCK):
+                n = (number + turn * QUERIES // len(calls)) % len(queries)
                 start = time.perf_counter()
-                call(query)
+                call(n)
                 if block >= 0:
                     times[name].append((time.perf_counter() - start) * 1000)
     return times

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from importlib.resources import files
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 from psycopg.types.json import Jsonb
@@ -200,7 +201,7 @@ def _require_vector(conn: psycopg.Connection) -> str:
     return schema
 
 
-def _create_vector(conn: psycopg.Connection) -> str:
+def _create_vector(conn: psycopg.Connection) -> LiteralString:
     """In the first schema of the search path, as anyone would; in public where the path is empty."""
     row = conn.execute("SELECT current_schema() IS NULL").fetchone()
     return "CREATE EXTENSION vector SCHEMA public" if row == (True,) else "CREATE EXTENSION vector"

@@ -37,14 +37,17 @@ DECLARE
     row_type CONSTANT regtype := pg_typeof(prototype);
     target record;
     condition text := '';
+    keys text;
     scan_before text;
     ef_before text;
+    in_rounds boolean;
     ignored text;
     found_rows refcursor;
     number_found bigint;
     nearest record;
+    best float8; -- the score at distance 0
     -- the row's columns in order, then the distance; $1 is the query, $2 is k, $3 holds the params
-    statement CONSTANT text := 'SELECT %s, %s AS "pgembed distance" FROM %s WHERE %s%s ORDER BY "pgembed distance"%s LIMIT $2';
+    statement text := 'SELECT %s, %s AS "pgembed distance" FROM %s WHERE %s%s ORDER BY "pgembed distance"%s LIMIT $2';
 BEGIN
     target := pgembed._search_target(row_type, embedding, wide);
     IF k IS NULL OR k <= 0 THEN
@@ -65,23 +68,33 @@ BEGIN
         condition := pgembed._filter_condition(target.source, filter, params);
     END IF;
 
+    best := CASE target.metric WHEN 'cosine' THEN 1 ELSE 0 END;
     -- NULL before pgvector 0.8, where a filter starves the index
     scan_before := current_setting('hnsw.iterative_scan', true);
     IF exact IS NOT TRUE AND (condition = '' OR scan_before IS NOT NULL) THEN
         ef_before := current_setting('hnsw.ef_search');
-        ignored := set_config('hnsw.ef_search', least(greatest(ef_before::integer, k), 1000)::text, true);
-        IF scan_before IS NOT NULL THEN
-            ignored := set_config('hnsw.iterative_scan', 'relaxed_order', true);
+        -- one round of the index gives ef_search rows, in order; more than one gives them out of order
+        in_rounds := condition <> '' OR k > ef_before::integer OR scan_before = 'relaxed_order'
+            OR row_security_active(target.relation);
+        IF in_rounds THEN
+            keys := pgembed._search_keys(target.relation, target.key_columns);
+            ignored := set_config('hnsw.ef_search', least(greatest(ef_before::integer, k), 1000)::text, true);
+            IF scan_before IS NOT NULL THEN
+                ignored := set_config('hnsw.iterative_scan', 'relaxed_order', true);
+            END IF;
         END IF;
         OPEN found_rows SCROLL FOR EXECUTE format(
-            'SELECT * FROM (' || statement || ') AS nearest ORDER BY "pgembed distance"%s', target.columns,
-            target.distance, target.source, target.present, condition, '', target.keys) USING query, k, params;
+            CASE WHEN in_rounds THEN 'SELECT * FROM (' || statement || ') AS nearest ORDER BY "pgembed distance"%s'
+            ELSE statement END,
+            target.columns, target.distance, target.source, target.present, condition, '', keys) USING query, k, params;
         MOVE FORWARD ALL FROM found_rows;
         GET DIAGNOSTICS number_found = ROW_COUNT;
-        -- an error takes both settings back with the (sub)transaction that it ends
-        ignored := set_config('hnsw.ef_search', ef_before, true);
-        IF scan_before IS NOT NULL THEN
-            ignored := set_config('hnsw.iterative_scan', scan_before, true);
+        IF in_rounds THEN
+            -- an error takes both settings back with the (sub)transaction that it ends
+            ignored := set_config('hnsw.ef_search', ef_before, true);
+            IF scan_before IS NOT NULL THEN
+                ignored := set_config('hnsw.iterative_scan', scan_before, true);
+            END IF;
         END IF;
         IF number_found >= k THEN
             MOVE ABSOLUTE 0 FROM found_rows;
@@ -90,7 +103,7 @@ BEGIN
                 -- NULL and zero vectors come last, and only where all rows were compared
                 EXIT WHEN NOT FOUND OR (nearest."pgembed distance" < 'NaN') IS NOT TRUE;
                 item := nearest; -- column by column; the distance is one too many
-                score := CASE target.metric WHEN 'cosine' THEN 1 ELSE 0 END - nearest."pgembed distance";
+                score := best - nearest."pgembed distance";
                 RETURN NEXT;
             END LOOP;
             CLOSE found_rows;
@@ -99,17 +112,18 @@ BEGIN
         CLOSE found_rows;
     END IF;
     -- a sum is no order that an index has, which makes this exact
+    keys := pgembed._search_keys(target.relation, target.key_columns);
     RETURN QUERY EXECUTE format(
         'SELECT ROW(%s)::%s, %s - "pgembed distance" FROM (' || statement || ') AS nearest '
         'WHERE "pgembed distance" < ''NaN'' ORDER BY "pgembed distance"%s', target.columns, row_type,
-        CASE target.metric WHEN 'cosine' THEN 1 ELSE 0 END, target.columns, '0 + (' || target.distance || ')',
-        target.source, target.present, condition, target.keys, target.keys) USING query, k, params;
+        best, target.columns, '0 + (' || target.distance || ')',
+        target.source, target.present, condition, keys, keys) USING query, k, params;
 END
 $$;
 
 -- What a search of a table needs to know, and the parts of its statement, in which $1 is the query vector: source
--- (the table, as FROM names it), columns (the row's, NULL in place of those not given), distance, present (the
--- condition that there is a vector), keys (what breaks ties). Called by the search functions.
+-- (the table, as FROM names it), columns (the row's, NULL in place of those not given), distance, and present (the
+-- condition that there is a vector). Called by the search functions.
 CREATE OR REPLACE FUNCTION pgembed._search_target(
     row_type regtype,
     embedding text,
@@ -124,7 +138,7 @@ CREATE OR REPLACE FUNCTION pgembed._search_target(
     OUT columns text,
     OUT distance text,
     OUT present text,
-    OUT keys text
+    OUT key_columns jsonb
 )
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = 'force_generic_plan' -- planning these small look-ups again costs more than running them
@@ -132,43 +146,42 @@ AS $$
 #variable_conflict use_column
 DECLARE
     embeddings bigint;
-    key_numbers smallint[];
     half boolean;
 BEGIN
-    SELECT t.typrelid, e.target, m.name, m.space, m.metric, m.dim, count(*) OVER (),
-        translate(jsonb_path_query_array(e.key_columns, '$[*].attnum')::text, '[]', '{}')::smallint[]
-    INTO relation, target, encoder, space, metric, dim, embeddings, key_numbers
-    FROM pg_catalog.pg_type AS t
-    JOIN pgembed.embedding AS e ON e.relation = t.typrelid
+    SELECT t.typrelid INTO relation FROM pg_catalog.pg_type AS t WHERE t.oid = row_type;
+    SELECT e.target, m.name, m.space, m.metric, m.dim, e.key_columns, count(*) OVER ()
+    INTO target, encoder, space, metric, dim, key_columns, embeddings
+    FROM pgembed.embedding AS e
     JOIN pgembed.encoder AS m ON m.name = e.encoder
-    WHERE t.oid = row_type AND (_search_target.embedding IS NULL OR e.target = _search_target.embedding);
+    WHERE e.relation = _search_target.relation
+        AND (_search_target.embedding IS NULL OR e.target = _search_target.embedding);
     IF embeddings IS NULL THEN -- restored from a dump, and oids not yet resolved again
-        SELECT c.oid, e.target, m.name, m.space, m.metric, m.dim, count(*) OVER (), '{}'
-        INTO relation, target, encoder, space, metric, dim, embeddings, key_numbers
+        SELECT e.target, m.name, m.space, m.metric, m.dim, count(*) OVER ()
+        INTO target, encoder, space, metric, dim, embeddings
         FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
         JOIN pgembed.embedding AS e ON e.schema_name = n.nspname AND e.table_name = c.relname
         JOIN pgembed.encoder AS m ON m.name = e.encoder
-        WHERE c.reltype = row_type AND (_search_target.embedding IS NULL OR e.target = _search_target.embedding)
+        WHERE c.oid = _search_target.relation
+            AND (_search_target.embedding IS NULL OR e.target = _search_target.embedding)
             AND NOT EXISTS (SELECT FROM pg_catalog.pg_class AS present WHERE present.oid = e.relation);
     END IF;
     IF embeddings IS DISTINCT FROM 1 THEN
         PERFORM pgembed._raise_no_target(row_type, _search_target.embedding);
     END IF;
 
-    SELECT string_agg(CASE WHEN given THEN quote_ident(a.attname) ELSE 'NULL' END, ', ' ORDER BY a.attnum),
-        string_agg(', ' || quote_ident(a.attname), '' ORDER BY array_position(key_numbers, a.attnum))
-            FILTER (WHERE given AND a.attnum = ANY (key_numbers)),
+    SELECT string_agg(CASE
+            WHEN wide OR a.atttypid NOT IN ('bytea'::regtype, '@extschema:vector@.vector'::regtype,
+                '@extschema:vector@.halfvec'::regtype, '@extschema:vector@.sparsevec'::regtype,
+                '@extschema:vector@.vector[]'::regtype) THEN quote_ident(a.attname)
+            ELSE 'NULL'
+        END, ', ' ORDER BY a.attnum),
         bool_or(a.attname = target AND a.atttypid = '@extschema:vector@.halfvec'::regtype)
-    INTO columns, keys, half
+    INTO columns, half
     FROM pg_catalog.pg_attribute AS a
-    CROSS JOIN LATERAL (SELECT wide OR a.atttypid NOT IN (
-        'bytea'::regtype, '@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype,
-        '@extschema:vector@.sparsevec'::regtype, '@extschema:vector@.vector[]'::regtype) AS given) AS facts
-    WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped;
+    WHERE a.attrelid = _search_target.relation AND a.attnum > 0 AND NOT a.attisdropped;
 
     source := relation::regclass;
-    keys := coalesce(keys, '');
     distance := format('%I OPERATOR(@extschema:vector@.%s) $1%s', target,
         CASE metric WHEN 'cosine' THEN '<=>' WHEN 'ip' THEN '<#>' ELSE '<->' END,
         CASE WHEN half THEN '::@extschema:vector@.halfvec' END);
@@ -177,6 +190,17 @@ BEGIN
         ELSE '@extschema:vector@.vector_norm(%I) > 0' END, target);
 END
 $$;
+
+-- What breaks ties between equal distances: the key's columns, each after a comma. A key that is bytea breaks none,
+-- and nor does one whose numbers in the catalog are not those of this table. Called by the search functions.
+CREATE OR REPLACE FUNCTION pgembed._search_keys(relation oid, key_columns jsonb) RETURNS text
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT coalesce(string_agg(', ' || quote_ident(a.attname), '' ORDER BY ordinal), '')
+    FROM jsonb_array_elements(key_columns) WITH ORDINALITY AS k (key, ordinal)
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attnum = (key ->> 'attnum')::smallint
+    WHERE a.attname = key ->> 'name' AND a.atttypid <> 'bytea'::regtype AND NOT a.attisdropped;
+END;
 
 -- Say why a row type has not exactly one embedding (of this name). Called by _search_target.
 CREATE OR REPLACE FUNCTION pgembed._raise_no_target(row_type regtype, embedding text) RETURNS void

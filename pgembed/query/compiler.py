@@ -183,14 +183,15 @@ def _query_vector(
 
 def _of_input(target: Target, input: Input, vector: NDArray[Any] | None) -> tuple[Kind, list[object]]:
     if vector is not None:
-        return "vector", [pack_one(vector.astype(np.float32))]
+        return "vector", [pack_one(np.asarray(vector, dtype=np.float32))]
     return "text", [target.encoder, cast(Text, input).text]
 
 
 def _known(target: Target, input: Input, vectors: Mapping[Input, NDArray[Any]]) -> NDArray[Any] | None:
     """The vector of an input, checked; None for a text that SQL encodes."""
-    if vectors and input in vectors:
-        vector = np.asarray(vectors[input])
+    given = vectors.get(input) if vectors else None
+    if given is not None:
+        vector = np.asarray(given)
     elif isinstance(input, Vector):
         vector = input.values
     elif isinstance(input, Text) and target.static_text:
@@ -203,7 +204,8 @@ def _known(target: Target, input: Input, vectors: Mapping[Input, NDArray[Any]]) 
             f"{'x'.join(map(str, vector.shape))}.",
             f"Encode it with '{target.encoder}'.",
         )
-    if not vector.any() or not np.isfinite(vector).all():
+    # a Vector is finite; its bytes are looked at without numpy, whose calls a quick search would feel
+    if not (vector.any() and np.isfinite(vector).all() if given is not None else any(cast(Vector, input).content)):
         raise InvalidQuery(f"The vector of {input!r} is zero or not finite: no row is near to it.")
     return vector
 

@@ -99,7 +99,9 @@ class Queue:
             sql.SQL("{} = {}").format(sql.Identifier("c", f"key_{n}"), sql.Identifier("j", f"key_{n}"))
             for n in self._numbers
         )
-        return sql.SQL("NOT EXISTS (SELECT FROM {} c WHERE {})").format(self._change, same)
+        return sql.SQL(  # mostly the log is empty, which is asked once, not once a row
+            "(NOT EXISTS (SELECT FROM {change}) OR NOT EXISTS (SELECT FROM {change} c WHERE {same}))"
+        ).format(change=self._change, same=same)
 
     def _typed_failure(self) -> sql.Composed:
         """``t.id = (f.key ->> 0)::bigint AND …``: joins the user's table with pgembed.failure, by index."""
