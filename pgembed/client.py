@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -73,23 +72,19 @@ class Pgembed:
 
     def install(self) -> schema.Versions:
         """Install or upgrade the schema ``pgembed``; doing it again changes nothing. Raises CatalogError."""
-        with self._connections.get() as conn, _told():
-            return schema.install(conn)
+        return self._with(schema.install)
 
     def uninstall(self, *, detach_all: bool = False) -> None:
         """Remove the schema. Raises CatalogError while embeddings are attached, unless ``detach_all``."""
-        with self._connections.get() as conn, _told():
-            schema.uninstall(conn, detach_all=detach_all)
+        self._with(lambda conn: schema.uninstall(conn, detach_all=detach_all))
 
     def versions(self) -> schema.Versions:
         """The versions of library, schema, server and pgvector."""
-        with self._connections.get() as conn, _told():
-            return schema.versions(conn)
+        return self._with(schema.versions)
 
     def doctor(self) -> list[Finding]:
         """What is well and what is not, each with what to do."""
-        with self._connections.get() as conn, _told():
-            found = schema.doctor(conn)
+        found = self._with(schema.doctor)
         return found if any(not finding.ok for finding in found) else [*found, *self._run(catalog.doctor())]
 
     def encoders(self) -> list[EncoderRow]:
@@ -204,7 +199,7 @@ class Pgembed:
 
         Takes what ``search`` takes. Texts and pictures that Postgres cannot encode by itself are encoded here.
         """
-        return self._run(self._searcher.prepare(table, query, **options))
+        return Search(self._run(self._searcher.prepare(table, query, **options)))
 
     def search(
         self,
@@ -239,8 +234,15 @@ class Pgembed:
         return self._run(plan)
 
     def _run(self, plan: Plan[T]) -> T:
-        with self._connections.get() as conn, _told():
-            return run(conn, plan)
+        return self._with(lambda conn: run(conn, plan))
+
+    def _with(self, call: Callable[[psycopg.Connection[Any]], T]) -> T:
+        try:
+            with self._connections.get() as conn:
+                return call(conn)
+        except psycopg.Error as error:
+            told = _told(error)
+            raise told from (None if told is error else error)
 
 
 class AsyncPgembed:
@@ -370,7 +372,7 @@ class AsyncPgembed:
 
     async def query(self, table: str, query: Expression, **options: Any) -> Search:  # noqa: ANN401
         """See Pgembed.query."""
-        return await self._run(self._searcher.prepare(table, query, **options))
+        return Search(await self._run(self._searcher.prepare(table, query, **options)))
 
     async def search(
         self,
@@ -400,9 +402,12 @@ class AsyncPgembed:
         return await self._run(plan)
 
     async def _run(self, plan: Plan[T]) -> T:
-        async with self._connections.get() as conn:
-            with _told():
+        try:
+            async with self._connections.get() as conn:
                 return await run_async(conn, plan)
+        except psycopg.Error as error:
+            told = _told(error)
+            raise told from (None if told is error else error)
 
     def _in_sync(self, call: Callable[[Pgembed], T]) -> T:
         """Run a rare call on a synchronous connection of its own, in a thread."""
@@ -411,24 +416,19 @@ class AsyncPgembed:
             return call(Pgembed(Connections(conn), self._searcher))
 
 
-@contextmanager
-def _told() -> Generator[None]:
-    """Errors of the database as pgembed's own: the sentence and the hint that the function raised."""
-    try:
-        yield
-    except (psycopg.OperationalError, psycopg.InterfaceError):
-        raise
-    except psycopg.Error as error:
-        message = error.diag.message_primary or str(error).strip()
-        if isinstance(error, _NOT_THERE) and _SCHEMA in message:
-            raise NotInstalled(
-                f"pgembed is not installed in this database, or in another version ({message}).",
-                "Install or upgrade it: pgembed install",
-            ) from error
-        kind = InvalidQuery if isinstance(error, psycopg.ProgrammingError | psycopg.DataError) else CatalogError
-        raise (CatalogError if "pgembed." in (error.diag.context or "") else kind)(
-            message if message.endswith((".", "?")) else f"{message}.", error.diag.message_hint
-        ) from error
+def _told(error: psycopg.Error) -> Exception:
+    """An error of the database as pgembed's own: the sentence and the hint that the function raised."""
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return error
+    message = error.diag.message_primary or str(error).strip()
+    if isinstance(error, _NOT_THERE) and _SCHEMA in message:
+        return NotInstalled(
+            f"pgembed is not installed in this database, or in another version ({message}).",
+            "Install or upgrade it: pgembed install",
+        )
+    of_the_query = isinstance(error, psycopg.ProgrammingError | psycopg.DataError)
+    kind = InvalidQuery if of_the_query and "pgembed." not in (error.diag.context or "") else CatalogError
+    return kind(message if message.endswith((".", "?")) else f"{message}.", error.diag.message_hint)
 
 
 _SCHEMA = "pgembed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from typing import Any, cast
 
 import psycopg
@@ -12,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from pgembed.errors import InvalidInput
+from pgembed.vectors import register_packed
 
 POOL_SIZE = 4
 SyncSource = str | psycopg.Connection[Any] | ConnectionPool[Any]
@@ -43,24 +44,20 @@ class Connections:
     def __init__(self, source: SyncSource) -> None:
         self._source = source
         self._pool: ConnectionPool[Any] | None = None
+        if isinstance(source, psycopg.Connection):
+            register_packed(source.adapters)
 
-    @contextmanager
-    def get(self) -> Generator[psycopg.Connection[Any]]:
+    def get(self) -> AbstractContextManager[psycopg.Connection[Any]]:
         """A connection for one call."""
         if isinstance(self._source, psycopg.Connection):
-            yield self._source
-            return
-        if isinstance(self._source, str):
-            if self._pool is None:
-                psycopg.connect(self._source).close()  # a pool would hide why it cannot connect
-                self._pool = ConnectionPool(
-                    self._source, min_size=1, max_size=POOL_SIZE, open=True, kwargs={"autocommit": True}
-                )
-            pool = self._pool
-        else:
-            pool = self._source
-        with pool.connection() as conn:
-            yield conn
+            return nullcontext(self._source)
+        return _prepared(self._opened(self._source) if isinstance(self._source, str) else self._source)
+
+    def _opened(self, address: str) -> ConnectionPool[Any]:
+        if self._pool is None:
+            psycopg.connect(address).close()  # a pool would hide why it cannot connect
+            self._pool = ConnectionPool(address, min_size=1, max_size=POOL_SIZE, open=True, kwargs={"autocommit": True})
+        return self._pool
 
     def new(self) -> psycopg.Connection[Any]:
         """A connection to the same database that the caller closes: for workers and index builds."""
@@ -71,6 +68,13 @@ class Connections:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+
+
+@contextmanager
+def _prepared(pool: ConnectionPool[Any]) -> Generator[psycopg.Connection[Any]]:
+    with pool.connection() as conn:
+        register_packed(conn.adapters)
+        yield conn
 
 
 class AsyncConnections:
@@ -84,6 +88,7 @@ class AsyncConnections:
     async def get(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
         """A connection for one call."""
         if isinstance(self._source, psycopg.AsyncConnection):
+            register_packed(self._source.adapters)
             yield self._source
             return
         if isinstance(self._source, str):
@@ -97,6 +102,7 @@ class AsyncConnections:
         else:
             pool = self._source
         async with pool.connection() as conn:
+            register_packed(conn.adapters)
             yield conn
 
     def new(self) -> psycopg.Connection[Any]:

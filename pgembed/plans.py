@@ -15,23 +15,17 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from pgembed.vectors import register_packed
-
 T = TypeVar("T")
 Parameters = Sequence[Any] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Call:
-    """Run a statement; the plan is sent its rows, dictionaries unless ``row_factory`` makes others.
-
-    ``vector_oid`` is the type ``vector``'s, where a parameter is a PackedVector.
-    """
+    """Run a statement; the plan is sent its rows, dictionaries unless ``row_factory`` makes others."""
 
     query: sql.SQL | sql.Composed
     params: Parameters = ()
     row_factory: Any = dict_row
-    vector_oid: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,10 +56,8 @@ def run(conn: psycopg.Connection[Any], plan: Plan[T]) -> T:
         match step:
             case Call():
                 cursor: psycopg.Cursor[Any] = conn.cursor(row_factory=step.row_factory)
-                if step.vector_oid is not None:
-                    register_packed(cursor.adapters, step.vector_oid)
                 cursor.execute(step.query, step.params)
-                answer = cursor.fetchall() if cursor.description else []
+                answer = cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
             case Compute():
                 answer = step.function()
             case Within():
@@ -84,10 +76,8 @@ async def run_async(conn: psycopg.AsyncConnection[Any], plan: Plan[T]) -> T:
         match step:
             case Call():
                 cursor: psycopg.AsyncCursor[Any] = conn.cursor(row_factory=step.row_factory)
-                if step.vector_oid is not None:
-                    register_packed(cursor.adapters, step.vector_oid)
                 await cursor.execute(step.query, step.params)
-                answer = await cursor.fetchall() if cursor.description else []
+                answer = await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
             case Compute():
                 answer = await asyncio.to_thread(step.function)
             case Within():

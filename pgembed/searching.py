@@ -15,14 +15,14 @@ from pgembed.encoders import Encoder, load_encoder
 from pgembed.errors import EncoderMismatch
 from pgembed.inputs import Expression, Image, Input, Screenshot, Text
 from pgembed.media import MediaPolicy, MediaReader
-from pgembed.plans import Call, Compute, Parameters, Plan, Within
+from pgembed.plans import Call, Compute, Plan, Within
 from pgembed.query import (
     Column,
+    Compiler,
     SearchPlan,
     SearchRow,
     Statement,
     Target,
-    compile_search,
     search_row_factory,
     to_encode,
 )
@@ -39,7 +39,7 @@ TARGET = sql.SQL(
     " ('bytea', 'vector', 'halfvec', 'sparsevec')) ORDER BY a.attnum)"
     " FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
     " WHERE a.attrelid = e.relation AND a.attnum > 0 AND NOT a.attisdropped) AS columns,"
-    " v.oid::bigint AS vector_oid, n.nspname AS vector_schema,"
+    " n.nspname AS vector_schema,"
     " pg_catalog.row_security_active(e.relation) AS row_security"
     " FROM pgembed._embedding(%s::regclass, %s) e JOIN pgembed.encoder o ON o.name = e.encoder"
     " JOIN pg_catalog.pg_attribute va ON va.attrelid = e.relation AND va.attname = e.target"
@@ -52,7 +52,6 @@ class Search:
     """A search that is ready to run: everything is encoded; ``compile()`` gives its SQL."""
 
     plan: SearchPlan
-    vector_oid: int
 
     def compile(self) -> Statement:
         """The statement, for anybody's connection: ``conn.execute(statement.text, statement.params)``."""
@@ -63,9 +62,8 @@ class Search:
 class _Known:
     """What the catalog says of a table's embedding."""
 
-    target: Target
+    compiler: Compiler
     encoder: EncoderRow
-    vector_oid: int
     read_at: float
 
 
@@ -102,44 +100,28 @@ class Searcher:
         table: str,
         query: Expression,
         *,
-        where: str | None = None,
-        params: Parameters = (),
-        limit: int = 10,
         embedding: str | None = None,
-        columns: Sequence[str] | None = None,
-        wide: bool = False,
-        exact: bool = False,
-    ) -> Plan[Search]:
-        """Look up the embedding, encode the inputs that need a model here, and compile."""
-        known = yield from self._look_up(table, embedding)
-        inputs = to_encode(known.target, query)
-        vectors: Mapping[Input, NDArray[Any]] = {}
-        if inputs:
-            vectors = yield Compute(lambda: self._encode(known.encoder, inputs))
-        plan = compile_search(
-            known.target,
-            query,
-            vectors,
-            where=where,
-            params=params,
-            limit=limit,
-            columns=columns,
-            wide=wide,
-            exact=exact,
-        )
-        return Search(plan, known.vector_oid)
+        **options: Any,  # noqa: ANN401
+    ) -> Plan[SearchPlan]:
+        """Look up the embedding, encode the inputs that need a model here, and compile (Compiler.compile's options)."""
+        known = self._known.get((table, embedding))
+        if known is None or time.monotonic() - known.read_at > REMEMBERED:
+            known = yield from self._look_up(table, embedding)
+        inputs = to_encode(known.compiler.target, query)
+        vectors = (yield from self._encoded(known.encoder, inputs)) if inputs else None
+        return known.compiler.compile(query, vectors, **options)
 
     def search(self, table: str, query: Expression, **options: Any) -> Plan[list[SearchRow]]:  # noqa: ANN401
         """Prepare and run a search; where the index gave too few rows, run it again over all that match."""
-        ready = yield from self.prepare(table, query, **options)
-        if ready.plan.settings is None:
-            return (yield from _run(ready, {}))
-        return (yield Within(_run_filtered(ready, ready.plan.settings)))
+        plan = yield from self.prepare(table, query, **options)
+        if (settings := plan.settings) is not None:
+            return (yield Within(_run_filtered(plan, settings)))
+        rows: list[SearchRow] = yield _call(plan.statement)
+        if len(rows) < plan.limit and plan.exact is not plan.statement:
+            rows = yield _call(plan.exact)
+        return rows
 
     def _look_up(self, table: str, embedding: str | None) -> Plan[_Known]:
-        known = self._known.get((table, embedding))
-        if known is not None and time.monotonic() - known.read_at < REMEMBERED:
-            return known
         row = (yield Call(TARGET, [table, embedding]))[0]
         encoder = EncoderRow(**{field.name: row[field.name] for field in fields(EncoderRow)})
         target = Target(
@@ -156,9 +138,12 @@ class Searcher:
             vector_schema=row["vector_schema"],
             row_security=row["row_security"],
         )
-        known = _Known(target, encoder, row["vector_oid"], time.monotonic())
+        known = _Known(Compiler(target), encoder, time.monotonic())
         self._known[table, embedding] = known
         return known
+
+    def _encoded(self, row: EncoderRow, inputs: Sequence[Input]) -> Plan[Mapping[Input, NDArray[np.float32]]]:
+        return (yield Compute(lambda: self._encode(row, inputs)))
 
     def _encode(self, row: EncoderRow, inputs: Sequence[Input]) -> Mapping[Input, NDArray[np.float32]]:
         """The vectors of texts and pictures, each kind in one call of the model."""
@@ -177,23 +162,15 @@ class Searcher:
         return vectors
 
 
-def _run(ready: Search, before: Mapping[str, Any]) -> Plan[list[SearchRow]]:
-    plan = ready.plan
-    if before and plan.starves(before):
-        return (yield _call(ready, plan.exact))
-    rows: list[SearchRow] = yield _call(ready, plan.statement)
-    if len(rows) < plan.limit and plan.exact is not plan.statement:
-        rows = yield _call(ready, plan.exact)
-    return rows
-
-
-def _run_filtered(ready: Search, settings: Statement) -> Plan[list[SearchRow]]:
+def _run_filtered(plan: SearchPlan, settings: Statement) -> Plan[list[SearchRow]]:
     """With the index told to go on until enough rows match; the caller's settings are put back."""
     before: dict[str, Any] = (yield Call(settings.text))[0]
-    rows = yield from _run(ready, before)
-    yield Call(ready.plan.restore(before).text)
+    rows: list[SearchRow] = [] if plan.starves(before) else (yield _call(plan.statement))
+    if len(rows) < plan.limit:
+        rows = yield _call(plan.exact)
+    yield Call(plan.restore(before).text)
     return rows
 
 
-def _call(ready: Search, statement: Statement) -> Call:
-    return Call(statement.text, statement.values, search_row_factory, ready.vector_oid)
+def _call(statement: Statement) -> Call:
+    return Call(statement.text, statement.values, search_row_factory)

@@ -6,7 +6,7 @@ The form is two unsigned 16-bit integers (dimensions, unused) and then float32, 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,6 @@ _BIGINT_OID = 20
 
 class PackedVector(bytes):
     """A vector in pgvector's binary form."""
-
-
-def pack(matrix: NDArray[np.float32]) -> Iterator[PackedVector]:
-    """The rows of ``(n, dim) float32`` in binary form, in order."""
-    header = struct.pack(">HH", matrix.shape[1], 0)
-    for row in matrix.astype(">f4"):
-        yield PackedVector(header + row.tobytes())
 
 
 def pack_one(vector: NDArray[np.float32]) -> PackedVector:
@@ -59,8 +52,9 @@ def _packed_dumper(oid: int) -> type[Dumper]:
     return PackedDumper
 
 
-def register_packed(adapters: AdaptersMap, oid: int) -> None:
-    """Let a cursor (or connection) with these adapters send PackedVector as type ``vector``."""
+def register_packed(adapters: AdaptersMap, oid: int = 0) -> None:
+    """Let a connection or cursor with these adapters send PackedVector: as the type ``oid``, or as what the statement
+    says where that is 0."""
     adapters.register_dumper(PackedVector, _packed_dumper(oid))
 
 

@@ -16,12 +16,12 @@ from pgembed.errors import InvalidInput, NotInstalled, PgembedError
 from pgembed.media import MediaReader
 from pgembed.worker.batch import Batch, Row
 from pgembed.worker.faults import is_lost
+from pgembed.worker.pipes import Pipes
 from pgembed.worker.queue import Queue, Work
 from pgembed.worker.write import give_back, is_detached
 
 if TYPE_CHECKING:
     from pgembed.inputs import SourceKind
-    from pgembed.worker.run import Session
 
 READ_ROWS = 64  # read at once, so that no more pictures than these lie in memory undecoded, twice
 REFRESH = 2.0  # seconds between looks at the catalog
@@ -30,10 +30,10 @@ REFRESH = 2.0  # seconds between looks at the catalog
 class Loader:
     """Folds, claims and reads; decodes pictures in threads."""
 
-    def __init__(self, session: Session, conn: psycopg.Connection[Any]) -> None:
-        self.session = session
-        self.state = session.state
-        self.options = session.options
+    def __init__(self, pipes: Pipes, conn: psycopg.Connection[Any]) -> None:
+        self.pipes = pipes
+        self.state = pipes.state
+        self.options = pipes.options
         self.conn = conn
         self.media = MediaReader(self.options.media)
         self.pool = ThreadPoolExecutor(self.options.decode_threads, thread_name_prefix="pgembed-decode")
@@ -46,18 +46,20 @@ class Loader:
 
     def run(self) -> None:
         self._give_back_from_before()
+        with self.conn.transaction():
+            self.conn.execute("SELECT pgembed.sync()")  # tables that were renamed, or restored from a dump
         refreshed = -10.0
-        while not self.state.stop.is_set() and not self.session.broken.is_set():
+        while not self.state.stop.is_set() and not self.pipes.broken.is_set():
             if time.monotonic() - refreshed > REFRESH:
                 self.works = self._works()
                 refreshed = time.monotonic()
             busy = [self._serve(work) for work in self.works if not self.state.stop.is_set()]
             self._renew()
-            if self.session.mode == "once":
+            if self.pipes.mode == "once":
                 return
             if any(busy):
                 continue
-            if self.session.mode == "until_idle":
+            if self.pipes.mode == "until_idle":
                 self.works = self._works()
                 self._raise_lasting_trouble()
                 if not any(self._unfinished(work) for work in self.works):
@@ -91,7 +93,7 @@ class Loader:
             rows, moved = self._claim(work, self.options.batch_size or max(encoder.batch_size, 256))
             if rows:
                 batch = self._read(work, encoder, rows)
-                self.session.put(self.session.loaded, batch, meanwhile=self._renew)
+                self.pipes.put(self.pipes.loaded, batch, meanwhile=self._renew)
         except (psycopg.Error, PgembedError) as error:
             if is_lost(self.conn, error):
                 raise

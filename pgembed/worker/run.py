@@ -3,9 +3,8 @@ database, the disk or the network. No lock is held while a model runs."""
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,11 +14,11 @@ from pgembed.errors import EncoderError, PgembedError
 from pgembed.vectors import BinaryParameter, BinaryParameterDumper
 from pgembed.worker.batch import Batch, abandon, encode
 from pgembed.worker.load import Loader
+from pgembed.worker.pipes import Pipe, Pipes, Stopped
 from pgembed.worker.state import TROUBLE_WAITS, Mode, Progress, State, Summary, WorkerOptions
 from pgembed.worker.write import Writer
 
 Connect = Callable[[], psycopg.Connection[Any]]
-STAGE_DEPTH = 2  # batches that may wait between two stages
 SESSION_SETTINGS = {
     "application_name": "pgembed worker",
     "row_security": "off",  # a filtered read would lose jobs silently; off, it raises
@@ -82,21 +81,12 @@ class Worker:
                     return self.state.summary
 
 
-class Stopped(Exception):
-    """Raised in a stage to leave it."""
-
-
-class Session:
+class Session(Pipes):
     """One run of the stages on one pair of connections; it ends when the work, the patience or a connection does."""
 
     def __init__(self, connect: Connect, state: State, mode: Mode) -> None:
+        super().__init__(state, mode)
         self.connect = connect
-        self.state = state
-        self.options = state.options
-        self.mode = mode
-        self.loaded: queue.Queue[Batch | None] = queue.Queue(STAGE_DEPTH)
-        self.encoded: queue.Queue[Batch | None] = queue.Queue(STAGE_DEPTH)
-        self.broken = threading.Event()
         self.errors: list[BaseException] = []
 
     def run(self) -> None:
@@ -117,7 +107,7 @@ class Session:
             if self.errors:
                 raise self.errors[0]
 
-    def _stage(self, run: Callable[[], None], following: queue.Queue[Batch | None] | None) -> None:
+    def _stage(self, run: Callable[[], None], following: Pipe | None) -> None:
         try:
             run()
         except Stopped:
@@ -127,41 +117,6 @@ class Session:
             self.broken.set()
         if following is not None:
             self.put(following, None, force=True)
-
-    def put(
-        self,
-        to: queue.Queue[Batch | None],
-        batch: Batch | None,
-        *,
-        force: bool = False,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> None:
-        """Hand a batch on; gives up where a stage is broken (``force``: only once nobody takes from the queue).
-        ``meanwhile`` is called again and again while there is no room."""
-        while True:
-            try:
-                to.put(batch, timeout=0.2)
-                return
-            except queue.Full:
-                if self.broken.is_set():
-                    if force:
-                        return
-                    raise Stopped from None
-                if meanwhile is not None:
-                    meanwhile()
-
-    def take(self, source: queue.Queue[Batch | None]) -> Iterator[Batch]:
-        """The batches of a stage before, until it ends or one is broken."""
-        while True:
-            try:
-                batch = source.get(timeout=0.2)
-            except queue.Empty:
-                if self.broken.is_set():
-                    return
-                continue
-            if batch is None:
-                return
-            yield batch
 
     def _encode(self) -> None:
         leaving = False

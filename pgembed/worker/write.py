@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 
@@ -14,12 +14,9 @@ from pgembed.errors import PgembedError
 from pgembed.vectors import bigint_array, vector_array
 from pgembed.worker.batch import Abandoned, Batch, Row
 from pgembed.worker.faults import is_conflict, is_lost, is_rows_fault, is_transient
+from pgembed.worker.pipes import Pipes
 from pgembed.worker.queue import Queue, Work
 from pgembed.worker.state import Progress
-
-if TYPE_CHECKING:
-    from pgembed.worker.run import Session
-
 
 CONFLICT_TRIES = 3
 COUNT_EVERY = 1.0  # seconds
@@ -38,14 +35,14 @@ class Tally:
 class Writer:
     """Writes vectors, and what became of the rows that have none."""
 
-    def __init__(self, session: Session, conn: psycopg.Connection[Any]) -> None:
-        self.session = session
-        self.state = session.state
+    def __init__(self, pipes: Pipes, conn: psycopg.Connection[Any]) -> None:
+        self.pipes = pipes
+        self.state = pipes.state
         self.conn = conn
         self.tallies: dict[int, Tally] = {}
 
     def run(self) -> None:
-        for batch in self.session.take(self.session.encoded):
+        for batch in self.pipes.take(self.pipes.encoded):
             abandoned = any(isinstance(row.error, Abandoned) for row in batch.rows)
             seqs = [row.seq for row in batch.rows]
             written = failed = 0
@@ -103,7 +100,7 @@ class Writer:
         with self.conn.transaction():
             self.conn.execute(statements.lock)
             for row in rows:
-                if row.error and is_transient(row.error) and row.attempts + 1 < self.session.options.max_attempts:
+                if row.error and is_transient(row.error) and row.attempts + 1 < self.pipes.options.max_attempts:
                     wait = 2.0**row.attempts * random.uniform(0.5, 1.5)
                     self.conn.execute(statements.postpone, [_sentence(row.error), wait, row.seq])
                 else:

@@ -40,7 +40,6 @@ def test_restored_database_is_searched_and_its_queue_goes_on(restored: Connectio
     assert restored.execute("SELECT key_1 FROM pgembed.change_1 ORDER BY seq").fetchall() == [(3,), (1,)]
 
 
-@pytest.mark.xfail(strict=True, reason="the catalog finds its table again only with pgembed.sync(), which is to come")
 def test_restored_database_is_kept_true(restored: Connection) -> None:
     db = pgembed.connect(restored)
     restored.execute("UPDATE product SET title = 'a puppy' WHERE id = 1")
