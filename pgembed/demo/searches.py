@@ -91,25 +91,22 @@ FROM pgembed.search(NULL::photograph, (SELECT pgembed.encode_text('demo', 'a cas
 
 
 def joined(demo: Demo) -> Panel:
-    """Two tables joined by meaning: for each photograph of an animal, the emoji nearest to it."""
+    """Words joined with two tables by meaning: for each, the photograph and the drawing nearest to it."""
     statement = """\
-SELECT p.title, e.name, p.picture, e.picture AS emoji_picture, 1 - (p.embedding <=> e.embedding) AS score
-FROM photograph AS p
+SELECT w.words, p.title, e.name, p.picture, e.picture AS drawing
+FROM unnest(ARRAY['owl', 'castle', 'hammer', 'bridge', 'gorilla', 'camel', 'penguin', 'butterfly']) AS w (words)
+CROSS JOIN LATERAL pgembed.encode_text('demo', w.words) AS query (vector)
 CROSS JOIN LATERAL (
-    SELECT name, picture, embedding
-    FROM emoji
-    WHERE category = 'animals & nature'
-    ORDER BY embedding <=> p.embedding
-    LIMIT 1
-) AS e
-WHERE p.kind = 'animal'
-ORDER BY score DESC
-LIMIT 8"""
+    SELECT title, picture FROM photograph ORDER BY embedding <=> query.vector LIMIT 1
+) AS p
+CROSS JOIN LATERAL (
+    SELECT name, picture FROM emoji ORDER BY embedding <=> query.vector LIMIT 1
+) AS e"""
     hits = [
-        Hit(_pair(row["picture"], row["emoji_picture"]), f"{row['title']} → {row['name']}", row["score"])
+        Hit(_pair(row["picture"], row["drawing"]), f"{row['words']}: {row['title']}, {row['name']}")
         for row in _rows(demo.conn, statement)
     ]
-    note = "For each photograph of an animal the emoji nearest to it; the closest pairs first."
+    note = "For each word the nearest photograph and the nearest drawing: an ordinary join, in one statement."
     return Panel("SQL join", hits, sql=statement, note=note)
 
 
