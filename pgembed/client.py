@@ -416,9 +416,15 @@ class AsyncPgembed:
             return call(Pgembed(Connections(conn), self._searcher))
 
 
+def is_connection_trouble(error: psycopg.Error) -> bool:
+    """Whether the server was not reached or went away, rather than refused a statement."""
+    state = error.sqlstate or ""
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and state[:3] in ("", "080", "57P")
+
+
 def _told(error: psycopg.Error) -> Exception:
     """An error of the database as pgembed's own: the sentence and the hint that the function raised."""
-    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+    if is_connection_trouble(error):
         return error
     message = error.diag.message_primary or str(error).strip()
     if isinstance(error, _NOT_THERE) and _SCHEMA in message:

@@ -106,9 +106,11 @@ def doctor(conn: psycopg.Connection) -> list[Finding]:
         Finding("server", int(found.server.split(".")[0].split()[0]) >= 14, f"PostgreSQL {found.server}", None),
         Finding(
             "extension vector",
-            found.pgvector is not None,
+            found.pgvector is not None and _numbers(found.pgvector) >= MINIMAL_PGVECTOR,
             f"version {found.pgvector}" if found.pgvector else "not in this database",
-            None if found.pgvector else "CREATE EXTENSION vector; (some servers want a superuser for it)",
+            "pgembed needs 0.7 or later: CREATE EXTENSION vector; or ALTER EXTENSION vector UPDATE;"
+            if found.pgvector is None or _numbers(found.pgvector) < MINIMAL_PGVECTOR
+            else None,
         ),
         Finding(
             "schema pgembed",
@@ -196,7 +198,7 @@ def _require_vector(conn: psycopg.Connection) -> str:
             ) from error
         row = _vector(conn)
     schema, installed = row or ("public", "0.0")
-    if tuple(int(part) for part in installed.split(".")[:2]) < MINIMAL_PGVECTOR:
+    if _numbers(installed) < MINIMAL_PGVECTOR:
         raise CatalogError(f"pgvector {installed} is too old; pgembed needs 0.7.", "ALTER EXTENSION vector UPDATE;")
     return schema
 
@@ -205,6 +207,11 @@ def _create_vector(conn: psycopg.Connection) -> LiteralString:
     """In the first schema of the search path, as anyone would; in public where the path is empty."""
     row = conn.execute("SELECT current_schema() IS NULL").fetchone()
     return "CREATE EXTENSION vector SCHEMA public" if row == (True,) else "CREATE EXTENSION vector"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Major and minor version."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _vector(conn: psycopg.Connection) -> tuple[str, str] | None:

@@ -9,13 +9,15 @@ DECLARE
     n bigint;
     installed text;
     waiting bigint;
+    workers bigint;
     state record;
 BEGIN
     SELECT extversion INTO installed FROM pg_catalog.pg_extension WHERE extname = 'vector';
     subject := 'pgvector';
-    ok := string_to_array(installed, '.')::integer[] >= ARRAY[0, 8];
+    ok := string_to_array(installed, '.')::integer[] >= ARRAY[0, 7];
     finding := pg_catalog.format('version %s', installed);
-    remedy := CASE WHEN NOT ok THEN 'Filtered searches are exact, not by index, before 0.8: ALTER EXTENSION vector UPDATE;' END;
+    remedy := CASE WHEN string_to_array(installed, '.')::integer[] < ARRAY[0, 8]
+        THEN 'Filtered searches are exact, not by index, before 0.8: ALTER EXTENSION vector UPDATE;' END;
     RETURN NEXT;
 
     FOR e IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
@@ -51,9 +53,14 @@ BEGIN
             'SELECT count(*) FROM pgembed.%I WHERE claimed_until < now() - interval ''5 minutes''', 'job_' || e.id)
         INTO n;
         subject := name || ' queue';
-        ok := n = 0 AND coalesce(state.oldest_wait, '0') < interval '10 minutes';
-        finding := pg_catalog.format('%s queued, %s claimed, %s with a lease that ran out, oldest wait %s',
-            state.queued, state.claimed, n, coalesce(date_trunc('second', state.oldest_wait)::text, 'none'));
+        SELECT count(*) INTO workers FROM pg_catalog.pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'pgembed worker';
+        ok := n = 0 AND coalesce(state.oldest_wait, '0') < interval '10 minutes'
+            AND (workers > 0 OR (state.queued = 0 AND state.state <> 'backfill'));
+        finding := pg_catalog.format('%s, %s queued, %s claimed, %s with a lease that ran out, oldest wait %s, %s',
+            state.state, state.queued, state.claimed, n,
+            coalesce(date_trunc('second', state.oldest_wait)::text, 'none'),
+            CASE workers WHEN 0 THEN 'no worker is connected' ELSE 'workers are connected' END);
         remedy := CASE WHEN NOT ok
             THEN 'No worker seems to run: pgembed worker. It takes up stale leases by itself.' END;
         RETURN NEXT;

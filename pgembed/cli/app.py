@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pgembed.client import Pgembed, connect
+from pgembed.media import MediaPolicy
+from pgembed.schema import library_version
 
 app = typer.Typer(
     name="pgembed",
@@ -43,6 +45,12 @@ class Settings:
 settings = Settings()
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(library_version(), highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     dsn: Annotated[
@@ -54,14 +62,18 @@ def options(
             show_default=False,
         ),
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the library's version.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options that stand before the command."""
+    _ = version
     settings.dsn = dsn
 
 
 def database() -> Pgembed:
     """The client for the database that the options name."""
-    return connect(settings.dsn)
+    return connect(settings.dsn, media=MediaPolicy(any_path=True, allow_urls=True))
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401

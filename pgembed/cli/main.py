@@ -9,6 +9,7 @@ import psycopg
 
 from pgembed.cli import manage, search, work
 from pgembed.cli.app import app, errors
+from pgembed.client import is_connection_trouble
 from pgembed.errors import PgembedError
 
 COMMANDS = (manage, search, work)  # importing them registers them
@@ -20,9 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=list(arguments) if arguments is not None else None)
     except PgembedError as error:
         _fail(error.message, error.hint)
-    except psycopg.OperationalError as error:
-        _fail(str(error).strip(), "Name the database: pgembed --dsn postgresql://… COMMAND, or set PGEMBED_DSN.")
     except psycopg.Error as error:
+        if is_connection_trouble(error):
+            _fail(str(error).strip(), "Name the database: pgembed --dsn postgresql://… COMMAND, or set PGEMBED_DSN.")
         _fail(error.diag.message_primary or str(error).strip(), error.diag.message_hint)
     except KeyboardInterrupt:
         sys.exit(130)

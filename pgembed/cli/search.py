@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pgembed.cli.app import Json, TableName, Target, app, console, database, print_json, print_table
+from pgembed.cli.app import Json, TableName, Target, app, console, database, errors, print_json, print_table
 from pgembed.errors import InvalidInput
 from pgembed.inputs import Expression, Image, Screenshot, Text
 
@@ -31,6 +31,9 @@ def search(
     picture: Annotated[
         str | None, typer.Option(help="The column with the pictures for the sheet; default: the embedding's.")
     ] = None,
+    media_root: Annotated[
+        Path | None, typer.Option(help="Where pictures given as paths lie, for the sheet; default: here.")
+    ] = None,
     sql: Annotated[bool, typer.Option("--sql", help="Print the statement instead of running it.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +48,9 @@ def search(
         if contact_sheet is not None:
             from pgembed.cli.sheet import write_sheet
 
-            write_sheet(db, table, query, contact_sheet, picture=picture, **options)
+            unread = write_sheet(db, table, query, contact_sheet, picture=picture, media_root=media_root, **options)
+            if unread:
+                errors.print(f"{unread} pictures could not be read for the sheet; name their folder: --media-root DIR")
     if as_json:
         print_json([dict(row) for row in rows])
     elif not rows:

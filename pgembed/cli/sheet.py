@@ -7,9 +7,10 @@ from typing import Any
 
 from pgembed.client import Pgembed
 from pgembed.contact_sheet import Hit, Panel, parts_of, write_contact_sheet
-from pgembed.errors import InvalidInput
+from pgembed.errors import InvalidInput, MediaError
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy, MediaReader
+from pgembed.query import SearchRow
 
 
 def write_sheet(
@@ -19,22 +20,38 @@ def write_sheet(
     path: Path,
     *,
     picture: str | None,
+    media_root: Path | None,
     **options: Any,  # noqa: ANN401
-) -> None:
-    """Search again with the pictures themselves, and write the sheet. Raises InvalidInput without a picture column."""
+) -> int:
+    """Search again with the pictures themselves, and write the sheet; returns how many pictures could not be read.
+
+    Raises InvalidInput without a picture column.
+    """
     column = picture or _picture_column(db, table, options["embedding"])
     rows = db.search(table, query, wide=True, **options)
-    hits: list[Hit] = []
-    for row in rows:
-        data = row.get(column)
-        if isinstance(data, str):
-            data = Path(data).read_bytes() if Path(data).is_file() else None
-        words = [str(value) for name, value in row.items() if isinstance(value, str) and name not in ("score", column)]
-        hits.append(Hit(bytes(data) if data is not None else None, " · ".join(words[:2])[:80], row.score))
     sql = db.query(table, query, **options).compile().text.as_string(None)
-    with MediaReader(MediaPolicy(any_path=True)) as reader:
-        panel = Panel(repr(query), hits, parts_of(query, reader), sql)
+    root = MediaPolicy(media_root=media_root or Path.cwd(), allow_urls=True)
+    with MediaReader(root) as stored, MediaReader(MediaPolicy(any_path=True, allow_urls=True)) as typed:
+        pictures = [_read(stored, row.get(column)) for row in rows]
+        hits = [Hit(found, _caption(row, column), row.score) for row, found in zip(rows, pictures, strict=True)]
+        panel = Panel(repr(query), hits, parts_of(query, typed), sql)
         write_contact_sheet([panel], path, f"Search in {table}")
+    return sum(found is None and row.get(column) is not None for row, found in zip(rows, pictures, strict=True))
+
+
+def _read(reader: MediaReader, value: Any) -> bytes | None:  # noqa: ANN401
+    """A picture as the table has it: its bytes, a path below the root, or an https URL; None where it is not read."""
+    if not isinstance(value, str):
+        return bytes(value) if value is not None else None
+    try:
+        return reader.read(value, "url" if "://" in value else "path")
+    except MediaError:
+        return None
+
+
+def _caption(row: SearchRow, column: str) -> str:
+    words = [str(value) for name, value in row.items() if isinstance(value, str) and name not in ("score", column)]
+    return " · ".join(words[:2])[:80]
 
 
 def _picture_column(db: Pgembed, table: str, embedding: str | None) -> str:

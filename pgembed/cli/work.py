@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
+import psycopg
 import structlog
 import typer
 from rich.live import Live
@@ -27,6 +28,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from pgembed.catalog import StatusRow
 from pgembed.cli.app import Json, TableName, Target, app, console, database, errors, print_json, print_table
@@ -45,14 +47,18 @@ def attach(
     image: Annotated[str | None, typer.Option(help="A picture column.")] = None,
     image_as: Annotated[str | None, typer.Option(help="What a text column of pictures holds: path or url.")] = None,
     screenshot: Annotated[str | None, typer.Option(help="A column of screenshots.")] = None,
+    screenshot_as: Annotated[str | None, typer.Option(help="The same for screenshots: path or url.")] = None,
     stale: Annotated[
         str, typer.Option(help="A changed row's old vector: keep it until the new one is there, or null.")
     ] = "keep",
 ) -> None:
     """Attach an embedding: add a vector column and keep it true from now on. Workers fill it."""
     picture = {"column": image, "as": image_as} if image and image_as else image
+    page = {"column": screenshot, "as": screenshot_as} if screenshot and screenshot_as else screenshot
     with database() as db:
-        db.attach(table, target, encoder=encoder, text=text, image=picture, screenshot=screenshot, stale=stale)
+        for attempt in _while_the_table_is_in_use():
+            with attempt:
+                db.attach(table, target, encoder=encoder, text=text, image=picture, screenshot=page, stale=stale)
     console.print(f"{table}.{target} is attached; fill it: pgembed worker --until-idle", markup=False)
 
 
@@ -60,7 +66,9 @@ def attach(
 def detach(table: TableName, target: Annotated[str | None, typer.Argument(help="The vector column.")] = None) -> None:
     """Detach an embedding: its vectors, queue and triggers go, and the table is as it was before."""
     with database() as db:
-        db.detach(table, target)
+        for attempt in _while_the_table_is_in_use():
+            with attempt:
+                db.detach(table, target)
     console.print(f"{table} is as it was before.", markup=False)
 
 
@@ -251,6 +259,21 @@ def _bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=errors,
+    )
+
+
+def _while_the_table_is_in_use() -> Retrying:
+    """Try again while somebody holds the table: the functions wait two seconds at most, not to block its readers."""
+
+    def in_use(error: BaseException) -> bool:
+        return isinstance(error.__cause__, psycopg.errors.LockNotAvailable)
+
+    return Retrying(
+        retry=retry_if_exception(in_use),
+        stop=stop_after_attempt(5),
+        wait=wait_exponential(min=1, max=8),
+        before_sleep=lambda _: errors.print("The table is in use; trying again.", markup=False),
+        reraise=True,
     )
 
 

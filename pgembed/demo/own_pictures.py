@@ -21,6 +21,7 @@ from pgembed.demo.steps import (
     prepare,
     psql_program,
     say,
+    shell_lines,
     show_panel,
     start_server,
     work,
@@ -152,7 +153,7 @@ def _how_to_go_on(console: Console, dsn: str, folder: Path) -> None:
     say(
         console,
         "",
-        f"export PGEMBED_DSN='{dsn}'",
+        *shell_lines(dsn),
         'pgembed search picture "a dog" --limit 10 --contact-sheet dogs.html',
         f'{psql_program()} "$PGEMBED_DSN" -c "SELECT (item).path, score FROM pgembed.search(NULL::picture,'
         " (SELECT pgembed.encode_text('demo', 'a dog')), k => 10, filter => 'width > height')\"",

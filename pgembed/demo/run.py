@@ -25,6 +25,7 @@ from pgembed.demo.steps import (
     prepare,
     psql_program,
     say,
+    shell_lines,
     show_panel,
     start_server,
     step,
@@ -35,6 +36,8 @@ from pgembed.demo.tables import create_tables
 from pgembed.embedded import EmbeddedServer
 from pgembed.errors import InvalidInput
 from pgembed.media import MediaPolicy
+
+DIRECTORY = Path("demo")  # where the demo lives unless told otherwise
 
 SAMPLE_DATABASE = "demo"
 TABLES = ("emoji", "photograph")
@@ -80,13 +83,14 @@ def _sample(directory: Path, console: Console) -> None:
             show_panel(console, panel, number)
     write_sheets(panels, directory, console, "pgembed: six searches in one Postgres")
     console.print(f"\nAll of it took {time.monotonic() - start:.0f} seconds. How to go on:\n", style="bold")
-    _how_to_go_on(console, dsn)
+    _how_to_go_on(console, dsn, directory)
 
 
-def _how_to_go_on(console: Console, dsn: str) -> None:
+def _how_to_go_on(console: Console, dsn: str, directory: Path) -> None:
+    where = "" if directory == DIRECTORY else f" --directory '{directory}'"
     say(
         console,
-        f"export PGEMBED_DSN='{dsn}'",
+        *shell_lines(dsn),
         "",
         "# In SQL",
         f'{psql_program()} "$PGEMBED_DSN" -c "SELECT (item).title, score FROM pgembed.search(NULL::photograph,'
@@ -95,15 +99,15 @@ def _how_to_go_on(console: Console, dsn: str) -> None:
         "# On the command line",
         'pgembed search photograph "a cat" --limit 5',
         "",
-        "# In Python",
+        "# In Python (python, in this shell)",
         "import pgembed",
         "from pgembed import Text",
         f'with pgembed.connect("{dsn}") as db:',
         '    for row in db.search("photograph", Text("a fish"), where="kind = %s", params=["animal"], limit=5):',
         "        print(round(row.score, 3), row.title)",
         "",
-        "pgembed demo --psql    # an SQL shell",
-        "pgembed demo --clean   # stop the server, remove the demo",
+        f"pgembed demo --psql{where}    # an SQL shell",
+        f"pgembed demo --clean{where}   # stop the server, remove the demo",
     )
 
 

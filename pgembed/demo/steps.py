@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -158,6 +159,13 @@ def say(console: Console, *lines: str) -> None:
     """Lines to be copied: neither wrapped nor coloured."""
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def shell_lines(dsn: str) -> list[str]:
+    """What a shell needs for the lines that follow: the database, and this environment's programs on its path."""
+    programs = Path(sys.executable).parent
+    on_path = shutil.which("pgembed") == str(programs / "pgembed")
+    return ([] if on_path else [f"export PATH='{programs}':\"$PATH\""]) + [f"export PGEMBED_DSN='{dsn}'"]
 
 
 def psql_program() -> str:

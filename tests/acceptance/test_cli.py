@@ -104,6 +104,25 @@ def test_status_index_and_doctor(shop: Cli) -> None:
     assert all(finding["ok"] for finding in findings)
 
 
+def test_doctor_says_when_nobody_works(shop: Cli, database: psycopg.Connection) -> None:
+    database.execute("INSERT INTO product (id, title, photo) VALUES (200, 'new', %s)", [PHOTOS[0].read_bytes()])
+    (finding,) = [finding for finding in doctor(shop) if not finding["ok"]]
+    assert "no worker is connected" in str(finding["finding"])
+    assert "pgembed worker" in str(finding["remedy"])
+
+
+def test_pictures_as_paths_are_encoded_and_shown(cli: Cli, database: psycopg.Connection, tmp_path: Path) -> None:
+    database.execute("CREATE TABLE product (id int PRIMARY KEY, file text)")
+    for number, photo in enumerate(PHOTOS[:3]):
+        database.execute("INSERT INTO product VALUES (%s, %s)", [number, photo.name])
+    cli("encoder", "add", "shop", "builtin:lite")
+    cli("attach", "product", "embedding", "--encoder", "shop", "--image", "file", "--image-as", "path")
+    cli("worker", "--until-idle", "--media-root", str(PHOTOS[0].parent), "--allow-encoder", "builtin")
+    sheet = tmp_path / "sheet.html"
+    cli("search", "product", "an animal", "--contact-sheet", str(sheet), "--media-root", str(PHOTOS[0].parent))
+    assert sheet.read_text().count("data:image") == 3
+
+
 def test_failures_and_retry(shop: Cli, database: psycopg.Connection) -> None:
     database.execute("INSERT INTO product VALUES (100, 'broken', 1, %s)", [b"\x89PNG not really"])
     shop("worker", "--until-idle")
@@ -136,6 +155,7 @@ def test_encoder_commands(shop: Cli) -> None:
 
 
 def test_install_version_uninstall(cli: Cli) -> None:
+    assert cli("--version").startswith("0.")
     cli("install")
     version = json.loads(cli("version", "--json"))
     assert version["schema"]
@@ -155,18 +175,22 @@ WRONG = [
     (["attach", "product", "embedding", "--encoder", "shop", "--image", "photo"], "embedding"),
     (["attach", "product", "other", "--encoder", "none", "--image", "photo"], "'none'"),
     (["attach", "product", "other", "--encoder", "shop"], "no input"),
+    (["attach", "keyless", "other", "--encoder", "shop", "--text", "title"], "has no primary key"),
     (["encoder", "add", "x", "unknown:thing"], "unknown"),
     (["encoder", "add", "x", "lite"], "KIND:NAME"),
     (["worker", "--embedding", "nowhere", "--once"], "nowhere"),
 ]
 
 
-def test_what_cannot_be_done_is_one_sentence(shop: Cli) -> None:
+def test_what_cannot_be_done_is_one_sentence(shop: Cli, database: psycopg.Connection) -> None:
+    database.execute("CREATE TABLE keyless (title text)")
     for arguments, message in WRONG:
         *logs, error = shop(*arguments, fails=1).split("error: ")
         assert message in error, arguments
         assert all(line.startswith("{") for line in "".join(logs).splitlines())
         assert "Traceback" not in error
+        assert "CONTEXT" not in error
+        assert error.count("hint: ") <= 1
 
 
 def test_no_server_is_said_in_a_sentence() -> None:
