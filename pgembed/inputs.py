@@ -127,6 +127,11 @@ class Input(Expression):
     modality: ClassVar[InputModality]
 
     @property
+    def spaces(self) -> frozenset[str]:
+        """The space that it names, if it is a Vector that names one."""
+        return frozenset()
+
+    @property
     def terms(self) -> tuple[Term, ...]:
         return (Term(1.0, self),)
 
@@ -258,6 +263,11 @@ class Vector(Input):
     modality: ClassVar[InputModality] = "vector"
     content: bytes = field()  # the numbers, float32 in the machine's byte order
     space: str | None
+
+    @property
+    def spaces(self) -> frozenset[str]:
+        """The space that it names."""
+        return frozenset() if self.space is None else frozenset((self.space,))
 
     def __init__(self, values: Sequence[float] | NDArray[Any] | _HasNumpy, *, space: str | None = None) -> None:
         if isinstance(values, str | bytes):

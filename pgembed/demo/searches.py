@@ -93,17 +93,18 @@ FROM pgembed.search(NULL::photograph, (SELECT pgembed.encode_text('demo', 'a cas
 def joined(demo: Demo) -> Panel:
     """Words joined with two tables by meaning: for each, the photograph and the drawing nearest to it."""
     statement = """\
-SELECT w.words, p.title, e.name, p.picture, e.picture AS drawing
+SELECT w.words, p.title, e.name, p.picture, e.picture AS drawing, p.score
 FROM unnest(ARRAY['owl', 'castle', 'hammer', 'bridge', 'gorilla', 'camel', 'penguin', 'butterfly']) AS w (words)
 CROSS JOIN LATERAL pgembed.encode_text('demo', w.words) AS query (vector)
 CROSS JOIN LATERAL (
-    SELECT title, picture FROM photograph ORDER BY embedding <=> query.vector LIMIT 1
+    SELECT title, picture, 1 - (embedding <=> query.vector) AS score
+    FROM photograph ORDER BY embedding <=> query.vector LIMIT 1
 ) AS p
 CROSS JOIN LATERAL (
     SELECT name, picture FROM emoji ORDER BY embedding <=> query.vector LIMIT 1
 ) AS e"""
     hits = [
-        Hit(_pair(row["picture"], row["drawing"]), f"{row['words']}: {row['title']}, {row['name']}")
+        Hit(_pair(row["picture"], row["drawing"]), f"{row['words']}: {row['title']}, {row['name']}", row["score"])
         for row in _rows(demo.conn, statement)
     ]
     note = "For each word the nearest photograph and the nearest drawing: an ordinary join, in one statement."

@@ -85,6 +85,8 @@ class SearchPlan:
 
 def to_encode(target: Target, query: Expression) -> tuple[Input, ...]:
     """The inputs whose vectors ``compile_search`` must be given: what is no vector, and no text that SQL encodes."""
+    if isinstance(query, Vector):
+        return ()
     inputs = dict.fromkeys(term.input for term in query.terms)
     return tuple(i for i in inputs if not isinstance(i, Vector) and not (isinstance(i, Text) and target.static_text))
 
