@@ -7,7 +7,7 @@ run the same one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,8 +15,9 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from pgembed.query.statement import Parameters
+
 T = TypeVar("T")
-Parameters = Sequence[Any] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)

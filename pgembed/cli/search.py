@@ -57,9 +57,7 @@ def search(
         console.print("No row has a vector, or none matches.")
     else:
         names = list(rows[0])
-        print_table(
-            names, [[_short(name, value) for name, value in dict(row).items()] for row in rows], right=["score"]
-        )
+        print_table(names, [[_short(name, value) for name, value in row.items()] for row in rows], right=["score"])
     if contact_sheet is not None and not as_json:
         console.print(f"Contact sheet: {contact_sheet}", markup=False)
 

@@ -87,7 +87,7 @@ def _sample(directory: Path, console: Console) -> None:
 
 
 def _how_to_go_on(console: Console, dsn: str, directory: Path) -> None:
-    where = "" if directory == DIRECTORY else f" --directory '{directory}'"
+    where = "" if directory == DIRECTORY.absolute() else f" --directory '{directory}'"
     say(
         console,
         *shell_lines(dsn),

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import open_clip
 import PIL.Image
 import pytest
+import safetensors.torch
+import torch
 
-open_clip = pytest.importorskip("open_clip")
-torch = pytest.importorskip("torch")
-safetensors = pytest.importorskip("safetensors.torch")
-
-from pgembed.encoders import load_encoder  # noqa: E402
-from pgembed.encoders.open_clip import OpenClipEncoder  # noqa: E402
-from pgembed.errors import EncoderError, MissingExtra  # noqa: E402
+from pgembed.encoders import load_encoder
+from pgembed.encoders.open_clip import OpenClipEncoder
+from pgembed.errors import EncoderError, MissingExtra
 
 MODEL = "ViT-S-32-alt"
 TEXTS = ["a red dress", "in blue", "une robe rouge à pois", "x" * 500, "a b c " * 200]
@@ -43,7 +42,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seeded random weights of a model that open_clip knows."""
     torch.manual_seed(3)
     path = tmp_path_factory.mktemp("clip") / "model.safetensors"
-    safetensors.save_file(open_clip.create_model(MODEL).state_dict(), path)
+    safetensors.torch.save_file(open_clip.create_model(MODEL).state_dict(), path)
     return path
 
 
@@ -59,7 +58,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}))
     torch.manual_seed(4)
     state = open_clip.create_model(f"local-dir:{folder}").state_dict()
-    safetensors.save_file(state, folder / "tiny.safetensors")
+    safetensors.torch.save_file(state, folder / "tiny.safetensors")
     (folder / "pickled").mkdir()
     torch.save(state, folder / "pickled" / "tiny.pt")
     (folder / "bare.json").write_text(json.dumps(CONFIG))
@@ -152,9 +151,9 @@ def test_fingerprint_is_that_of_weights_and_preprocessing(tiny: dict[str, Path],
     assert load_tiny(tiny, batch_size=2).fingerprint == first.fingerprint
     assert load_tiny(tiny, config=str(tiny["bare"])).fingerprint != first.fingerprint  # other mean and deviation
 
-    state = safetensors.load_file(tiny["safetensors"])
+    state = safetensors.torch.load_file(tiny["safetensors"])
     state["visual.proj"][0, 0] += 1e-3
-    safetensors.save_file(state, tmp_path / "changed.safetensors")
+    safetensors.torch.save_file(state, tmp_path / "changed.safetensors")
     assert load_tiny(tiny, checkpoint=str(tmp_path / "changed.safetensors")).fingerprint != first.fingerprint
 
     heads = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "heads": 4}}  # type: ignore[dict-item]
@@ -262,13 +261,13 @@ def test_weights_of_another_architecture_name_the_first_tensor(tiny: dict[str, P
     (tmp_path / "deep.json").write_text(json.dumps(deep))
     with pytest.raises(EncoderError, match=r"'visual.transformer.resblocks.2.ln_1.weight' \(64,\) is missing"):
         load_tiny(tiny, config=str(tmp_path / "deep.json"))
-    state = safetensors.load_file(tiny["safetensors"])
+    state = safetensors.torch.load_file(tiny["safetensors"])
     state.pop("text_projection")
-    safetensors.save_file(state, tmp_path / "less.safetensors")
+    safetensors.torch.save_file(state, tmp_path / "less.safetensors")
     with pytest.raises(EncoderError, match=r"'text_projection' \(32, 32\) is missing"):
         load_tiny(tiny, checkpoint=str(tmp_path / "less.safetensors"))
-    safetensors.save_file(
-        {**safetensors.load_file(tiny["safetensors"]), "more": torch.zeros(2)}, tmp_path / "more.safetensors"
+    safetensors.torch.save_file(
+        {**safetensors.torch.load_file(tiny["safetensors"]), "more": torch.zeros(2)}, tmp_path / "more.safetensors"
     )
     with pytest.raises(EncoderError, match="'more' is not in the model"):
         load_tiny(tiny, checkpoint=str(tmp_path / "more.safetensors"))
