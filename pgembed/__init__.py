@@ -5,11 +5,13 @@ from pgembed._distribution import refuse_the_other
 refuse_the_other()
 
 from pgembed.client import AsyncPgembed, Pgembed, connect, connect_async  # noqa: E402
+from pgembed.encoders import EncoderPolicy  # noqa: E402
 from pgembed.errors import PgembedError  # noqa: E402
 from pgembed.inputs import Expression, Image, Screenshot, Text, Vector  # noqa: E402
 
 __all__ = [
     "AsyncPgembed",
+    "EncoderPolicy",
     "Expression",
     "Image",
     "Pgembed",

@@ -13,7 +13,7 @@ import psycopg
 from pgembed import catalog, indexing, schema
 from pgembed.catalog import EncoderRow, FailureRow, Finding, InputSpec, StatusRow
 from pgembed.connections import AsyncConnections, AsyncSource, Connections, SyncSource, conninfo
-from pgembed.encoders import Encoder, Settings
+from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.errors import CatalogError, InvalidQuery, NotInstalled
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
@@ -29,28 +29,28 @@ def connect(
     database: SyncSource | None = None,
     *,
     media: MediaPolicy | None = None,
-    allow_encoders: Sequence[str] | None = None,
+    encoders: EncoderPolicy | None = None,
 ) -> Pgembed:
     """A client for a database: a connection string, a psycopg connection or pool, or None for PGEMBED_DSN,
     DATABASE_URL or libpq's own variables.
 
-    ``media`` says which pictures queries may name (default: any path and bytes, no URL). ``allow_encoders`` lists the
-    kinds or specs that may be loaded here; None allows every kind installed. Raises InvalidInput for a string that is
-    no connection string; the connection itself is made at the first call.
+    ``media`` says which pictures queries may name (default: any path and bytes, no URL), and ``encoders`` what may be
+    loaded (default: every kind installed, files below the model directory, no server). Raises InvalidInput for a string
+    that is no connection string; the connection itself is made at the first call.
     """
     source = conninfo(database) if database is None or isinstance(database, str) else database
-    return Pgembed(Connections(source), Searcher(media, allow_encoders))
+    return Pgembed(Connections(source), Searcher(media, encoders))
 
 
 def connect_async(
     database: AsyncSource | None = None,
     *,
     media: MediaPolicy | None = None,
-    allow_encoders: Sequence[str] | None = None,
+    encoders: EncoderPolicy | None = None,
 ) -> AsyncPgembed:
     """The same for asyncio: ``async with pgembed.connect_async() as db: await db.search(…)``."""
     source = conninfo(database) if database is None or isinstance(database, str) else database
-    return AsyncPgembed(AsyncConnections(source), Searcher(media, allow_encoders))
+    return AsyncPgembed(AsyncConnections(source), Searcher(media, encoders))
 
 
 class Pgembed:
@@ -158,6 +158,7 @@ class Pgembed:
         self, options: WorkerOptions | None = None, *, on_progress: Callable[[Progress], None] | None = None
     ) -> Worker:
         """A worker on this database, with connections of its own; its ``run()`` works and its ``stop()`` ends that."""
+        options = options or WorkerOptions(encoders=self._searcher.policy)
         return Worker(self._connections.new, options, on_progress=on_progress)
 
     def work(
@@ -351,6 +352,7 @@ class AsyncPgembed:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Summary:
         """See Pgembed.work; a cancelled task stops the worker after the batch in hand."""
+        options = options or WorkerOptions(encoders=self._searcher.policy)
         worker = Worker(self._connections.new, options, on_progress=on_progress)
         task = asyncio.create_task(asyncio.to_thread(worker.run, _mode(until_idle, once)))
         try:

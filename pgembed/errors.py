@@ -41,6 +41,10 @@ class EncoderError(PgembedError):
     """An encoder could not be loaded, or returned something unusable; no row is at fault."""
 
 
+class EncoderUnavailable(EncoderError):
+    """An encoder's server or device does not answer, or refuses all calls for now; no row is at fault."""
+
+
 class EncoderMismatch(EncoderError):
     """Two encoders, spaces or fingerprints that must agree do not."""
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg import sql
 
 from pgembed.catalog import EncoderRow
-from pgembed.encoders import Encoder, load_encoder
-from pgembed.errors import EncoderMismatch
+from pgembed.encoders import Encoder, EncoderPolicy, load_registered
 from pgembed.inputs import Expression, Image, Input, Screenshot, Text
 from pgembed.media import MediaPolicy, MediaReader
 from pgembed.plans import Call, Compute, Plan, Within
@@ -53,6 +52,11 @@ class Search:
 
     plan: SearchPlan
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The table's columns that its rows have, beside the score."""
+        return self.plan.columns
+
     def compile(self) -> Statement:
         """The statement, for anybody's connection: ``conn.execute(statement.text, statement.params)``."""
         return self.plan.portable
@@ -70,9 +74,9 @@ class _Known:
 class Searcher:
     """Prepares and runs searches; holds the encoders that queries have needed so far."""
 
-    def __init__(self, media: MediaPolicy | None, allow_encoders: Sequence[str] | None) -> None:
+    def __init__(self, media: MediaPolicy | None, policy: EncoderPolicy | None) -> None:
         self._media = media or MediaPolicy(any_path=True)
-        self._allow = allow_encoders
+        self.policy = policy or EncoderPolicy.from_environment()
         self._encoders: dict[str, Encoder] = {}  # by fingerprint
         self._known: dict[tuple[str, str | None], _Known] = {}
         self._lock = threading.Lock()
@@ -85,14 +89,15 @@ class Searcher:
         """The model of a registered encoder. Raises EncoderMismatch where it is not the registered one."""
         with self._lock:
             if row.fingerprint not in self._encoders:
-                encoder = load_encoder(row.spec, row.settings, allow=self._allow)
-                if encoder.fingerprint != row.fingerprint:
-                    raise EncoderMismatch(
-                        f"Encoder '{row.name}' ({row.spec}) has fingerprint {encoder.fingerprint[:12]} here, and is"
-                        f" registered with {row.fingerprint[:12]}.",
-                        "Load the weights it was registered with.",
-                    )
-                self._encoders[row.fingerprint] = encoder
+                self._encoders[row.fingerprint] = load_registered(
+                    row.name,
+                    row.spec,
+                    row.settings,
+                    fingerprint=row.fingerprint,
+                    dim=row.dim,
+                    normalized=row.normalized,
+                    policy=self.policy,
+                )
             return self._encoders[row.fingerprint]
 
     def prepare(
@@ -151,14 +156,14 @@ class Searcher:
         vectors: dict[Input, NDArray[np.float32]] = {}
         texts = [item for item in inputs if isinstance(item, Text)]
         if texts:
-            vectors.update(zip(texts, encoder.encode_text([item.text for item in texts]), strict=True))
+            vectors.update(zip(texts, encoder.encode_text([item.text for item in texts], role="query"), strict=True))
         pictures = [item for item in inputs if isinstance(item, Image | Screenshot)]
         with MediaReader(self._media) as reader:
             for modality, encode in (("image", encoder.encode_image), ("screenshot", encoder.encode_screenshot)):
                 chosen = [item for item in pictures if item.modality == modality]
                 if chosen:
                     opened = [reader.open(item.source, item.kind) for item in chosen]
-                    vectors.update(zip(chosen, encode(opened), strict=True))
+                    vectors.update(zip(chosen, encode(opened, role="query"), strict=True))
         return vectors
 
 

@@ -61,10 +61,10 @@ class FakeEncoder(Encoder):
 def use_encoders(monkeypatch: pytest.MonkeyPatch, encoders: Mapping[str, Encoder]) -> None:
     """Have workers in this process load these encoders, by spec."""
 
-    def load(spec: str, settings: Settings | None = None, *, allow: object = None) -> Encoder:
+    def load(spec: str, settings: Settings | None = None, *, policy: object = None) -> Encoder:
         return encoders[spec]
 
-    monkeypatch.setattr("pgembed.worker.state.load_encoder", load)
+    monkeypatch.setattr("pgembed.encoders.load_encoder", load)
 
 
 class Table:

@@ -32,6 +32,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from pgembed.catalog import StatusRow
 from pgembed.cli.app import Json, TableName, Target, app, console, database, errors, print_json, print_table
+from pgembed.encoders import EncoderPolicy
 from pgembed.errors import InvalidInput
 from pgembed.media import MediaPolicy
 from pgembed.worker import Progress as BatchDone
@@ -85,6 +86,15 @@ def worker(
     allow_encoder: Annotated[
         list[str] | None, typer.Option(help="Load only these kinds or specs; default: every kind installed.")
     ] = None,
+    model_dir: Annotated[
+        list[Path] | None, typer.Option(help="Local weights must lie below this folder; default: PGEMBED_MODEL_DIR.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Rows may be sent to this server; default: PGEMBED_ALLOW_HOSTS.")
+    ] = None,
+    allow_model_code: Annotated[
+        bool, typer.Option("--allow-model-code", help="Load pickles, and models that bring code of their own.")
+    ] = False,
     decode_threads: Annotated[int, typer.Option(min=1, help="Threads that decode pictures.")] = 4,
 ) -> None:
     """Encode what waits: a progress bar on a terminal, JSON lines elsewhere. SIGTERM finishes the batch in hand."""
@@ -94,7 +104,7 @@ def worker(
         batch_size=batch_size,
         embeddings=tuple(embedding or ()),
         media=MediaPolicy(media_root=media_root, allow_urls=allow_urls),
-        allow_encoders=tuple(allow_encoder) if allow_encoder else None,
+        encoders=_policy(allow_encoder, model_dir, allow_host, allow_model_code),
         decode_threads=decode_threads,
     )
     configure_logging()
@@ -105,6 +115,19 @@ def worker(
             log.info("worker starts", mode="once" if once else "until idle" if until_idle else "forever")
             summary = running.run("once" if once else "until_idle" if until_idle else "forever")
     log.info("worker leaves", written=summary.written, failed=summary.failed)
+
+
+def _policy(
+    kinds: list[str] | None, model_dirs: list[Path] | None, hosts: list[str] | None, code: bool
+) -> EncoderPolicy:
+    """What the options say, and the environment where they say nothing."""
+    policy = EncoderPolicy.from_environment()
+    return EncoderPolicy(
+        kinds=tuple(kinds) if kinds else policy.kinds,
+        model_dirs=tuple(model_dirs) if model_dirs else policy.model_dirs,
+        hosts=tuple(hosts) if hosts else policy.hosts,
+        code=code,
+    )
 
 
 @app.command()

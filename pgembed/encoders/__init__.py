@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
 
-from pgembed.encoders.base import MODALITIES, Encoder, Metric, Modality, Settings, fingerprint_of
-from pgembed.errors import EncoderError, UnknownEncoder
+from pgembed.encoders.base import (
+    MODALITIES,
+    Encoder,
+    Metric,
+    Modality,
+    Needs,
+    Role,
+    Settings,
+    fingerprint_of,
+    named_fingerprint,
+    what_differs,
+)
+from pgembed.encoders.policy import EncoderPolicy
+from pgembed.errors import EncoderMismatch, UnknownEncoder
 
 __all__ = [
-    "MODALITIES", "Encoder", "Metric", "Modality", "Settings", "fingerprint_of", "kinds", "load_encoder", "split_spec",
+    "MODALITIES", "Encoder", "EncoderPolicy", "Metric", "Modality", "Needs", "Role", "Settings", "fingerprint_of",
+    "kinds", "load_encoder", "load_registered", "named_fingerprint", "split_spec",
 ]  # fmt: skip
 
 GROUP = "pgembed.encoders"
@@ -28,18 +40,46 @@ def split_spec(spec: str) -> tuple[str, str]:
     return scheme, name
 
 
-def load_encoder(spec: str, settings: Settings | None = None, *, allow: Collection[str] | None = None) -> Encoder:
-    """Load the encoder that ``spec`` names, with the settings of its registration.
+def load_encoder(spec: str, settings: Settings | None = None, *, policy: EncoderPolicy | None = None) -> Encoder:
+    """Load the encoder that ``spec`` names. Raises UnknownEncoder, EncoderError or MissingExtra.
 
-    ``allow`` is the caller's own list of kinds or whole specs it will load, since a spec from the catalog is data and
-    not to be trusted; None allows every kind installed. Raises UnknownEncoder, EncoderError or MissingExtra.
+    Without a policy everything is allowed, as to the person who types the spec; what comes from a catalog is loaded
+    under one.
     """
     scheme, name = split_spec(spec)
-    if allow is not None and scheme not in allow and spec not in allow:
-        raise EncoderError(f"Encoder '{spec}' is not allowed here.", f"Allow it: --allow-encoder {scheme}")
+    if policy is not None:
+        policy.check_kind(spec, scheme)
     installed = kinds()
     if scheme not in installed:
         known = ", ".join(sorted(installed)) or "none"
         raise UnknownEncoder(f"No encoder kind '{scheme}' is installed (for '{spec}').", f"Installed kinds: {known}.")
     kind: type[Encoder] = installed[scheme].load()
+    if policy is not None:
+        policy.check_needs(spec, kind.needs(name, settings or {}))
     return kind.load(name, settings or {})
+
+
+def load_registered(
+    name: str,
+    spec: str,
+    settings: Settings,
+    *,
+    fingerprint: str,
+    dim: int,
+    normalized: bool,
+    policy: EncoderPolicy,
+) -> Encoder:
+    """Load a registered encoder. Raises EncoderMismatch where it is not what was registered, and says what differs."""
+    encoder = load_encoder(spec, settings, policy=policy)
+    for what, registered, loaded in (
+        (what_differs(fingerprint, encoder.fingerprint), fingerprint, encoder.fingerprint),
+        ("dimensions", dim, encoder.dim),
+        ("normalization", normalized, encoder.normalized),
+    ):
+        if registered != loaded:
+            raise EncoderMismatch(
+                f"Encoder '{name}' ({spec}) has other {what} here ({str(loaded)[:12]}) than it was registered with"
+                f" ({str(registered)[:12]}); its vectors would not compare with those that are there.",
+                "Load what it was registered with, or register the new one under another name and attach anew.",
+            )
+    return encoder

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pgembed.errors import UnsupportedModality
@@ -18,8 +20,23 @@ if TYPE_CHECKING:
 
 Modality = Literal["text", "image", "screenshot"]
 Metric = Literal["cosine", "ip", "l2"]
+Role = Literal["document", "query"]  # a row's input, or what is searched with: some models prompt them differently
 Settings = Mapping[str, Any]
 MODALITIES: tuple[Modality, ...] = ("text", "image", "screenshot")
+PART_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What loading a model reaches for beyond installed packages; an EncoderPolicy says whether it may.
+
+    ``files`` are local paths, ``hosts`` names of servers (with the port where it is not the scheme's own), and ``code``
+    says in a few words why code that comes with the model would run, as from a pickle; None where none does.
+    """
+
+    files: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    code: str | None = None
 
 
 class Encoder(ABC):
@@ -27,8 +44,8 @@ class Encoder(ABC):
 
     A kind is a subclass, registered under its scheme in the entry-point group ``pgembed.encoders``; ``load`` makes an
     instance from what follows the scheme in a spec (``open_clip:ViT-B-32/laion2b_s34b_b79k``) and the settings.
-    Implement ``embed_texts`` and/or ``embed_pixels``; callers use ``encode_text``, ``encode_image`` and
-    ``encode_screenshot``.
+    Implement ``embed_texts`` and/or ``embed_pixels``, and their ``embed_query_…`` forms where a query is encoded in
+    another way than a row; callers use ``encode_text``, ``encode_image`` and ``encode_screenshot``.
     """
 
     scheme: ClassVar[str]
@@ -51,20 +68,26 @@ class Encoder(ABC):
     def load(cls, name: str, settings: Settings) -> Self:
         """Load the model ``name``. Raises EncoderError where it cannot be loaded, MissingExtra without its packages."""
 
-    def encode_text(self, texts: Sequence[str]) -> Vectors:
+    @classmethod
+    def needs(cls, name: str, settings: Settings) -> Needs:
+        """What ``load`` with these arguments reaches for; tells without loading, and without looking."""
+        _ = name, settings
+        return Needs()
+
+    def encode_text(self, texts: Sequence[str], *, role: Role = "document") -> Vectors:
         """Encode n texts into ``(n, dim) float32``. Raises UnsupportedModality."""
         self._require("text")
-        return self.embed_texts(texts)
+        return self.embed_query_texts(texts) if role == "query" else self.embed_texts(texts)
 
-    def encode_image(self, pictures: Sequence[Picture]) -> Vectors:
+    def encode_image(self, pictures: Sequence[Picture], *, role: Role = "document") -> Vectors:
         """Encode n decoded pictures into ``(n, dim) float32``. Raises UnsupportedModality."""
         self._require("image")
-        return self.embed_pixels([self.preprocess(picture) for picture in pictures])
+        return self._encode_pictures(pictures, role)
 
-    def encode_screenshot(self, pictures: Sequence[Picture]) -> Vectors:
+    def encode_screenshot(self, pictures: Sequence[Picture], *, role: Role = "document") -> Vectors:
         """Encode n decoded screenshots into ``(n, dim) float32``. Raises UnsupportedModality."""
         self._require("screenshot")
-        return self.embed_pixels([self.preprocess(picture) for picture in pictures])
+        return self._encode_pictures(pictures, role)
 
     def preprocess(self, picture: Picture) -> Any:  # noqa: ANN401
         """Turn one decoded RGB picture into what ``embed_pixels`` takes; called in threads, off the model's path."""
@@ -77,6 +100,18 @@ class Encoder(ABC):
     def embed_pixels(self, pixels: Sequence[Any]) -> Vectors:
         """The model's picture side, on preprocessed pictures: ``(n, dim) float32``."""
         raise UnsupportedModality(f"Encoder '{self.spec}' takes no pictures.")
+
+    def embed_query_texts(self, texts: Sequence[str]) -> Vectors:
+        """``embed_texts`` for what is searched with."""
+        return self.embed_texts(texts)
+
+    def embed_query_pixels(self, pixels: Sequence[Any]) -> Vectors:
+        """``embed_pixels`` for what is searched with."""
+        return self.embed_pixels(pixels)
+
+    def _encode_pictures(self, pictures: Sequence[Picture], role: Role) -> Vectors:
+        pixels = [self.preprocess(picture) for picture in pictures]
+        return self.embed_query_pixels(pixels) if role == "query" else self.embed_pixels(pixels)
 
     def _require(self, modality: Modality) -> None:
         if modality not in self.modalities:
@@ -94,3 +129,17 @@ def fingerprint_of(*parts: bytes | str) -> str:
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
     return digest.hexdigest()
+
+
+def named_fingerprint(**parts: str) -> str:
+    """A fingerprint that can tell what differs: SHA-256 over the parts, then each part's own, ``weights=1f0c…``."""
+    digests = {name: fingerprint_of(part) for name, part in parts.items()}
+    whole = fingerprint_of(*(text for pair in digests.items() for text in pair))
+    return " ".join([whole, *(f"{name}={digest[:PART_DIGITS]}" for name, digest in digests.items())])
+
+
+def what_differs(registered: str, loaded: str) -> str:
+    """Which parts of two fingerprints differ, in words: ``weights``, or ``fingerprint`` where they name no parts."""
+    ours, theirs = (dict(re.findall(r"(\S+)=(\S+)", fingerprint)) for fingerprint in (registered, loaded))
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    return " and ".join(names) or "fingerprint"

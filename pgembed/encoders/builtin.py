@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
-from pgembed.encoders.base import Encoder, Modality, Settings, fingerprint_of
+from pgembed.encoders.base import Encoder, Modality, Settings, fingerprint_of, named_fingerprint
 from pgembed.errors import EncoderError, InvalidInput, UnknownEncoder
 from pgembed.static_text import StaticText
 
@@ -111,7 +111,11 @@ class LiteEncoder(Encoder):
     @cached_property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Of every shipped file and of the preprocessing."""
-        return fingerprint_of(self.text.fingerprint, _read(self._folder, PICTURE_FILE), PREPROCESSING)
+        return named_fingerprint(
+            words=self.text.fingerprint,
+            weights=fingerprint_of(_read(self._folder, PICTURE_FILE)),
+            preprocessing=PREPROCESSING,
+        )
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Encode n texts into ``(n, 256) float32`` of length 1. Raises InvalidInput for a text without a known word."""

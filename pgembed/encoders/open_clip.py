@@ -12,12 +12,11 @@ torch is imported when a model is loaded, not before.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from pgembed.encoders.base import Encoder, Modality, Settings, fingerprint_of
+from pgembed.encoders.base import Encoder, Modality, Needs, Settings, named_fingerprint
+from pgembed.encoders.settings import Known, check_settings
+from pgembed.encoders.torch_models import choose_device, first_line, tensor_facts
 from pgembed.errors import EncoderError, MissingExtra
 
 if TYPE_CHECKING:
@@ -33,15 +34,14 @@ if TYPE_CHECKING:
 
     from pgembed.encoders.base import Vectors
 
-_SETTINGS: Mapping[str, type] = {
+_SETTINGS: Known = {
     "checkpoint": str,  # a local file of weights: .safetensors, or a pickle where allow_pickle is true
     "config": str,  # a local JSON of the architecture: embed_dim, vision_cfg, text_cfg
     "allow_pickle": bool,  # take .pt, .pth and .bin files too; they are read with torch's weights_only
     "device": str,  # auto, cpu, cuda, cuda:1, mps
-    "precision": str,  # fp32, fp16, bf16
+    "precision": ("fp32", "fp16", "bf16"),
     "batch_size": int,
 }
-_PRECISIONS = ("fp32", "fp16", "bf16")
 _REMOTE = "hf-hub:"
 _FOLDER = "local-dir:"
 _PROBE = "A probe of the tokenizer: naïve café, 3.14 ÷ 2; don't!"
@@ -65,11 +65,11 @@ class OpenClipEncoder(Encoder):
             precision
         ]
         self.dim = int(self.embed_texts(["a"]).shape[1])
-        self.fingerprint = fingerprint_of(
-            loaded.architecture,
-            json.dumps(loaded.model.visual.preprocess_cfg, sort_keys=True, default=list),
-            json.dumps(self._tokenizer([_PROBE]).tolist()),
-            *_tensor_facts(loaded.model, self._torch),
+        self.fingerprint = named_fingerprint(
+            weights="\n".join(tensor_facts(loaded.model, self._torch)),
+            architecture=loaded.architecture,
+            preprocessing=json.dumps(loaded.model.visual.preprocess_cfg, sort_keys=True, default=list),
+            tokenizer=json.dumps(self._tokenizer([_PROBE]).tolist()),
         )
 
     @classmethod
@@ -81,7 +81,7 @@ class OpenClipEncoder(Encoder):
         model, the tag or the weights are not there, or do not fit one another.
         """
         spec = f"{cls.scheme}:{name}"
-        _check_settings(spec, settings)
+        check_settings(spec, settings, _SETTINGS)
         try:
             open_clip: Any = importlib.import_module("open_clip")
             torch: Any = importlib.import_module("torch")
@@ -89,11 +89,19 @@ class OpenClipEncoder(Encoder):
             if error.name in {"open_clip", "torch", "torchvision"}:
                 raise MissingExtra(f"Encoder '{spec}'", "clip") from None
             raise EncoderError(f"Encoder '{spec}' could not import open_clip: {error}.") from error
-        device = _device(spec, settings.get("device", "auto"), torch)
+        device = choose_device(spec, settings.get("device", "auto"), torch)
         precision = settings.get("precision", "fp32")
         with _source(spec, name, settings, open_clip) as source:
             loaded = _load(spec, source, open_clip, precision, device)
         return cls(spec, loaded, device=device, precision=precision, batch_size=settings.get("batch_size", 64))
+
+    @classmethod
+    def needs(cls, name: str, settings: Settings) -> Needs:
+        """Local files of configuration and weights, and pickles where they are asked for."""
+        files = [str(settings[key]) for key in ("checkpoint", "config") if key in settings]
+        if name.startswith(_FOLDER):
+            files.append(name.removeprefix(_FOLDER))
+        return Needs(tuple(files), code="its weights may be a pickle" if settings.get("allow_pickle") else None)
 
     def preprocess(self, picture: Picture) -> Any:  # noqa: ANN401
         """The model's own preprocessing: one tensor ``(3, height, width) float32``."""
@@ -195,12 +203,12 @@ def _load(spec: str, source: _Source, open_clip: Any, precision: str, device: st
         misfit = _misfit(source, open_clip, options)
         if misfit:
             raise EncoderError(f"The weights of '{spec}' are of another architecture: {misfit}.") from error
-        raise EncoderError(f"open_clip could not load '{spec}': {_first_line(error)}.") from error
+        raise EncoderError(f"open_clip could not load '{spec}': {first_line(error)}.") from error
     try:
         tokenizer = open_clip.get_tokenizer(source.model)
     except Exception as error:
         hint = "Offline, put the tokenizer's files beside the configuration, in one folder, and use local-dir:PATH."
-        raise EncoderError(f"The tokenizer of '{spec}' could not be loaded: {_first_line(error)}.", hint) from error
+        raise EncoderError(f"The tokenizer of '{spec}' could not be loaded: {first_line(error)}.", hint) from error
     transform = open_clip.transform.image_transform_v2(
         open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
     )
@@ -260,7 +268,7 @@ def _downloaded(
         return str(open_clip.download_pretrained(facts))
     except Exception as error:
         raise EncoderError(
-            f"The weights of '{spec}' could not be downloaded: {_first_line(error)}.",
+            f"The weights of '{spec}' could not be downloaded: {first_line(error)}.",
             'Offline, fetch them elsewhere and give the setting {"checkpoint": PATH}.',
         ) from error
 
@@ -285,19 +293,6 @@ def _stage(spec: str, config: Path, checkpoint: Path, folder: Path) -> None:
             (folder / file.name).symlink_to(file)
 
 
-def _check_settings(spec: str, settings: Settings) -> None:
-    for key, value in settings.items():
-        kind = _SETTINGS.get(key)
-        if kind is None:
-            raise EncoderError(f"Encoder '{spec}' has no setting '{key}'.", f"Its settings: {', '.join(_SETTINGS)}.")
-        if type(value) is not kind or (kind is int and value < 1):
-            wanted = "a positive int" if kind is int else kind.__name__
-            raise EncoderError(f"The setting '{key}' of '{spec}' takes {wanted}, not {value!r}.")
-    precision = settings.get("precision", "fp32")
-    if precision not in _PRECISIONS:
-        raise EncoderError(f"Encoder '{spec}' has no precision '{precision}'.", f"Use {', '.join(_PRECISIONS)}.")
-
-
 def _check_file(spec: str, path: str, what: str) -> None:
     if not os.path.isfile(path):
         raise EncoderError(f"The {what} '{path}' of '{spec}' is not a file.", "Give the path of a local file.")
@@ -318,27 +313,3 @@ def _check_folder(spec: str, folder: Path, pickles: bool) -> None:
             f"The folder '{folder}' of '{spec}' holds no .safetensors.",
             'Convert its weights, or add the setting {"allow_pickle": true}.',
         )
-
-
-def _device(spec: str, asked: str, torch: Any) -> str:  # noqa: ANN401
-    cuda, mps = bool(torch.cuda.is_available()), bool(torch.backends.mps.is_available())
-    if asked == "auto":
-        return "cuda" if cuda else "mps" if mps else "cpu"
-    kind, _, number = asked.partition(":")
-    there = {"cpu": 1, "cuda": int(torch.cuda.device_count()) if cuda else 0, "mps": int(mps)}
-    if kind not in there or (number and not number.isdigit()):
-        raise EncoderError(f"Encoder '{spec}' knows no device '{asked}'.", "Use auto, cpu, cuda, cuda:N or mps.")
-    if int(number or 0) >= there[kind]:
-        raise EncoderError(f"The device '{asked}' of '{spec}' is not on this machine.", "Use auto or cpu.")
-    return asked
-
-
-def _tensor_facts(model: Any, torch: Any) -> Iterator[str]:  # noqa: ANN401
-    """Name, type, shape and digest of each tensor of the model, by name."""
-    for name, tensor in sorted(model.state_dict().items()):
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(content).hexdigest()}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from pgembed.encoders import Encoder
-from pgembed.errors import EncoderError, InvalidInput, PgembedError
+from pgembed.errors import EncoderError, EncoderUnavailable, InvalidInput, PgembedError
 from pgembed.worker.queue import Work
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def _encode_all(
         stop = start + encoder.batch_size
         try:
             out.extend(_checked(encoder, call, values[start:stop]))
+        except EncoderUnavailable:
+            raise
         except Exception as error:
             _require_working(encoder, modality, error)
             out.extend(_bisect(encoder, modality, call, rows[start:stop], values[start:stop], error))
@@ -139,6 +141,8 @@ def _bisect(
     for part in (slice(None, middle), slice(middle, None)):
         try:
             out.extend(_checked(encoder, call, values[part]))
+        except EncoderUnavailable:
+            raise
         except Exception as half_error:
             out.extend(_bisect(encoder, modality, call, rows[part], values[part], half_error))
     return out

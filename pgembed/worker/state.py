@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import structlog
 
-from pgembed.encoders import Encoder, load_encoder
+from pgembed.encoders import Encoder, EncoderPolicy, load_registered
 from pgembed.errors import EncoderError, EncoderMismatch, PgembedError
 from pgembed.media import MediaPolicy
 from pgembed.worker.queue import Work
@@ -26,7 +26,7 @@ class WorkerOptions:
     batch_size: int | None = None  # rows claimed at once; default: the encoder's, at least 256
     embeddings: tuple[str, ...] = ()
     media: MediaPolicy = field(default_factory=MediaPolicy)
-    allow_encoders: tuple[str, ...] | None = None  # kinds or specs; None: every kind installed
+    encoders: EncoderPolicy = field(default_factory=EncoderPolicy.from_environment)
     lease: float = 60.0  # seconds until another worker may take up a claimed row; renewed while it is in hand
     poll: float = 1.0  # seconds between looks at an empty queue
     max_attempts: int = 5
@@ -83,14 +83,22 @@ class State:
         loaded = self._encoders.get(work.encoder)
         if loaded is None or loaded[1] != work.fingerprint:
             encoder = self._load(work)
-            _require_same(work, encoder)
+            _require_modalities(work, encoder)
             loaded = (encoder, work.fingerprint)
             self._encoders[work.encoder] = loaded
         return loaded[0]
 
     def _load(self, work: Work) -> Encoder:
         try:
-            return load_encoder(work.spec, work.settings, allow=self.options.allow_encoders)
+            return load_registered(
+                work.encoder,
+                work.spec,
+                work.settings,
+                fingerprint=work.fingerprint,
+                dim=work.dim,
+                normalized=work.normalized,
+                policy=self.options.encoders,
+            )
         except PgembedError:
             raise
         except Exception as error:  # a kind may raise anything
@@ -144,18 +152,7 @@ class State:
         return None
 
 
-def _require_same(work: Work, encoder: Encoder) -> None:
-    for what, registered, loaded in (
-        ("fingerprint", work.fingerprint, encoder.fingerprint),
-        ("dimensions", work.dim, encoder.dim),
-        ("normalization", work.normalized, encoder.normalized),
-    ):
-        if registered != loaded:
-            raise EncoderMismatch(
-                f"Encoder '{work.encoder}' ({work.spec}) has {what} {str(loaded)[:12]} here, and is registered with"
-                f" {str(registered)[:12]}; its vectors would not compare with those that are there.",
-                "Load the weights it was registered with, or register the new ones under another name and attach anew.",
-            )
+def _require_modalities(work: Work, encoder: Encoder) -> None:
     missing = set(work.modalities) - encoder.modalities
     if missing:
         raise EncoderError(f"Encoder '{work.encoder}' ({work.spec}) takes no {', '.join(sorted(missing))}.")

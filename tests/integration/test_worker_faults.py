@@ -260,7 +260,7 @@ def test_an_encoder_unlike_the_registered_one_writes_nothing(table: Table, what:
     table.encoders["fake:plain"] = other
     registered = {"fingerprint": hashlib.sha256(b"plain").hexdigest()[:12], "dimensions": DIM, "normalization": True}
     with pytest.raises(
-        EncoderMismatch, match=f"has {what} {str(value)[:12]} here.*registered with {registered[what]};"
+        EncoderMismatch, match=f"has other {what} here .{str(value)[:12]}.*registered with .{registered[what]}.;"
     ):
         table.work()
     assert table.embedded_ids() == []
@@ -271,7 +271,7 @@ def test_an_encoder_that_cannot_be_loaded(table: Table, monkeypatch: pytest.Monk
     def load(*_: object, **__: object) -> Encoder:
         raise OSError("weights.bin is not there")
 
-    monkeypatch.setattr("pgembed.worker.state.load_encoder", load)
+    monkeypatch.setattr("pgembed.encoders.load_encoder", load)
     table.insert("red shoe")
     with pytest.raises(EncoderError, match=r"'fake' \(fake:plain\) could not be loaded: weights.bin"):
         table.worker().run("once")

@@ -16,12 +16,12 @@ SLOW_WORKER = """
 import sys, time
 import psycopg
 from pgembed.worker import Worker, WorkerOptions
-import pgembed.worker.state
+import pgembed.encoders
 from tests.fakes import FakeEncoder
 
 encoder = FakeEncoder()
 encoder.before = lambda texts: (print("encoding", flush=True), time.sleep(3600))
-pgembed.worker.state.load_encoder = lambda *_, **__: encoder
+pgembed.encoders.load_encoder = lambda *_, **__: encoder
 Worker(lambda: psycopg.connect(sys.argv[1]), WorkerOptions(batch_size=2, lease=1)).run()
 """
 

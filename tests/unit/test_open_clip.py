@@ -236,7 +236,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
         ("ViT-B-32", {"chekpoint": "x"}, r"no setting 'chekpoint'.*checkpoint, config"),
         ("ViT-B-32", {"batch_size": 0}, r"a positive int, not 0"),
         ("ViT-B-32", {"batch_size": True}, r"a positive int, not True"),
-        ("ViT-B-32", {"precision": "int4"}, r"no precision 'int4'.*fp32"),
+        ("ViT-B-32", {"precision": "int4"}, r"'precision' .* is 'int4'. Use fp32"),
         ("ViT-B-32", {"device": "tpu"}, r"no device 'tpu'.*cuda"),
         ("ViT-B-32", {"device": "cuda:99"}, r"'cuda:99' .* not on this machine"),
         ("x", {"config": "/nowhere.json"}, r"config but no weights"),
