@@ -15,7 +15,8 @@ from psycopg.types.json import Jsonb
 
 from pgembed.encoders import Encoder, Metric, Settings, load_encoder, split_spec
 from pgembed.errors import InvalidInput
-from pgembed.plans import Call, Compute, Plan
+from pgembed.plans import Call, Compute, Plan, Within
+from pgembed.static_sides import stored
 
 InputSpec = str | Mapping[str, Any]
 
@@ -35,6 +36,7 @@ class EncoderRow:
     settings: dict[str, Any]
     static_text: str | None
     created_at: datetime
+    languages: str | None = None  # of its words, where it tells
 
 
 @dataclass(frozen=True)
@@ -82,28 +84,40 @@ class Finding:
 
 def encoders() -> Plan[list[EncoderRow]]:
     """Every registered encoder, by name."""
-    rows = yield Call(sql.SQL("SELECT * FROM pgembed.encoder ORDER BY name"))
+    rows = yield Call(
+        sql.SQL("SELECT e.*, v.languages FROM pgembed.encoder e JOIN pgembed.encoders v USING (name) ORDER BY name")
+    )
     return [EncoderRow(**row) for row in rows]
 
 
 def encoder(name: str) -> Plan[EncoderRow]:
     """One registered encoder; the error for an unknown one names those there are."""
-    rows = yield Call(sql.SQL("SELECT e.* FROM pgembed._encoder(%s) e"), [name])
+    rows = yield Call(
+        sql.SQL("SELECT e.*, v.languages FROM pgembed._encoder(%s) e JOIN pgembed.encoders v USING (name)"), [name]
+    )
     return EncoderRow(**rows[0])
 
 
 def add_encoder(name: str, spec: str, settings: Settings | None, space: str | None) -> Plan[EncoderRow]:
     """Register an encoder; its model is loaded to learn its facts, unless SQL knows it already."""
     split_spec(spec)
-    known = yield Call(sql.SQL("SELECT FROM pgembed.shipped_encoder WHERE spec = %s"), [spec])
-    facts = {} if known and not settings else _facts((yield Compute(lambda: load_encoder(spec, settings))))
+    known = yield Call(sql.SQL("SELECT 1 AS known FROM pgembed.shipped_encoder WHERE spec = %s"), [spec])
+    encoder: Encoder | None = None
+    if not known or settings:
+        encoder = yield Compute(lambda: load_encoder(spec, settings))
     arguments: dict[str, Any] = {
         "name": name,
         "spec": spec,
         "settings": Jsonb(dict(settings or {})),
         **({"space": space} if space else {}),
-        **facts,
+        **(_facts(encoder) if encoder is not None else {}),
     }
+    return (yield Within(_registered(arguments, encoder)))
+
+
+def _registered(arguments: Mapping[str, Any], encoder: Encoder | None) -> Plan[EncoderRow]:
+    if encoder is not None:
+        yield from stored(encoder)
     named = sql.SQL(", ").join(
         sql.SQL("{} => {}").format(sql.Identifier(key), sql.Placeholder(key)) for key in arguments
     )

@@ -128,7 +128,7 @@ class Searcher:
 
     def _look_up(self, table: str, embedding: str | None) -> Plan[_Known]:
         row = (yield Call(TARGET, [table, embedding]))[0]
-        encoder = EncoderRow(**{field.name: row[field.name] for field in fields(EncoderRow)})
+        encoder = EncoderRow(**{field.name: row[field.name] for field in fields(EncoderRow) if field.name in row})
         target = Target(
             schema=row["schema_name"],
             table=row["table_name"],

@@ -59,14 +59,14 @@ BEGIN
 END
 $$;
 
--- Remove an encoder that no embedding uses.
+-- Remove an encoder that no embedding uses, and its token vectors where nothing else has them.
 CREATE OR REPLACE FUNCTION pgembed.remove_encoder(name text) RETURNS void
 LANGUAGE plpgsql
 AS $$
 DECLARE
     users text;
+    registered pgembed.encoder := pgembed._encoder(name);
 BEGIN
-    PERFORM pgembed._encoder(name);
     SELECT string_agg(pg_catalog.format('%I.%I.%I', schema_name, table_name, target), ', ') INTO users
     FROM pgembed.embedding AS e WHERE e.encoder = remove_encoder.name;
     IF users IS NOT NULL THEN
@@ -75,6 +75,9 @@ BEGIN
             HINT = 'Detach them first: SELECT pgembed.detach(''table'', ''target'');';
     END IF;
     DELETE FROM pgembed.encoder AS e WHERE e.name = remove_encoder.name;
+    DELETE FROM pgembed.static_text AS s WHERE s.model = registered.static_text
+        AND NOT EXISTS (SELECT FROM pgembed.encoder AS e WHERE e.static_text = s.model)
+        AND NOT EXISTS (SELECT FROM pgembed.shipped_encoder AS h WHERE h.static_text = s.model);
 END
 $$;
 
@@ -100,7 +103,8 @@ $$;
 -- The registered encoders, for people.
 CREATE OR REPLACE VIEW pgembed.encoders AS
 SELECT e.name, e.spec, e.space, e.dim, e.modalities, e.metric, e.static_text IS NOT NULL AS text_in_sql,
-    left(e.fingerprint, 12) AS fingerprint, count(m.id) AS embeddings
+    left(e.fingerprint, 12) AS fingerprint, count(m.id) AS embeddings, s.settings ->> 'language' AS languages
 FROM pgembed.encoder AS e
+LEFT JOIN pgembed.static_text AS s ON s.model = e.static_text
 LEFT JOIN pgembed.embedding AS m ON m.encoder = e.name
-GROUP BY e.name;
+GROUP BY e.name, s.model;

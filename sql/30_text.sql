@@ -160,20 +160,31 @@ BEGIN
 END
 $$;
 
--- The normalized sum of the vectors of a text's known tokens; NULL where it has none. Called by encode_text.
-CREATE OR REPLACE FUNCTION pgembed.static_vector(model text, input text) RETURNS @extschema:vector@.vector
+-- The normalized sum of the tokens' vectors; NULL where there is no token. Called by static_vector and encode_text.
+CREATE OR REPLACE FUNCTION pgembed._sum_of_tokens(model text, tokens text[]) RETURNS @extschema:vector@.vector
 LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    tokens text[] COLLATE "C" := pgembed.static_tokens(model, input);
     result @extschema:vector@.vector;
 BEGIN
     SELECT @extschema:vector@.l2_normalize(@extschema:vector@.sum(t.vector)) INTO result
     FROM unnest(tokens) AS s (token)
-    JOIN pgembed.token AS t ON t.model = static_vector.model COLLATE "C" AND t.token = s.token;
+    JOIN pgembed.token AS t ON t.model = _sum_of_tokens.model COLLATE "C" AND t.token = s.token COLLATE "C";
     RETURN result;
 END
 $$;
+
+-- The vector that a static text side makes of a text; NULL where it knows none of its words.
+CREATE OR REPLACE FUNCTION pgembed.static_vector(model text, input text) RETURNS @extschema:vector@.vector
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+RETURN pgembed._sum_of_tokens(model, pgembed.static_tokens(model, input));
+
+-- Whether most of a text is made of words that the vocabulary has not, or has only in pieces: another language, or
+-- names. Called by encode_text.
+CREATE OR REPLACE FUNCTION pgembed._mostly_unknown(input text, tokens text[]) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN 2 * length(replace(regexp_replace(array_to_string(tokens, ' '), '\S+( ##\S+)+', '', 'g'), ' ', ''))
+    < length(regexp_replace(input, '\s', '', 'g'));
 
 -- What the query cache knows an input by: SHA-256 of encoder, fingerprint, modality (each ended by a zero byte) and
 -- the input's bytes. Called by _cached_vector, and by whoever fills the cache.
@@ -235,16 +246,26 @@ AS $$
 DECLARE
     registered pgembed.encoder := pgembed._query_encoder(encoder, 'text', btrim(query) = '');
     shown text := CASE WHEN length(query) <= 80 THEN query ELSE left(query, 80) || '…' END;
+    tokens text[];
+    languages text;
     result @extschema:vector@.vector;
 BEGIN
     IF registered.static_text IS NULL THEN
         RETURN pgembed._cached_vector(registered, 'text', convert_to(query, 'UTF8'), format('text ''%s''', shown));
     END IF;
-    result := pgembed.static_vector(registered.static_text, query);
+    tokens := pgembed.static_tokens(registered.static_text, query);
+    result := pgembed._sum_of_tokens(registered.static_text, tokens);
     IF result IS NULL OR @extschema:vector@.vector_norm(result) = 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('The text ''%s'' has no word that ''%s'' knows.', shown, registered.static_text),
             HINT = 'Write it in English words, or use an encoder for its language.';
+    ELSIF pgembed._mostly_unknown(query, tokens) THEN
+        SELECT s.settings ->> 'language' INTO languages
+        FROM pgembed.static_text AS s WHERE s.model = registered.static_text;
+        RAISE NOTICE USING
+            MESSAGE = format('Encoder ''%s'' does not know most words of this query.', encoder),
+            HINT = format('Its words are %s; what it finds may have little to do with the query. For other languages use '
+                'a multilingual encoder.', coalesce(languages, 'those of its vocabulary'));
     END IF;
     RETURN result;
 END

@@ -20,6 +20,14 @@ BEGIN
         THEN 'Filtered searches are exact, not by index, before 0.8: ALTER EXTENSION vector UPDATE;' END;
     RETURN NEXT;
 
+    FOR state IN SELECT * FROM pgembed.encoders AS m WHERE m.languages IS NOT NULL LOOP
+        subject := pg_catalog.format('encoder ''%s'' language', state.name);
+        ok := true;
+        finding := pg_catalog.format('its words are %s', state.languages);
+        remedy := NULL;
+        RETURN NEXT;
+    END LOOP;
+
     FOR e IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
         name := pg_catalog.format('%I.%I.%I', e.schema_name, e.table_name, e.target);
         IF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = e.relation) THEN

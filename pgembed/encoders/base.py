@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image as Picture
 
+    from pgembed.static_text import StaticText
+
     Vectors = NDArray[np.float32]
 
 Modality = Literal["text", "image", "screenshot"]
@@ -56,7 +58,16 @@ class Encoder(ABC):
     metric: Metric = "cosine"
     normalized: bool = True
     batch_size: int = 64
-    static_text: str | None = None  # the name of its token table where the text side is static, see static_text.py
+
+    def static_side(self) -> StaticText | None:
+        """The text side as a table of token vectors, where it is no more than that: SQL then encodes texts too."""
+        return None
+
+    @property
+    def static_text(self) -> str | None:
+        """The name of the static text side in the database."""
+        side = self.static_side()
+        return side.model if side is not None else None
 
     @property
     def space(self) -> str:

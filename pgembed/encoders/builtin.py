@@ -40,6 +40,7 @@ PREPROCESSING = (
 TEXT_FILES = ("tokenizer.json", "tokens.npy", "token_scales.npy")
 PICTURE_FILE = "picture.onnx"
 TEXT_SETTINGS: dict[str, Any] = {
+    "language": "English",
     "tokenizer": "wordpiece",
     "unknown": "[UNK]",
     "max_word_chars": 100,
@@ -93,7 +94,6 @@ class LiteEncoder(Encoder):
         self._folder = folder or lite_files()
         self._threads = threads or os.cpu_count() or 1
         self.text = lite_static_text(self._folder)
-        self.static_text = self.text.model
 
     @classmethod
     def load(cls, name: str, settings: Settings) -> Self:
@@ -107,6 +107,10 @@ class LiteEncoder(Encoder):
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise InvalidInput(f"threads is {threads!r}.", "Give a whole number of 1 or more, or leave it out.")
         return cls(threads=threads)
+
+    def static_side(self) -> StaticText:
+        """Its token table, which ``install`` copies into Postgres."""
+        return self.text
 
     @cached_property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -243,6 +243,24 @@ def test_static_text_is_encoded_without_a_worker(shop: Connection, side: StaticT
     assert np.abs(found - side.encode(["a red shoe"])[0]).max() <= 1e-5
 
 
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("a red shoe", False),
+        ("two dogs on a beach, at night", False),
+        ("der Schmetterling fliegt", True),
+        ("пример текста", True),
+        ("東京タワー", True),
+        ("a red shoe by xyzzyx", False),
+    ],
+)
+def test_a_query_of_mostly_unknown_words_raises_a_notice(shop: Connection, query: str, told: bool) -> None:
+    notices: list[str] = []
+    shop.add_notice_handler(lambda notice: notices.append(f"{notice.message_primary} {notice.message_hint}"))
+    shop.execute("SELECT pgembed.encode_text('shop', %s)", [query])
+    assert [("English" in notice, query in notice) for notice in notices] == [(True, False)] * told
+
+
 def test_cached_vector_is_found_by_its_hash(shop: Connection) -> None:
     digest = hashlib.sha256(b"clip\0f1\0text\0" + "ein röter Schuh".encode()).digest()
     shop.execute(

@@ -21,7 +21,7 @@ LAYERS = (
     {"inputs", "embedded"},
     {"vectors", "static_text", "download"},
     {"media", "encoders", "query", "evaluate"},
-    {"catalog", "connections", "indexing", "plans", "schema", "searching", "worker"},
+    {"catalog", "connections", "indexing", "plans", "schema", "searching", "static_sides", "worker"},
     {"client"},
     {"sqlalchemy", "django", "alembic", "contact_sheet", "contact_sheet_png"},
     {"demo", "web"},

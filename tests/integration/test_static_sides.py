@@ -1,0 +1,134 @@
+"""An encoder of a third party whose text side is a table of token vectors: SQL takes it over, or refuses it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import psycopg
+import pytest
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+import pgembed
+from pgembed.encoders import Encoder, Modality, Settings
+from pgembed.encoders.builtin import TEXT_SETTINGS
+from pgembed.errors import EncoderError
+from pgembed.static_text import StaticText
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+WORDS = (
+    "a",
+    "b",
+    "c",
+    "cafe",
+    "red",
+    "shoe",
+    "dog",
+    "dogs",
+    "two",
+    "one",
+    "##s",
+    "##es",
+    "1",
+    "2",
+    "3",
+    ".",
+    "!",
+    "東",
+)
+
+
+class TableEncoder(Encoder):
+    """``table:NAME``: a small vocabulary with random vectors."""
+
+    scheme: ClassVar[str] = "table"
+    modalities: frozenset[Modality] = frozenset({"text"})
+    dim = 8
+
+    def __init__(self, *, lowercase: bool = True, kind: str = "wordpiece", prompt: str = "") -> None:
+        self.spec = "table:small"
+        self.fingerprint = f"{lowercase} {kind} {prompt}"
+        self.prompt = prompt
+        tokenizer = Tokenizer(
+            models.WordPiece({word: i for i, word in enumerate(("[UNK]", *WORDS))}, unk_token="[UNK]")
+        )
+        tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=True, lowercase=lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self.side = StaticText(
+            model=f"table:small@{self.fingerprint}",
+            fingerprint=self.fingerprint,
+            settings={**TEXT_SETTINGS, "tokenizer": kind, "language": "Lilliputian"},
+            vocabulary=("[UNK]", *WORDS),
+            table=np.random.default_rng(1).normal(size=(len(WORDS) + 1, self.dim)).astype(np.float32),
+            tokenizer=tokenizer,
+        )
+
+    @classmethod
+    def load(cls, name: str, settings: Settings) -> Self:
+        return cls(**settings)
+
+    def static_side(self) -> StaticText:
+        return self.side
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self.side.encode([self.prompt + text for text in texts])
+
+
+@pytest.fixture
+def db(database: Connection, monkeypatch: pytest.MonkeyPatch) -> pgembed.Pgembed:
+    def load(spec: str, settings: Settings | None = None, **_: object) -> Encoder:
+        return TableEncoder.load(spec, settings or {})
+
+    monkeypatch.setattr("pgembed.catalog.load_encoder", load)
+    monkeypatch.setattr("pgembed.encoders.load_encoder", load)
+    return pgembed.connect(database)
+
+
+def sides(conn: Connection) -> list[str]:
+    return [model for (model,) in conn.execute("SELECT model FROM pgembed.static_text WHERE model LIKE 'table%'")]
+
+
+def test_sql_encodes_its_texts_after_it_is_registered(db: pgembed.Pgembed, database: Connection) -> None:
+    row = db.add_encoder("small", "table:small")
+    assert row.static_text == TableEncoder().side.model
+    (found,) = database.execute("SELECT pgembed.encode_text('small', 'Two red DOGS!')::text").fetchall()[0]
+    expected = TableEncoder().encode_text(["Two red DOGS!"])[0]
+    assert np.array(found[1:-1].split(","), np.float32) == pytest.approx(expected, abs=1e-6)
+    assert db.encoder("small").languages == "Lilliputian"
+    assert "its words are Lilliputian" in [finding.finding for finding in db.doctor()]
+    assert db.add_encoder("small", "table:small") == row  # again changes nothing
+    db.add_encoder("same", "table:small")
+    db.remove_encoder("small")
+    assert sides(database) == [row.static_text]
+    db.remove_encoder("same")
+    assert sides(database) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"lowercase": False}, r"not the same in SQL: for the text 'Two Dogs, one CAT', .*dogs.* in SQL and \['one'\]"),
+        ({"prompt": "red "}, r"not the same in SQL: for the text 'a red shoe', the vectors differ by 0\.\d+\. Correct"),
+        ({"kind": "unigram"}, r"cannot be computed in SQL: its tokenizer is 'unigram', not WordPiece"),
+    ],
+)
+def test_a_text_side_that_sql_cannot_follow_is_refused_with_the_first_text_that_differs(
+    db: pgembed.Pgembed, database: Connection, settings: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(EncoderError, match=sentence):
+        db.add_encoder("small", "table:small", settings=settings)
+    assert sides(database) == []
+    assert db.encoders() == []
+
+
+@pytest.mark.usefixtures("db")
+def test_the_asynchronous_client_does_the_same(database_dsn: str) -> None:
+    async def register() -> str | None:
+        async with pgembed.connect_async(database_dsn) as asynchronous:
+            return (await asynchronous.add_encoder("small", "table:small")).static_text
+
+    assert asyncio.run(register()) == TableEncoder().side.model
