@@ -10,11 +10,13 @@ from typing import Any, Literal, Self, TypeVar
 
 import psycopg
 
-from pgembed import catalog, indexing, schema
+from pgembed import catalog, indexing, sampling, schema
 from pgembed.catalog import EncoderRow, FailureRow, Finding, InputSpec, StatusRow
 from pgembed.connections import AsyncConnections, AsyncSource, Connections, SyncSource, conninfo
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
+from pgembed.encoders.check import EncoderReport, check_encoder
 from pgembed.errors import CatalogError, InvalidQuery, NotInstalled
+from pgembed.estimate import Estimate, estimate
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run, run_async
@@ -99,6 +101,16 @@ class Pgembed:
         """The model of a registered encoder, loaded here. Raises EncoderMismatch where it is not the registered one."""
         return self._searcher.load(self.encoder(name))
 
+    def test_encoder(
+        self, name: str, *, table: str | None = None, embedding: str | None = None, rows: int = 32
+    ) -> EncoderReport:
+        """Encode samples with a registered encoder and check what comes out: its own samples, or a table's rows."""
+        encoder = self.load_encoder(name)
+        taken = None
+        if table is not None:
+            taken = self._run(sampling.samples(table, embedding, rows, self._searcher.media))
+        return check_encoder(encoder, taken)
+
     def add_encoder(
         self, name: str, spec: str, *, settings: Settings | None = None, space: str | None = None
     ) -> EncoderRow:
@@ -128,6 +140,10 @@ class Pgembed:
         """
         inputs = {"text": text, "image": image, "screenshot": screenshot}
         return self._run(catalog.attach(table, target, encoder, inputs, stale))
+
+    def estimate(self, table: str, target: str, *, encoder: str, **inputs: InputSpec | None) -> Estimate:
+        """What ``attach`` with these arguments would come to; nothing is changed. Refuses what attach refuses."""
+        return self._run(estimate(table, target, encoder, inputs, self._searcher.load))
 
     def detach(self, table: str, target: str | None = None) -> None:
         """Detach an embedding; the table is as it was before. Raises CatalogError."""
@@ -293,6 +309,16 @@ class AsyncPgembed:
         """See Pgembed.load_encoder."""
         return await asyncio.to_thread(self._searcher.load, await self.encoder(name))
 
+    async def test_encoder(
+        self, name: str, *, table: str | None = None, embedding: str | None = None, rows: int = 32
+    ) -> EncoderReport:
+        """See Pgembed.test_encoder."""
+        encoder = await self.load_encoder(name)
+        taken = None
+        if table is not None:
+            taken = await self._run(sampling.samples(table, embedding, rows, self._searcher.media))
+        return await asyncio.to_thread(check_encoder, encoder, taken)
+
     async def add_encoder(
         self, name: str, spec: str, *, settings: Settings | None = None, space: str | None = None
     ) -> EncoderRow:
@@ -317,6 +343,10 @@ class AsyncPgembed:
         """See Pgembed.attach."""
         inputs: Mapping[str, InputSpec | None] = {"text": text, "image": image, "screenshot": screenshot}
         return await self._run(catalog.attach(table, target, encoder, inputs, stale))
+
+    async def estimate(self, table: str, target: str, *, encoder: str, **inputs: InputSpec | None) -> Estimate:
+        """See Pgembed.estimate."""
+        return await self._run(estimate(table, target, encoder, inputs, self._searcher.load))
 
     async def detach(self, table: str, target: str | None = None) -> None:
         """See Pgembed.detach."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
@@ -9,11 +10,13 @@ from typing import Any, cast
 
 import psycopg
 from psycopg.conninfo import make_conninfo
+from psycopg.errors import Diagnostic
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from pgembed.errors import InvalidInput
 from pgembed.vectors import register_packed
 
+_log = logging.getLogger("pgembed")
 POOL_SIZE = 4
 SyncSource = str | psycopg.Connection[Any] | ConnectionPool[Any]
 AsyncSource = str | psycopg.AsyncConnection[Any] | AsyncConnectionPool[Any]
@@ -56,7 +59,9 @@ class Connections:
     def _opened(self, address: str) -> ConnectionPool[Any]:
         if self._pool is None:
             psycopg.connect(address).close()  # a pool would hide why it cannot connect
-            self._pool = ConnectionPool(address, min_size=1, max_size=POOL_SIZE, open=True, kwargs={"autocommit": True})
+            self._pool = ConnectionPool(
+                address, min_size=1, max_size=POOL_SIZE, open=True, kwargs={"autocommit": True}, configure=_listen
+            )
         return self._pool
 
     def new(self) -> psycopg.Connection[Any]:
@@ -95,7 +100,12 @@ class AsyncConnections:
             if self._pool is None:
                 await (await psycopg.AsyncConnection.connect(self._source)).close()
                 self._pool = AsyncConnectionPool(
-                    self._source, min_size=1, max_size=POOL_SIZE, open=False, kwargs={"autocommit": True}
+                    self._source,
+                    min_size=1,
+                    max_size=POOL_SIZE,
+                    open=False,
+                    kwargs={"autocommit": True},
+                    configure=_listen_async,
                 )
                 await self._pool.open()
             pool = self._pool
@@ -114,6 +124,22 @@ class AsyncConnections:
         if self._pool is not None:
             await self._pool.close()
             self._pool = None
+
+
+def _listen(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """What pgembed's functions say by the way is logged; what a user's own triggers say is not."""
+    conn.add_notice_handler(_log_notice)
+
+
+async def _listen_async(conn: psycopg.AsyncConnection[Any]) -> None:
+    _listen(conn)
+
+
+def _log_notice(notice: Diagnostic) -> None:
+    if "pgembed." in (notice.context or "") and notice.source_function == "exec_stmt_raise":
+        level = logging.WARNING if notice.severity_nonlocalized == "WARNING" else logging.INFO
+        hint = f" {notice.message_hint}" if notice.message_hint else ""
+        _log.log(level, "%s%s", notice.message_primary, hint)
 
 
 def _address(source: SyncSource | AsyncSource) -> str:

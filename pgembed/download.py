@@ -2,17 +2,21 @@
 
 A URL comes from a table, so it is somebody's wish, not ours. The address that is checked is the one connected to (no
 second look-up in between), at every redirect again. Proxies are not used: they would connect to what nobody checked.
+Certificates are checked against certifi's authorities, or against those of the file that SSL_CERT_FILE names, or of the
+folder that SSL_CERT_DIR names.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpcore
 import httpx
@@ -20,13 +24,11 @@ import httpx
 from pgembed.errors import MediaError
 from pgembed.inputs import shown_source
 
-if TYPE_CHECKING:
-    import ssl
-
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _REFUSED = [  # what ipaddress calls global, and is not: IETF assignments, 6to4, Azure's metadata
     ipaddress.ip_network(network) for network in ("192.0.0.0/24", "192.88.99.0/24", "2002::/16", "168.63.129.16/32")
 ]
+_OTHER_NAME, _EXPIRED = {62, 64}, 10  # of OpenSSL's x509_vfy.h: a host name, an address; the date
 
 
 class Downloader:
@@ -106,7 +108,7 @@ class Downloader:
         with self._lock:
             if self._pool is None:  # no proxy: it would connect to addresses that are not checked here
                 self._pool = httpcore.ConnectionPool(
-                    httpx.create_ssl_context(), max_connections=64, keepalive_expiry=15, network_backend=self._backend
+                    _ssl_context(), max_connections=64, keepalive_expiry=15, network_backend=self._backend
                 )
             return self._pool
 
@@ -177,10 +179,39 @@ class _TimedStream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         left = self._backend.remaining(httpcore.ConnectTimeout)
-        return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, left), self._backend)
+        try:
+            return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, left), self._backend)
+        except httpcore.ConnectError as error:
+            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                raise _not_trusted(server_hostname or "", error.__cause__) from None
+            raise
 
     def get_extra_info(self, info: str) -> Any:  # noqa: ANN401
         return self._stream.get_extra_info(info)
+
+
+def _ssl_context() -> ssl.SSLContext:
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:  # an ssl.SSLError too
+        name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+        raise MediaError(
+            f"{name} is '{os.environ.get(name, '')}', where no certificates can be read: {reason(error)}.",
+            "Name a file of certificates in PEM, or leave the variable out, and start the worker again.",
+            transient=True,
+        ) from None
+
+
+def _not_trusted(host: str, error: ssl.SSLCertVerificationError) -> MediaError:
+    """What a certificate that does not hold costs: its row, until somebody mends one or the other."""
+    if error.verify_code in _OTHER_NAME:
+        why, hint = "is for another name", "Write the URL with the name that the certificate is for."
+    elif error.verify_code == _EXPIRED:
+        why, hint = "has expired", "Whoever runs the host must renew it; then put the rows back: pgembed retry."
+    else:
+        why = f"is not trusted ({error.verify_message})"
+        hint = "If you trust it, start the worker with SSL_CERT_FILE=FILE, a file of all authorities that you trust."
+    return MediaError(f"The certificate of the host '{host}' {why}.", hint)
 
 
 def _addresses(host: str, port: int, seconds: float) -> list[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
-from typing import LiteralString
+from typing import TYPE_CHECKING
 
+import numpy as np
 import psycopg
 from psycopg.types.json import Jsonb
 
@@ -19,10 +22,30 @@ from pgembed.errors import CatalogError, NotInstalled
 from pgembed.static_text import StaticText
 from pgembed.vectors import pack_one, register_packed, vector_oid
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 MINIMAL_PGVECTOR = (0, 7)
-NOT_ON_SERVER = (psycopg.errors.UndefinedFile, psycopg.errors.FeatureNotSupported)
-OWN_PATH = "SET LOCAL search_path = pg_catalog, pg_temp"  # nothing that others made is called by mistake
-LOCK = "SELECT pg_advisory_xact_lock(hashtext('pgembed.install'))"
+VECTOR_SCHEMA = "@extschema:vector@"  # where it stands in sql/ and migrations/
+LOCK = "SELECT pg_advisory_xact_lock(hashtext('pgembed.install'))"  # as in migrations/prepare.sql
+TOKENS_A_STATEMENT = 1000
+NEW_SETTINGS = (
+    "ON CONFLICT (model) DO UPDATE SET settings = excluded.settings WHERE s.settings IS DISTINCT FROM excluded.settings"
+)
+SCRIPT_HEAD = """\
+\\set ON_ERROR_STOP on
+-- The line above is for psql; leave it out in another client.
+--
+-- pgembed {version}, schema {head}: installs it in the database that you are connected to, or upgrades what is there.
+-- It is one transaction, so that a failure changes nothing, and does nothing where all is there already.
+--
+--     psql -f pgembed.sql postgresql://localhost/shop
+
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+SET LOCAL client_encoding = 'UTF8';
+SET LOCAL client_min_messages = warning;
+SET LOCAL standard_conforming_strings = on;
+"""
 
 
 @dataclass(frozen=True)
@@ -48,13 +71,10 @@ def install(conn: psycopg.Connection) -> Versions:
     the database is not UTF8, or where the schema in the database is newer than this library.
     """
     with conn.transaction():
-        conn.execute(LOCK)
-        vector_schema = _require_vector(conn)
-        current = _schema_version(conn)
-        _refuse_newer(current)
         (path,) = conn.execute("SHOW search_path").fetchall()[0]
-        conn.execute(OWN_PATH)
-        conn.execute(_script(vector_schema, current).encode())
+        _prepare(conn)
+        for text in (*_migrations(), *_functions()):
+            conn.execute(text.encode())
         for side in _static_texts():
             _load_static_text(conn, side)
         conn.execute(_shipped_encoders())
@@ -62,15 +82,22 @@ def install(conn: psycopg.Connection) -> Versions:
     return versions(conn)
 
 
-def install_script(vector_schema: str = "public") -> str:
-    """The SQL of a first install, for an administrator to run with ``psql -1``; token tables come with COPY data."""
-    parts = [
-        f"CREATE EXTENSION IF NOT EXISTS vector SCHEMA {_quoted(vector_schema)};\n{LOCK};\n{OWN_PATH};\n",
-        _script(_quoted(vector_schema), None),
-    ]
-    parts.extend(_copy_script(side) for side in _static_texts())
-    parts.append(_shipped_encoders().decode())
-    return "\n".join(parts)
+def install_script() -> str:
+    """What ``install`` runs, as a script that an administrator runs in its place.
+
+    It is one transaction of plain SQL, with no line for psql alone but the first, so that other clients run it too.
+    """
+    return "\n".join(
+        [
+            SCRIPT_HEAD.format(version=library_version(), head=head()),
+            _preparation(),
+            *_migrations(),
+            *_functions(),
+            *(_token_script(side) for side in _static_texts()),
+            _shipped_encoders().decode(),
+            "COMMIT;\n",
+        ]
+    )
 
 
 def uninstall(conn: psycopg.Connection, *, detach_all: bool = False) -> None:
@@ -137,26 +164,61 @@ def _directory(name: str) -> Path:
     return inside if inside.is_dir() else package.parent / name
 
 
-def _script(vector_schema: str, current: str | None) -> str:
-    text = "CREATE SCHEMA IF NOT EXISTS pgembed;\n" + _migrations(current)
-    for path in sorted(_directory("sql").glob("*.sql")):
-        text += f"\n{path.read_text(encoding='utf-8')}"
-    return text.replace("@extschema:vector@", vector_schema).replace("@pgembed:version@", library_version())
+def _preparation() -> str:
+    text = (_directory("migrations") / "prepare.sql").read_text(encoding="utf-8")
+    minimal = "{" + ",".join(str(number) for number in MINIMAL_PGVECTOR) + "}"
+    for name, value in {"version": library_version(), "head": head(), "pgvector": minimal}.items():
+        text = text.replace(f"@pgembed:{name}@", value)
+    return text
 
 
-def _migrations(current: str | None) -> str:
-    """The SQL that takes the schema from version ``current`` (None: nothing there) to the newest."""
+def _prepare(conn: psycopg.Connection) -> None:
+    try:
+        conn.execute(_preparation().encode())
+    except psycopg.Error as error:
+        if error.diag.source_function != "exec_stmt_raise":  # not one of its own: a timeout, a lost connection
+            raise
+        raise CatalogError(error.diag.message_primary or str(error), error.diag.message_hint) from error
+
+
+def _migrations() -> Iterator[str]:
+    """The SQL of each version, the oldest first; it does nothing where the schema is not at the version before."""
     from alembic import command
     from alembic.config import Config
+    from alembic.script import ScriptDirectory
 
-    if current == head():
-        return ""
     output = io.StringIO()
     config = Config(output_buffer=output)
     config.set_main_option("script_location", str(_directory("migrations")).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    command.upgrade(config, f"{current}:head" if current else "head", sql=True)
-    return output.getvalue()
+    for script in reversed(list(ScriptDirectory.from_config(config).walk_revisions())):
+        before = script.down_revision
+        output.seek(0)
+        output.truncate()
+        command.upgrade(config, f"{before}:{script.revision}" if before else script.revision, sql=True)
+        if before:
+            yield _executed(
+                output.getvalue(), f"(SELECT version_num FROM pgembed.schema_version) = {_literal(str(before))}"
+            )
+        else:
+            yield _executed(
+                "CREATE SCHEMA IF NOT EXISTS pgembed;\n" + output.getvalue(),
+                "to_regclass('pgembed.schema_version') IS NULL",
+            )
+
+
+def _functions() -> Iterator[str]:
+    """The files of sql/, in the order of their names."""
+    for path in sorted(_directory("sql").glob("*.sql")):
+        text = path.read_text(encoding="utf-8")
+        yield f"-- {path.name}\n" + _executed(text.replace("@pgembed:version@", library_version()))
+
+
+def _executed(text: str, condition: str | None = None) -> str:
+    """A statement that runs SQL, with the vector extension's schema in its place, where a condition holds."""
+    run = f"EXECUTE replace($sql$\n{text}$sql$, '{VECTOR_SCHEMA}', current_setting('pgembed.vector_schema'));"
+    body = run if condition is None else f"IF {condition} THEN\n{run}\nEND IF;"
+    return f"DO $install$ BEGIN\n{body}\nEND $install$;\n"
 
 
 def _schema_version(conn: psycopg.Connection) -> str | None:
@@ -166,59 +228,9 @@ def _schema_version(conn: psycopg.Connection) -> str | None:
     return row[0] if row else None
 
 
-def _refuse_newer(current: str | None) -> None:
-    if current is not None and current > head():
-        raise CatalogError(
-            f"The schema pgembed in this database is version {current}; this library knows up to {head()}.",
-            "Upgrade the library: pip install --upgrade pgembed-multimodal",
-        )
-
-
-def _require_vector(conn: psycopg.Connection) -> str:
-    """Find or create the vector extension; give its schema, quoted."""
-    encoding = conn.execute("SHOW server_encoding").fetchone()
-    if encoding != ("UTF8",):
-        raise CatalogError(
-            f"The encoding of database '{conn.info.dbname}' is {encoding and encoding[0]}; pgembed needs UTF8.",
-            "Make a database with ENCODING 'UTF8'.",
-        )
-    row = _vector(conn)
-    if row is None:
-        try:
-            with conn.transaction():
-                conn.execute(_create_vector(conn))
-        except (*NOT_ON_SERVER, psycopg.errors.InsufficientPrivilege) as error:
-            missing = isinstance(error, NOT_ON_SERVER)
-            raise CatalogError(
-                f"The extension vector is not in database '{conn.info.dbname}', and "
-                + ("this server does not have it." if missing else f"role '{conn.info.user}' may not create it."),
-                "Install pgvector on the server, then run this again."
-                if missing
-                else "Ask a superuser (or your provider's admin role) to run CREATE EXTENSION vector; there once.",
-            ) from error
-        row = _vector(conn)
-    schema, installed = row or ("public", "0.0")
-    if _numbers(installed) < MINIMAL_PGVECTOR:
-        raise CatalogError(f"pgvector {installed} is too old; pgembed needs 0.7.", "ALTER EXTENSION vector UPDATE;")
-    return schema
-
-
-def _create_vector(conn: psycopg.Connection) -> LiteralString:
-    """In the first schema of the search path, as anyone would; in public where the path is empty."""
-    row = conn.execute("SELECT current_schema() IS NULL").fetchone()
-    return "CREATE EXTENSION vector SCHEMA public" if row == (True,) else "CREATE EXTENSION vector"
-
-
 def _numbers(version: str) -> tuple[int, ...]:
     """Major and minor version."""
     return tuple(int(part) for part in version.split(".")[:2])
-
-
-def _vector(conn: psycopg.Connection) -> tuple[str, str] | None:
-    return conn.execute(
-        "SELECT quote_ident(nspname), extversion FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace"
-        " WHERE extname = 'vector'"
-    ).fetchone()
 
 
 def _static_texts() -> Iterator[StaticText]:
@@ -253,12 +265,13 @@ def _shipped_encoders() -> bytes:
 
 def _load_static_text(conn: psycopg.Connection, side: StaticText) -> None:
     known = conn.execute("SELECT 1 FROM pgembed.static_text WHERE model = %s", [side.model]).fetchone()
-    if known:
-        return
     conn.execute(
-        "INSERT INTO pgembed.static_text (model, fingerprint, dim, settings) VALUES (%s, %s, %s, %s)",
+        "INSERT INTO pgembed.static_text AS s (model, fingerprint, dim, settings) VALUES (%s, %s, %s, %s)"
+        f" {NEW_SETTINGS}".encode(),
         [side.model, side.fingerprint, side.dim, Jsonb(dict(side.settings))],
     )
+    if known:
+        return
     with conn.cursor() as cursor:
         oid = vector_oid(conn)
         register_packed(cursor.adapters, oid)
@@ -269,25 +282,36 @@ def _load_static_text(conn: psycopg.Connection, side: StaticText) -> None:
     conn.execute("ANALYZE pgembed.token")
 
 
-def _copy_script(side: StaticText) -> str:
-    row = (side.model, side.fingerprint, str(side.dim), json.dumps(dict(side.settings)))
-    values = ", ".join(_literal(value) for value in row)
-    lines = [
-        f"INSERT INTO pgembed.static_text (model, fingerprint, dim, settings) VALUES ({values});",
-        "COPY pgembed.token (model, token, vector) FROM stdin;",
+def _token_script(side: StaticText) -> str:
+    """A static text side as SQL, for a database that does not have it."""
+    model = _literal(side.model)
+    facts = (model, _literal(side.fingerprint), str(side.dim), _literal(json.dumps(dict(side.settings))))
+    parts = [
+        "INSERT INTO pgembed.static_text AS s (model, fingerprint, dim, settings)"
+        f" VALUES ({', '.join(facts)})\n{NEW_SETTINGS};\n"
     ]
-    for token, vector in side.tokens():
-        numbers = ",".join(format(float(value), ".9g") for value in vector)
-        escaped = token.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-        lines.append(f"{side.model}\t{escaped}\t[{numbers}]")
-    lines.append("\\.\n")
-    return "\n".join(lines)
+    tokens = side.tokens()
+    while batch := list(islice(tokens, TOKENS_A_STATEMENT)):
+        rows = ",\n".join(
+            f"({_literal(token)}, {scale:.9g}, '{base64.b64encode(numbers).decode()}')"
+            for token, (scale, numbers) in ((token, _packed(vector)) for token, vector in batch)
+        )
+        parts.append(
+            "INSERT INTO pgembed.token (model, token, vector)\n"
+            f"SELECT {model}, t.token, pgembed._unpacked(decode(t.numbers, 'base64'), t.scale::real)\n"
+            f"FROM (VALUES\n{rows}\n) AS t (token, scale, numbers)\n"
+            f"WHERE NOT EXISTS (SELECT FROM pgembed.token AS k WHERE k.model = {model} AND k.token = t.token);\n"
+        )
+    return "".join([*parts, "ANALYZE pgembed.token;\n"])
 
 
-def _quoted(name: str) -> str:
-    if name == "public":
-        return name
-    return '"' + name.replace('"', '""') + '"'
+def _packed(vector: NDArray[np.float32]) -> tuple[float, bytes]:
+    """A vector ``(dim,) float32`` of whole numbers times a scale: the scale, and a byte a number, each 128 more."""
+    scale = np.abs(vector).max() / np.float32(127) or np.float32(1)
+    numbers = np.rint(vector / scale)
+    if not np.array_equal(numbers * scale, vector):
+        raise ValueError("A token's vector is not one of whole numbers from -127 to 127 times a scale.")
+    return float(scale), (numbers + 128).astype(np.uint8).tobytes()
 
 
 def _literal(value: str) -> str:

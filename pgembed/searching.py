@@ -75,7 +75,7 @@ class Searcher:
     """Prepares and runs searches; holds the encoders that queries have needed so far."""
 
     def __init__(self, media: MediaPolicy | None, policy: EncoderPolicy | None) -> None:
-        self._media = media or MediaPolicy(any_path=True)
+        self.media = media or MediaPolicy(any_path=True)
         self.policy = policy or EncoderPolicy.from_environment()
         self._encoders: dict[str, Encoder] = {}  # by fingerprint
         self._known: dict[tuple[str, str | None], _Known] = {}
@@ -158,7 +158,7 @@ class Searcher:
         if texts:
             vectors.update(zip(texts, encoder.encode_text([item.text for item in texts], role="query"), strict=True))
         pictures = [item for item in inputs if isinstance(item, Image | Screenshot)]
-        with MediaReader(self._media) as reader:
+        with MediaReader(self.media) as reader:
             for modality, encode in (("image", encoder.encode_image), ("screenshot", encoder.encode_screenshot)):
                 chosen = [item for item in pictures if item.modality == modality]
                 if chosen:

@@ -27,6 +27,7 @@ BEGIN
             changed := changed + 1;
         END IF;
     END LOOP;
+    PERFORM pgembed._keep_searches();
     RETURN changed;
 END
 $$;

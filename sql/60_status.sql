@@ -1,6 +1,7 @@
 -- How things stand: one row an embedding.
 
 -- Counts of one embedding's queue and table. Rows are counted up to a million and estimated above (exact = false).
+-- The oldest wait is counted from a change, and begins anew when a worker makes a job of it.
 CREATE OR REPLACE FUNCTION pgembed._counts(embedding pgembed.embedding)
 RETURNS TABLE (rows bigint, ready bigint, exact boolean, queued bigint, claimed bigint, oldest_wait interval)
 LANGUAGE plpgsql STABLE
@@ -25,7 +26,8 @@ BEGIN
     END IF;
     EXECUTE pg_catalog.format('SELECT (SELECT count(*) FROM pgembed.%I) + (SELECT count(*) FROM pgembed.%I), '
         '(SELECT count(*) FROM pgembed.%2$I WHERE claimed_until > now()), '
-        '(SELECT now() - min(available_at) FROM pgembed.%2$I WHERE available_at <= now())',
+        'now() - least((SELECT min(changed_at) FROM pgembed.%1$I), '
+        '(SELECT min(available_at) FROM pgembed.%2$I WHERE available_at <= now()))',
         'change_' || embedding.id, 'job_' || embedding.id)
     INTO queued, claimed, oldest_wait;
     RETURN NEXT;
@@ -33,10 +35,14 @@ END
 $$;
 
 -- The state of each embedding: rows and how many have their vector, what waits, what failed, rows a second over the
--- last minute. For people, `pgembed status` and monitoring.
+-- last minute; 'resting' while its encoder's budget for the day is spent. For people, `pgembed status` and monitoring.
 CREATE OR REPLACE VIEW pgembed.status AS
 SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(r.relname, e.table_name) AS table_name,
-    e.target, e.encoder, e.state, c.rows, c.ready, c.exact, c.queued, c.claimed,
+    e.target, e.encoder,
+    CASE WHEN e.state <> 'paused'
+        AND (SELECT b.rows_left = 0 AND b.frees_at > now() FROM pgembed._budget(e.encoder) AS b)
+        THEN 'resting' ELSE e.state END AS state,
+    c.rows, c.ready, c.exact, c.queued, c.claimed,
     (SELECT count(*) FROM pgembed.failure AS f WHERE f.embedding = e.id) AS failed,
     c.oldest_wait,
     (SELECT round(sum(w.rows) / 60.0, 1) FROM pgembed.written AS w

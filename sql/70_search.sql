@@ -49,6 +49,21 @@ DECLARE
     -- the row's columns in order, then the distance; $1 is the query, $2 is k, $3 holds the params
     statement text := 'SELECT %s, %s AS "pgembed distance" FROM %s WHERE %s%s ORDER BY "pgembed distance"%s LIMIT $2';
 BEGIN
+    -- what is asked most often has a function with a kept plan; where that gives nothing, all that follows is done
+    IF filter IS NULL AND params IS NULL AND wide IS NOT TRUE AND exact IS NOT TRUE
+        AND k BETWEEN 1 AND least(current_setting('hnsw.ef_search', true)::integer, 10)
+        AND current_setting('hnsw.iterative_scan', true) IS DISTINCT FROM 'relaxed_order' THEN
+        BEGIN
+            RETURN QUERY EXECUTE 'SELECT * FROM pgembed.search_' || row_type::oid || '($1, $2, $3, $4)'
+                USING query, k, embedding, prototype;
+            IF FOUND THEN
+                RETURN;
+            END IF;
+        EXCEPTION WHEN syntax_error_or_access_rule_violation THEN
+            NULL; -- there is none, the table is not what it was when it was made, or not all of it may be read
+        END;
+    END IF;
+
     target := pgembed._search_target(row_type, embedding, wide);
     IF k IS NULL OR k <= 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
@@ -171,9 +186,7 @@ BEGIN
     END IF;
 
     SELECT string_agg(CASE
-            WHEN wide OR a.atttypid NOT IN ('bytea'::regtype, '@extschema:vector@.vector'::regtype,
-                '@extschema:vector@.halfvec'::regtype, '@extschema:vector@.sparsevec'::regtype,
-                '@extschema:vector@.vector[]'::regtype) THEN quote_ident(a.attname)
+            WHEN wide OR NOT pgembed._is_wide(a.atttypid) THEN quote_ident(a.attname)
             ELSE 'NULL'
         END, ', ' ORDER BY a.attnum),
         bool_or(a.attname = target AND a.atttypid = '@extschema:vector@.halfvec'::regtype)
@@ -188,6 +201,102 @@ BEGIN
     -- a zero vector has no cosine distance; under the other metrics it must be told apart
     present := format(CASE WHEN metric = 'cosine' THEN '%I IS NOT NULL' WHEN half THEN '@extschema:vector@.l2_norm(%I) > 0'
         ELSE '@extschema:vector@.vector_norm(%I) > 0' END, target);
+END
+$$;
+
+-- Whether columns of this type are NULL in the rows of a search that does not ask for them. Called by search
+-- functions.
+CREATE OR REPLACE FUNCTION pgembed._is_wide(type oid) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN type IN ('bytea'::regtype, '@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype,
+    '@extschema:vector@.sparsevec'::regtype, '@extschema:vector@.vector[]'::regtype);
+
+-- Keep a function search_<oid of the row type> for each table: the search for up to 10 rows, without a filter and
+-- without wide columns. Postgres keeps the plan of a statement that stands in a function; to plan it anew takes longer
+-- than all else that search does. A role that may not make one goes without. Called by attach, detach, forget and sync.
+CREATE OR REPLACE FUNCTION pgembed._keep_searches() RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    kept record;
+BEGIN
+    FOR kept IN
+        SELECT coalesce(p.proname, w.proname) AS name, w.body
+        FROM (
+            SELECT DISTINCT 'search_' || c.reltype AS proname, pgembed._search_body(c.oid) AS body
+            FROM pgembed.embedding AS e
+            JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
+        ) AS w
+        FULL JOIN (
+            SELECT * FROM pg_catalog.pg_proc
+            WHERE pronamespace = 'pgembed'::regnamespace AND proname ~ '^search_[0-9]+$'
+        ) AS p USING (proname)
+        WHERE p.prosrc IS DISTINCT FROM w.body
+            AND CASE WHEN p.oid IS NULL THEN has_schema_privilege('pgembed', 'CREATE')
+                ELSE pg_has_role(p.proowner, 'USAGE') END
+    LOOP
+        CONTINUE WHEN NOT pg_try_advisory_xact_lock(hashtext('pgembed.' || kept.name)); -- another does it just now
+        IF kept.body IS NULL THEN -- the table is gone or was detached, or has another number since it was restored
+            EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I', kept.name);
+        ELSE
+            EXECUTE format('CREATE OR REPLACE FUNCTION pgembed.%I(query @extschema:vector@.vector, k integer, '
+                'embedding text, prototype anyelement, OUT item anyelement, OUT score float8) '
+                'RETURNS SETOF record LANGUAGE plpgsql STABLE ROWS 10 AS %L', kept.name, kept.body);
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- The body of that function. It gives k rows or, where search must look closer, none. Called by _keep_searches.
+--
+-- A row is put together by position, so that renamed columns are no matter. Postgres reads the statement again after
+-- each change of the table, and then it is an error where a column was added, was dropped, or became or ceased to be
+-- wide: its types are compared in what comes after true OR, which is checked and never run.
+CREATE OR REPLACE FUNCTION pgembed._search_body(relation oid) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    names text;
+    given text;
+    types text;
+BEGIN
+    SELECT string_agg('c' || n, ', ' ORDER BY n),
+        string_agg(CASE WHEN pgembed._is_wide(type) THEN 'NULL' ELSE 'c' || n END, ', ' ORDER BY n),
+        string_agg(format(' OR coalesce(c%s, NULL::%s) IS NULL', n, pgembed._type_sql(type, 0)), '' ORDER BY n)
+    INTO names, given, types
+    FROM (
+        SELECT a.atttypid AS type, row_number() OVER (ORDER BY a.attnum) AS n
+        FROM pg_catalog.pg_attribute AS a
+        WHERE a.attrelid = _search_body.relation AND a.attnum > 0 AND NOT a.attisdropped
+    ) AS columns;
+    RETURN (
+        SELECT E'\n#variable_conflict use_column\nBEGIN' || string_agg(format($body$
+    IF %1$s AND NOT row_security_active(%2$L::regclass)
+        AND @extschema:vector@.vector_dims($1) = %3$s AND @extschema:vector@.vector_norm($1) > 0 THEN
+        RETURN QUERY
+        SELECT ROW(%4$s)::%2$s, %5$s - distance
+        FROM (
+            SELECT *, count(*) OVER () AS number_found
+            FROM (
+                SELECT * -- LIMIT 10 is for the planner, which does not know $2
+                FROM (SELECT %6$s, t.* FROM %2$s AS t WHERE %7$s ORDER BY %6$s LIMIT 10) AS ordered (distance, %8$s)
+                LIMIT $2
+            ) AS nearest
+            WHERE distance < 'NaN' AND (true%9$s)
+        ) AS counted
+        WHERE number_found >= $2
+        ORDER BY distance;
+    END IF;$body$,
+            format(CASE WHEN e.number > 1 THEN '$3 = %L' ELSE 'coalesce($3 = %L, true)' END, e.target),
+            s.source, s.dim, given, CASE s.metric WHEN 'cosine' THEN 1 ELSE 0 END, s.distance, s.present, names, types),
+            '' ORDER BY e.id) || E'\nEND\n'
+        FROM pg_catalog.pg_class AS c
+        JOIN (SELECT *, count(*) OVER () AS number FROM pgembed.embedding AS a
+            WHERE a.relation = _search_body.relation) AS e ON e.relation = c.oid
+        CROSS JOIN LATERAL pgembed._search_target(c.reltype, e.target, false) AS s
+    );
 END
 $$;
 

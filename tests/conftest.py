@@ -98,10 +98,41 @@ def template(server_dsn: str) -> Iterator[str]:
     yield from new_template(server_dsn)
 
 
+# A database of one's own, on the embedded server; in the modules of CORE also on the full one
+
+CORE = {"install", "attach", "keeping_true", "worker", "search", "algebra", "sql_text"}  # of tests/integration
+ALL_CASES = {"keeping_true"}  # elsewhere the cases of parametrized tests run on the embedded server alone, to save time
+ONE_SERVER = {"embedded_server", "server_dsn", "template"}  # a test that names one of them is about that server
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the core of the integration tests on both servers; on the full one as marked ``full_server``."""
+    folder, subject = metafunc.definition.path.parent.name, metafunc.definition.path.stem.removeprefix("test_")
+    if folder != "integration" or subject not in CORE or "server_kind" not in metafunc.fixturenames:
+        return
+    cases = subject in ALL_CASES or not any(metafunc.definition.iter_markers("parametrize"))
+    if cases and not ONE_SERVER & set(metafunc.fixturenames):
+        full = pytest.param("full", marks=pytest.mark.full_server)
+        metafunc.parametrize("server_kind", ["embedded", full], indirect=True)
+
+
 @pytest.fixture
-def database_dsn(server_dsn: str, template: str) -> Iterator[str]:
+def server_kind(request: pytest.FixtureRequest) -> str:
+    """Which server ``database`` and ``bare_database`` are on: ``embedded`` or ``full``."""
+    return getattr(request, "param", "embedded")
+
+
+@pytest.fixture
+def own_server_dsn(request: pytest.FixtureRequest, server_kind: str) -> str:
+    """The server that ``database`` and ``bare_database`` are on, as its superuser."""
+    return request.getfixturevalue("full_server_dsn" if server_kind == "full" else "server_dsn")
+
+
+@pytest.fixture
+def database_dsn(request: pytest.FixtureRequest, server_kind: str, own_server_dsn: str) -> Iterator[str]:
     """A fresh database with pgembed installed: its connection string, for programs and for more connections."""
-    yield from new_database(server_dsn, template)
+    template = request.getfixturevalue("full_template" if server_kind == "full" else "template")
+    yield from new_database(own_server_dsn, template)
 
 
 @pytest.fixture
@@ -111,9 +142,9 @@ def database(database_dsn: str) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def bare_dsn(server_dsn: str) -> Iterator[str]:
+def bare_dsn(own_server_dsn: str) -> Iterator[str]:
     """A fresh database with nothing in it: its connection string."""
-    yield from new_database(server_dsn)
+    yield from new_database(own_server_dsn)
 
 
 @pytest.fixture

@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
-from datetime import timedelta
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
+from pgembed.cli import completion
+from pgembed.cli.output import console
 from pgembed.client import Pgembed, connect
+from pgembed.errors import InvalidInput
 from pgembed.media import MediaPolicy
 from pgembed.schema import library_version
+
+
+class WrongUsage(InvalidInput):
+    """The words of a command do not go together: exit code 2."""
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: lines to type."""
+    return "\n".join(["[bold]Examples[/]", *(f"[dim]$[/] {escape(line)}" for line in lines)])
+
 
 app = typer.Typer(
     name="pgembed",
     help="Search the Postgres you already have by words and pictures: vectors kept true beside your rows.",
-    epilog="Start here: pgembed demo. Then: pgembed install, pgembed encoder add, pgembed attach, pgembed worker.",
+    epilog=examples(
+        "pgembed demo",
+        "export PGEMBED_DSN=postgresql://localhost/shop",
+        "pgembed install",
+        "pgembed encoder add lite builtin:lite",
+        "pgembed attach product embedding --encoder lite --image photo",
+        "pgembed worker --until-idle",
+        'pgembed search product "a red shoe"',
+    )
+    + "\n\n[bold]Exit codes[/]\n0  done\n1  something is wrong or was refused; standard error says what, and what"
+    " to do\n2  wrong usage\n130  interrupted",
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-TableName = Annotated[str, typer.Argument(help="The table, as SQL names it: product, shop.product.")]
+_TABLE = "The table, as SQL names it: product, shop.product."
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts; errors too, on standard error.")]
+NewTable = Annotated[str, typer.Argument(help=_TABLE, autocompletion=completion.any_table)]
+TableName = Annotated[str, typer.Argument(help=_TABLE, autocompletion=completion.attached_table)]
+OnlyTable = Annotated[
+    str | None, typer.Argument(help="Only this table.", autocompletion=completion.attached_table, show_default=False)
+]
+EncoderName = Annotated[str, typer.Argument(help="A registered encoder.", autocompletion=completion.encoder)]
 Target = Annotated[
-    str | None, typer.Option("--embedding", help="The vector column, where the table has several embeddings.")
+    str | None,
+    typer.Option(
+        "--embedding",
+        help="The vector column, where the table has several embeddings.",
+        autocompletion=completion.embedding,
+    ),
 ]
 
 
@@ -47,7 +73,7 @@ settings = Settings()
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        console.print(library_version(), highlight=False)
+        console.print(library_version())
         raise typer.Exit
 
 
@@ -74,30 +100,3 @@ def options(
 def database() -> Pgembed:
     """The client for the database that the options name."""
     return connect(settings.dsn, media=MediaPolicy(any_path=True, allow_urls=True))
-
-
-def print_json(value: Any) -> None:  # noqa: ANN401
-    """Dataclasses, rows and plain values as JSON on standard output."""
-    sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False, default=str) + "\n")
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
-    """A table; columns named in ``right`` are aligned to the right."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
-    console.print(table)
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in cast("Sequence[Any]", value)]
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    return value

@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import psycopg
+import typer
 
-from pgembed.cli import manage, search, work
-from pgembed.cli.app import app, errors
+from pgembed.cli import embedding, encoder, encoder_export, manage, search, work
+from pgembed.cli.app import WrongUsage, app
+from pgembed.cli.output import Remarks, remark
 from pgembed.client import is_connection_trouble
 from pgembed.errors import PgembedError
 
-COMMANDS = (manage, search, work)  # importing them registers them
+COMMANDS = (manage, encoder, encoder_export, search, embedding, work)  # importing them registers them
+PARSING_FAILED = typer.BadParameter.__mro__[2]  # ClickException, which typer itself has under no public name
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command. Exit codes: 0 done, 1 it could not be done (the reason on standard error), 2 wrong usage."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command. Exit codes: 0 done, 1 something is wrong or was refused, 2 wrong usage, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
+    log = logging.getLogger("pgembed")
+    log.setLevel(logging.INFO)
+    log.addHandler(Remarks(as_json=as_json))
     try:
-        app(args=list(arguments) if arguments is not None else None)
+        sys.exit(app(args=words, prog_name="pgembed", standalone_mode=False))
     except PgembedError as error:
-        _fail(error.message, error.hint)
+        _fail(error.message, error.hint, 2 if isinstance(error, WrongUsage) else 1, as_json=as_json)
     except psycopg.Error as error:
         if is_connection_trouble(error):
-            _fail(str(error).strip(), "Name the database: pgembed --dsn postgresql://… COMMAND, or set PGEMBED_DSN.")
-        _fail(error.diag.message_primary or str(error).strip(), error.diag.message_hint)
-    except KeyboardInterrupt:
+            hint = "Name the database: pgembed --dsn postgresql://… COMMAND, or set PGEMBED_DSN."
+            _fail(str(error).strip(), hint, as_json=as_json)
+        _fail(error.diag.message_primary or str(error).strip(), error.diag.message_hint, as_json=as_json)
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except Exception as error:
+        if not isinstance(error, PARSING_FAILED):
+            raise
+        _wrong_usage(error, as_json=as_json)
 
 
-def _fail(message: str, hint: str | None) -> None:
-    errors.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-    if hint:
-        errors.print(f"hint: {hint}", markup=False, highlight=False, soft_wrap=True)
-    sys.exit(1)
+def _wrong_usage(error: Exception, *, as_json: bool) -> NoReturn:
+    """What the parser says of the words that were typed, and where to read of the right ones."""
+    message = str(getattr(error, "format_message", error.__str__)())
+    command = getattr(getattr(error, "ctx", None), "command_path", "pgembed")
+    if type(error).__name__ == "NoArgsIsHelpError":  # nothing was typed, and the help stands above
+        sys.exit(2)
+    _fail(message, f"See {command} --help", 2, as_json=as_json)
+
+
+def _fail(message: str, hint: str | None, code: int = 1, *, as_json: bool) -> NoReturn:
+    remark("error", message, hint, as_json=as_json, style="red")
+    sys.exit(code)

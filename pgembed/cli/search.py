@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pgembed.cli.app import Json, TableName, Target, app, console, database, errors, print_json, print_table
-from pgembed.errors import InvalidInput
+from pgembed.cli import completion
+from pgembed.cli.app import Json, TableName, Target, WrongUsage, app, database, examples
+from pgembed.cli.output import errors, print_json, print_table
 from pgembed.inputs import Expression, Image, Screenshot, Text
 
 
-@app.command(epilog='pgembed search product "red shoe" --image shoe.jpg --minus "high heels" --where "price < 50"')
+@app.command(
+    epilog=examples(
+        'pgembed search product "a red shoe" --where "price < 50" --limit 20',
+        'pgembed search product --image dress.jpg --minus "in blue" --contact-sheet found.html',
+    )
+)
 def search(
     table: TableName,
     words: Annotated[str | None, typer.Argument(help="What to look for, in words.")] = None,
@@ -25,11 +33,18 @@ def search(
     where: Annotated[str | None, typer.Option(help="SQL on the table's columns: price < 50.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many rows.")] = 10,
     target: Target = None,
-    column: Annotated[list[str] | None, typer.Option(help="Show only these columns; may be repeated.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Show only these columns; may be repeated.", autocompletion=completion.column),
+    ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare every row; use no vector index.")] = False,
     contact_sheet: Annotated[Path | None, typer.Option(help="Write the pictures found: out.html or out.png.")] = None,
     picture: Annotated[
-        str | None, typer.Option(help="The column with the pictures for the sheet; default: the embedding's.")
+        str | None,
+        typer.Option(
+            help="The column with the pictures for the sheet; default: the embedding's.",
+            autocompletion=completion.column,
+        ),
     ] = None,
     media_root: Annotated[
         Path | None, typer.Option(help="Where pictures given as paths lie, for the sheet; default: here.")
@@ -44,22 +59,25 @@ def search(
         if sql:
             sys.stdout.write(db.query(table, query, columns=column, **options).compile().as_string() + "\n")
             return
-        rows = db.search(table, query, columns=column, **options)
-        if contact_sheet is not None:
-            from pgembed.cli.sheet import write_sheet
+        if contact_sheet is None:
+            rows = [dict(row) for row in db.search(table, query, columns=column, **options)]
+        else:
+            from pgembed.cli.sheet import search_with_sheet
 
-            unread = write_sheet(db, table, query, contact_sheet, picture=picture, media_root=media_root, **options)
+            rows, unread = search_with_sheet(
+                db, table, query, contact_sheet, picture=picture, media_root=media_root, columns=column, **options
+            )
             if unread:
                 errors.print(f"{unread} pictures could not be read for the sheet; name their folder: --media-root DIR")
     if as_json:
-        print_json([dict(row) for row in rows])
-    elif not rows:
-        console.print("No row has a vector, or none matches.")
+        print_json(rows)
+        return
+    if rows:
+        _print_rows(rows)
     else:
-        names = list(rows[0])
-        print_table(names, [[_short(name, value) for name, value in row.items()] for row in rows], right=["score"])
-    if contact_sheet is not None and not as_json:
-        console.print(f"Contact sheet: {contact_sheet}", markup=False)
+        errors.print("No row has a vector, or none matches.")
+    if contact_sheet is not None:
+        errors.print(f"Contact sheet: {contact_sheet}", markup=False, soft_wrap=True)
 
 
 def _expression(
@@ -69,9 +87,7 @@ def _expression(
     if words:
         positive.append(Text(words) if weight == 1 else weight * Text(words))
     if not positive:
-        raise InvalidInput(
-            "There is nothing to search for.", 'Give words, or --image: pgembed search product "red shoe"'
-        )
+        raise WrongUsage("There is nothing to search for.", 'Give words, or --image: pgembed search product "red shoe"')
     total = positive[0]
     for part in positive[1:]:
         total = total + part
@@ -80,10 +96,18 @@ def _expression(
     return total
 
 
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    """The score first; on a terminal one line a row, each value cut to its share of the width."""
+    names = ["score", *(name for name in rows[0] if name != "score")]
+    numbers = [name for name in names if all(isinstance(row[name], int | float | Decimal | None) for row in rows)]
+    print_table(names, [[_short(name, row[name]) for name in names] for row in rows], right=numbers, cut=True)
+
+
 def _short(name: str, value: Any) -> str | None:  # noqa: ANN401
     if value is None:
         return None
     if name == "score":
         return f"{value:.3f}"
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    if isinstance(value, datetime):
+        return value.isoformat(" ", "seconds")
+    return " ".join(str(value).split())

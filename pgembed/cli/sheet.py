@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pgembed.client import Pgembed
-from pgembed.contact_sheet import Hit, Panel, parts_of, write_contact_sheet
+from pgembed.contact_sheet import Hit, Panel, parts_of, require_sheet_suffix, write_contact_sheet
 from pgembed.errors import InvalidInput, MediaError
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy, MediaReader
 from pgembed.query import SearchRow
 
 
-def write_sheet(
+def search_with_sheet(
     db: Pgembed,
     table: str,
     query: Expression,
@@ -21,22 +22,24 @@ def write_sheet(
     *,
     picture: str | None,
     media_root: Path | None,
+    columns: Sequence[str] | None,
     **options: Any,  # noqa: ANN401
-) -> int:
-    """Search again with the pictures themselves, and write the sheet; returns how many pictures could not be read.
-
-    Raises InvalidInput without a picture column.
-    """
+) -> tuple[list[dict[str, Any]], int]:
+    """Search once, the pictures included, and write the sheet; returns the rows without them, and how many pictures
+    could not be read. Raises InvalidInput without a picture column, or for a file that is no sheet's."""
+    require_sheet_suffix(path)
     column = picture or _picture_column(db, table, options["embedding"])
-    rows = db.search(table, query, wide=True, **options)
-    sql = db.query(table, query, **options).compile().text.as_string(None)
+    asked = db.query(table, query, columns=columns, **options)
+    found = db.search(table, query, columns=[*dict.fromkeys([*asked.columns, column])], **options)
     root = MediaPolicy(media_root=media_root or Path.cwd(), allow_urls=True)
     with MediaReader(root) as stored, MediaReader(MediaPolicy(any_path=True, allow_urls=True)) as typed:
-        pictures = [_read(stored, row.get(column)) for row in rows]
-        hits = [Hit(found, _caption(row, column), row.score) for row, found in zip(rows, pictures, strict=True)]
-        panel = Panel(repr(query), hits, parts_of(query, typed), sql)
+        pictures = [_read(stored, row[column]) for row in found]
+        hits = [Hit(shown, _caption(row, column), row.score) for row, shown in zip(found, pictures, strict=True)]
+        panel = Panel(repr(query), hits, parts_of(query, typed), asked.compile().text.as_string(None))
         write_contact_sheet([panel], path, f"Search in {table}")
-    return sum(found is None and row.get(column) is not None for row, found in zip(rows, pictures, strict=True))
+    unread = sum(shown is None and row[column] is not None for row, shown in zip(found, pictures, strict=True))
+    hidden = column if column not in asked.columns else None
+    return [{name: value for name, value in row.items() if name != hidden} for row in found], unread
 
 
 def _read(reader: MediaReader, value: Any) -> bytes | None:  # noqa: ANN401

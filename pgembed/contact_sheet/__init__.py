@@ -16,6 +16,7 @@ __all__ = [
     "Part",
     "draw",
     "parts_of",
+    "require_sheet_suffix",
     "thumbnail",
     "thumbnail_or_none",
     "to_html",
@@ -27,10 +28,14 @@ SUFFIXES = (".html", ".htm", ".png")
 
 def write_contact_sheet(panels: Sequence[Panel], path: Path, title: str = "Search results") -> None:
     """Write ``path``: HTML or PNG by its suffix. Raises InvalidInput for another one."""
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InvalidInput(f"A contact sheet cannot be written as '{path.name}'.", "Name it .html or .png.")
-    if suffix == ".png":
+    require_sheet_suffix(path)
+    if path.suffix.lower() == ".png":
         draw(panels, title).save(path, optimize=True)
     else:
         path.write_text(to_html(panels, title), encoding="utf-8")
+
+
+def require_sheet_suffix(path: Path) -> None:
+    """Raise InvalidInput where ``path`` is named like no kind of sheet."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise InvalidInput(f"A contact sheet cannot be written as '{path.name}'.", "Name it .html or .png.")

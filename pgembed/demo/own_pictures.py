@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -16,12 +17,12 @@ from pgembed.contact_sheet import Hit, Panel, parts_of
 from pgembed.demo.folder import FolderPicture, Skipped, picture_files, scan
 from pgembed.demo.searches import sql_of
 from pgembed.demo.steps import (
+    how_to_go_on,
     index,
     open_database,
     prepare,
     psql_program,
-    say,
-    shell_lines,
+    python_lines,
     show_panel,
     start_server,
     work,
@@ -73,7 +74,8 @@ def search_own_pictures(folder: Path, directory: Path, console: Console) -> None
         console.print(f"\nAll of it took {time.monotonic() - start:.0f} seconds.", style="bold")
         if sys.stdin.isatty() and console.is_terminal:
             _ask(db, conn, folder, console)
-    _how_to_go_on(console, dsn, folder)
+    console.print("\nHow to go on:\n", style="bold")
+    _how_to_go_on(console, dsn, folder, directory)
 
 
 def _scan(folder: Path, files: list[str], console: Console) -> list[FolderPicture]:
@@ -149,13 +151,18 @@ def _ask(db: Pgembed, conn: psycopg.Connection[Any], folder: Path, console: Cons
         show_panel(console, _search(db, conn, folder, Text(words), f"“{words}”"), 1)
 
 
-def _how_to_go_on(console: Console, dsn: str, folder: Path) -> None:
-    say(
-        console,
+def _how_to_go_on(console: Console, dsn: str, folder: Path, directory: Path) -> None:
+    shown = shlex.quote(str(folder))
+    lines = [
         "",
-        *shell_lines(dsn),
-        'pgembed search picture "a dog" --limit 10 --contact-sheet dogs.html',
+        "# In SQL",
         f'{psql_program()} "$PGEMBED_DSN" -c "SELECT (item).path, score FROM pgembed.search(NULL::picture,'
         " (SELECT pgembed.encode_text('demo', 'a dog')), k => 10, filter => 'width > height')\"",
-        f"pgembed worker --media-root '{folder}'   # keeps new rows searchable",
-    )
+        "",
+        "# On the command line",
+        f'pgembed search picture "a dog" --limit 10 --contact-sheet dogs.html --media-root {shown}',
+    ]
+    search = '"picture", Text("a dog"), where="width > height", limit=10'
+    after = ["", "# A worker, which keeps new rows searchable", f"pgembed worker --media-root {shown}"]
+    lines += python_lines(dsn, search, "row.path") + after
+    how_to_go_on(console, dsn, directory, lines, options=f" --folder {shown}")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg
@@ -20,12 +21,12 @@ from pgembed.demo.searches import SEARCHES, Demo, put_back
 from pgembed.demo.steps import (
     POSTGRES,
     SHEETS,
+    how_to_go_on,
     index,
     open_database,
     prepare,
     psql_program,
-    say,
-    shell_lines,
+    python_lines,
     show_panel,
     start_server,
     step,
@@ -36,8 +37,6 @@ from pgembed.demo.tables import create_tables
 from pgembed.embedded import EmbeddedServer
 from pgembed.errors import InvalidInput
 from pgembed.media import MediaPolicy
-
-DIRECTORY = Path("demo")  # where the demo lives unless told otherwise
 
 SAMPLE_DATABASE = "demo"
 TABLES = ("emoji", "photograph")
@@ -55,7 +54,7 @@ def run(folder: Path | None, directory: Path, psql: bool, clean: bool, console: 
     if clean:
         _clean(directory, console)
     elif psql:
-        _shell(directory, FOLDER_DATABASE if folder else SAMPLE_DATABASE)
+        _shell(directory, (FOLDER_DATABASE,) if folder else (SAMPLE_DATABASE, FOLDER_DATABASE))
     elif folder is None:
         _sample(directory, console)
     else:
@@ -87,10 +86,7 @@ def _sample(directory: Path, console: Console) -> None:
 
 
 def _how_to_go_on(console: Console, dsn: str, directory: Path) -> None:
-    where = "" if directory == DIRECTORY.absolute() else f" --directory '{directory}'"
-    say(
-        console,
-        *shell_lines(dsn),
+    lines = [
         "",
         "# In SQL",
         f'{psql_program()} "$PGEMBED_DSN" -c "SELECT (item).title, score FROM pgembed.search(NULL::photograph,'
@@ -98,35 +94,37 @@ def _how_to_go_on(console: Console, dsn: str, directory: Path) -> None:
         "",
         "# On the command line",
         'pgembed search photograph "a cat" --limit 5',
-        "",
-        "# In Python (python, in this shell)",
-        "import pgembed",
-        "from pgembed import Text",
-        f'with pgembed.connect("{dsn}") as db:',
-        '    for row in db.search("photograph", Text("a fish"), where="kind = %s", params=["animal"], limit=5):',
-        "        print(round(row.score, 3), row.title)",
-        "",
-        f"pgembed demo --psql{where}    # an SQL shell",
-        f"pgembed demo --clean{where}   # stop the server, remove the demo",
-    )
+    ]
+    search = '"photograph", Text("a fish"), where="kind = %s", params=["animal"], limit=5'
+    how_to_go_on(console, dsn, directory, [*lines, *python_lines(dsn, search, "row.title")])
 
 
-def _shell(directory: Path, database: str) -> None:
-    if not (directory / POSTGRES / "PG_VERSION").exists():
-        raise InvalidInput(f"There is no demo in '{directory}'.", "Make it first: pgembed demo")
-    server = EmbeddedServer.start(directory / POSTGRES, settings={"fsync": "off"}, until_exit=False)
+def _shell(directory: Path, wanted: Sequence[str]) -> None:
+    """Open psql in the first of these databases that is there."""
+    server = _existing(directory, "Make it first: pgembed demo")
+    with psycopg.connect(server.dsn(), autocommit=True) as conn:
+        there = {name for (name,) in conn.execute("SELECT datname FROM pg_database").fetchall()}
+    database = next((name for name in wanted if name in there), None)
+    if database is None:
+        raise InvalidInput(
+            f"The demo in '{directory}' has no such database ({', '.join(wanted)}).",
+            "Make it first: pgembed demo, or pgembed demo --folder DIR",
+        )
     sys.exit(subprocess.run([psql_program(), server.dsn(database)], check=False).returncode)
+
+
+def _existing(directory: Path, hint: str) -> EmbeddedServer:
+    """The server of a demo that was made before, running. Raises InvalidInput where there is none."""
+    data = directory / POSTGRES
+    if not (data / "PG_VERSION").exists():
+        raise InvalidInput(f"There is no demo in '{directory}'.", hint)
+    return EmbeddedServer.start(data, settings={"fsync": "off"}, until_exit=False)
 
 
 def _clean(directory: Path, console: Console) -> None:
     """Remove what the demo made, and nothing else that may lie in the folder."""
-    server = directory / POSTGRES
-    if not (server / "PG_VERSION").exists():
-        raise InvalidInput(
-            f"There is no demo in '{directory}'.", "Name its folder: pgembed demo --clean --directory DIR"
-        )
-    EmbeddedServer.start(server, until_exit=False).stop()
-    shutil.rmtree(server)
+    _existing(directory, "Name its folder: pgembed demo --clean --directory DIR").stop()
+    shutil.rmtree(directory / POSTGRES)
     for name in SHEETS:
         (directory / name).unlink(missing_ok=True)
     if not any(directory.iterdir()):

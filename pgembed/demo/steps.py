@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import time
@@ -26,6 +27,7 @@ from pgembed.media import MediaPolicy
 from pgembed.worker import Progress as BatchDone
 from pgembed.worker import WorkerOptions
 
+DIRECTORY = Path("demo")  # where the demo lives unless told otherwise
 POSTGRES = "postgres"  # the folder of the server, in the demo's own
 SHEETS = ("contact-sheet.html", "contact-sheet.png")
 ENCODER, SPEC = "demo", "builtin:lite"
@@ -159,6 +161,36 @@ def say(console: Console, *lines: str) -> None:
     """Lines to be copied: neither wrapped nor coloured."""
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def how_to_go_on(console: Console, dsn: str, directory: Path, lines: list[str], *, options: str = "") -> None:
+    """The end of a demo, to be copied: what a shell needs, ``lines``, and how to open and remove the demo.
+
+    ``options`` are those with which ``--psql`` finds this demo's database.
+    """
+    where = "" if directory == DIRECTORY.absolute() else f" --directory {shlex.quote(str(directory))}"
+    say(
+        console,
+        *shell_lines(dsn),
+        *lines,
+        "",
+        "# An SQL shell; and stop the server, remove the demo",
+        f"pgembed demo --psql{where}{options}",
+        f"pgembed demo --clean{where}",
+    )
+
+
+def python_lines(dsn: str, search: str, shown: str) -> list[str]:
+    """A search in Python, for the interpreter that this shell finds."""
+    return [
+        "",
+        "# In Python (python, in this shell)",
+        "import pgembed",
+        "from pgembed import Text",
+        f'with pgembed.connect("{dsn}") as db:',
+        f"    for row in db.search({search}):",
+        f"        print(round(row.score, 3), {shown})",
+    ]
 
 
 def shell_lines(dsn: str) -> list[str]:

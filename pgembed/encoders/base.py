@@ -81,7 +81,7 @@ class Encoder(ABC):
 
     @classmethod
     def needs(cls, name: str, settings: Settings) -> Needs:
-        """What ``load`` with these arguments reaches for; tells without loading, and without looking."""
+        """What ``load`` with these arguments reaches for; tells without loading."""
         _ = name, settings
         return Needs()
 

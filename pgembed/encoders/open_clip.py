@@ -6,7 +6,8 @@
     open_clip:hf-hub:ORG/REPO                 a repository on the hub that brings its own configuration
     open_clip:local-dir:PATH                  a folder with open_clip_config.json and weights
 
-torch is imported when a model is loaded, not before.
+Weights, configurations and tokenizers come through the hub's own cache: HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE mean
+here what they mean everywhere. torch is imported when a model is loaded, not before.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from pgembed.encoders.base import Encoder, Modality, Needs, Settings, named_fingerprint
+from pgembed.encoders.batching import MOST, Batcher, chosen_size, without_auto
+from pgembed.encoders.compiled import Compiled
 from pgembed.encoders.settings import Known, check_settings
 from pgembed.encoders.torch_models import choose_device, first_line, tensor_facts
 from pgembed.errors import EncoderError, MissingExtra
@@ -40,7 +43,10 @@ _SETTINGS: Known = {
     "allow_pickle": bool,  # take .pt, .pth and .bin files too; they are read with torch's weights_only
     "device": str,  # auto, cpu, cuda, cuda:1, mps
     "precision": ("fp32", "fp16", "bf16"),
-    "batch_size": int,
+    "batch_size": int,  # or auto, which is the default: found while the first rows are encoded
+    "compile": bool,  # torch.compile: the first batches take minutes, the others less than before
+    "cache_dir": str,  # where downloads are kept, in place of the hub's own cache
+    "tokenizer": str,  # a local folder with the files of a tokenizer that would come from the hub
 }
 _REMOTE = "hf-hub:"
 _FOLDER = "local-dir:"
@@ -53,35 +59,54 @@ class OpenClipEncoder(Encoder):
     scheme: ClassVar[str] = "open_clip"
     modalities: frozenset[Modality] = frozenset({"text", "image", "screenshot"})
 
-    def __init__(self, spec: str, loaded: _Loaded, *, device: str, precision: str, batch_size: int) -> None:
+    def __init__(
+        self,
+        spec: str,
+        loaded: _Loaded,
+        *,
+        device: str,
+        precision: str,
+        batch_size: int | None = None,
+        compiled: bool = False,
+    ) -> None:
         self.spec = spec
-        self.batch_size = batch_size
+        self.batch_size = batch_size or MOST  # what one call is handed; it may encode it in smaller batches
+        self.model = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.preprocessing: Mapping[str, Any] = loaded.model.visual.preprocess_cfg
         self._torch: Any = importlib.import_module("torch")
         self._device: Any = self._torch.device(device)
-        self._model = loaded.model
-        self._tokenizer = loaded.tokenizer
         self._transform = loaded.transform
+        self._image_side: Callable[[Any], Any] = loaded.model.encode_image
+        self._text_side: Callable[[Any], Any] = loaded.model.encode_text
         self._dtype: Any = {"fp32": self._torch.float32, "fp16": self._torch.float16, "bf16": self._torch.bfloat16}[
             precision
         ]
-        self.dim = int(self.embed_texts(["a"]).shape[1])
+        self._text_batches, self._image_batches = (
+            Batcher(spec, batch_size, out_of_memory=self._out_of_memory) for _ in range(2)
+        )
+        self.dim = int(self._vectors(["a"], self._encode_texts).shape[1])
         self.fingerprint = named_fingerprint(
             weights="\n".join(tensor_facts(loaded.model, self._torch)),
             architecture=loaded.architecture,
-            preprocessing=json.dumps(loaded.model.visual.preprocess_cfg, sort_keys=True, default=list),
-            tokenizer=json.dumps(self._tokenizer([_PROBE]).tolist()),
+            preprocessing=json.dumps(self.preprocessing, sort_keys=True, default=list),
+            tokenizer=json.dumps(self.tokenizer([_PROBE]).tolist()),
         )
+        if compiled:
+            self._image_side, self._text_side = (
+                Compiled(spec, side, self._torch, self._out_of_memory) for side in (self._image_side, self._text_side)
+            )
 
     @classmethod
     def load(cls, name: str, settings: Settings) -> Self:
         """Load ``MODEL/TAG``, ``MODEL``, ``hf-hub:…`` or ``local-dir:…``; the module's head tells what each needs.
 
-        Settings: checkpoint, config, allow_pickle, device, precision, batch_size. A tag beside a checkpoint gives the
-        preprocessing that its weights were trained with. Raises MissingExtra without open_clip, EncoderError where the
-        model, the tag or the weights are not there, or do not fit one another.
+        Settings: checkpoint, config, tokenizer, cache_dir, allow_pickle, device, precision, batch_size, compile. A tag
+        beside a checkpoint gives the preprocessing that its weights were trained with. Raises MissingExtra without
+        open_clip, EncoderError where the model, the tag or the weights are not there, or do not fit one another.
         """
         spec = f"{cls.scheme}:{name}"
-        check_settings(spec, settings, _SETTINGS)
+        check_settings(spec, without_auto(settings), _SETTINGS)
         try:
             open_clip: Any = importlib.import_module("open_clip")
             torch: Any = importlib.import_module("torch")
@@ -93,12 +118,19 @@ class OpenClipEncoder(Encoder):
         precision = settings.get("precision", "fp32")
         with _source(spec, name, settings, open_clip) as source:
             loaded = _load(spec, source, open_clip, precision, device)
-        return cls(spec, loaded, device=device, precision=precision, batch_size=settings.get("batch_size", 64))
+        return cls(
+            spec,
+            loaded,
+            device=device,
+            precision=precision,
+            batch_size=chosen_size(settings),
+            compiled=settings.get("compile", False),
+        )
 
     @classmethod
     def needs(cls, name: str, settings: Settings) -> Needs:
-        """Local files of configuration and weights, and pickles where they are asked for."""
-        files = [str(settings[key]) for key in ("checkpoint", "config") if key in settings]
+        """Local files of configuration, weights and tokenizer, and pickles where they are asked for."""
+        files = [str(settings[key]) for key in ("checkpoint", "config", "tokenizer", "cache_dir") if key in settings]
         if name.startswith(_FOLDER):
             files.append(name.removeprefix(_FOLDER))
         return Needs(tuple(files), code="its weights may be a pickle" if settings.get("allow_pickle") else None)
@@ -109,27 +141,30 @@ class OpenClipEncoder(Encoder):
 
     def embed_pixels(self, pixels: Sequence[Any]) -> Vectors:
         """Preprocessed pictures -> ``(n, dim) float32``, of unit length."""
-        return self._embed(pixels, self._encode_pixels)
+        return self._embed(pixels, self._encode_pixels, self._image_batches)
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Texts, cut off at the model's context length, -> ``(n, dim) float32``, of unit length."""
-        return self._embed(texts, self._encode_texts)
+        return self._embed(texts, self._encode_texts, self._text_batches)
 
-    def _encode_pixels(self, pixels: list[Any]) -> Any:  # noqa: ANN401
-        return self._model.encode_image(self._torch.stack(pixels).to(device=self._device, dtype=self._dtype))
+    def _encode_pixels(self, pixels: Sequence[Any]) -> Any:  # noqa: ANN401
+        return self._image_side(self._torch.stack(list(pixels)).to(device=self._device, dtype=self._dtype))
 
-    def _encode_texts(self, texts: list[str]) -> Any:  # noqa: ANN401
-        return self._model.encode_text(self._tokenizer(texts).to(self._device))
+    def _encode_texts(self, texts: Sequence[str]) -> Any:  # noqa: ANN401
+        return self._text_side(self.tokenizer(list(texts)).to(self._device))
 
-    def _embed(self, inputs: Sequence[Any], encode: Callable[[list[Any]], Any]) -> Vectors:
-        if not inputs:
-            return np.zeros((0, self.dim), dtype=np.float32)
-        found: list[Vectors] = []
+    def _embed(self, inputs: Sequence[Any], encode: Callable[[Sequence[Any]], Any], batches: Batcher) -> Vectors:
+        found = batches.run(inputs, lambda batch: self._vectors(batch, encode))
+        return np.concatenate(found) if found else np.zeros((0, self.dim), dtype=np.float32)
+
+    def _vectors(self, batch: Sequence[Any], encode: Callable[[Sequence[Any]], Any]) -> Vectors:
         with self._torch.inference_mode():
-            for start in range(0, len(inputs), self.batch_size):
-                vectors = encode(list(inputs[start : start + self.batch_size])).float()
-                found.append(self._torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy())
-        return np.concatenate(found)
+            vectors: Any = self._torch.nn.functional.normalize(encode(batch).float(), dim=-1)
+        return vectors.cpu().numpy()
+
+    def _out_of_memory(self, error: Exception) -> bool:
+        """On an accelerator torch has a class for it; on the processor it is a RuntimeError like any other."""
+        return isinstance(error, self._torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass(frozen=True)
@@ -140,6 +175,8 @@ class _Source:
     checkpoint: str | None  # None: the folder or repository that ``model`` names holds it
     preprocess: Mapping[str, Any]
     quick_gelu: bool = False
+    cache_dir: str | None = None
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +193,10 @@ def _source(spec: str, name: str, settings: Settings, open_clip: Any) -> Generat
     checkpoint = settings.get("checkpoint")
     config = settings.get("config")
     pickles = settings.get("allow_pickle", False)
+    cache = settings.get("cache_dir")
+    tokenizer = settings.get("tokenizer")
+    if tokenizer is not None and not os.path.isdir(tokenizer):
+        raise EncoderError(f"The tokenizer '{tokenizer}' of '{spec}' is not a folder.", "Give that of a local folder.")
     if checkpoint is not None:
         _check_file(spec, checkpoint, "checkpoint")
         _check_pickle(spec, checkpoint, pickles)
@@ -163,10 +204,10 @@ def _source(spec: str, name: str, settings: Settings, open_clip: Any) -> Generat
         if checkpoint is not None or config is not None:
             raise EncoderError(f"Encoder '{spec}' brings its own configuration and weights.", "Drop those settings.")
         if name.startswith(_REMOTE):
-            _check_pickle(spec, _downloaded(spec, open_clip, repository=name.removeprefix(_REMOTE)), pickles)
+            _check_pickle(spec, _downloaded(spec, open_clip, cache, repository=name.removeprefix(_REMOTE)), pickles)
         else:
             _check_folder(spec, Path(name.removeprefix(_FOLDER)), pickles)
-        yield _Source(name, None, {})
+        yield _Source(name, None, {}, cache_dir=cache, tokenizer=tokenizer)
     elif config is not None:
         if checkpoint is None:
             raise EncoderError(
@@ -174,7 +215,7 @@ def _source(spec: str, name: str, settings: Settings, open_clip: Any) -> Generat
             )
         with tempfile.TemporaryDirectory(prefix="pgembed-open-clip-") as folder:
             _stage(spec, Path(config), Path(checkpoint), Path(folder))
-            yield _Source(_FOLDER + folder, None, {})
+            yield _Source(_FOLDER + folder, None, {}, tokenizer=tokenizer)
     else:
         model, _, tag = name.partition("/")
         facts = _tag_facts(spec, model, tag, open_clip)
@@ -183,9 +224,9 @@ def _source(spec: str, name: str, settings: Settings, open_clip: Any) -> Generat
             hint = f'Add a tag ({known}), or the setting {{"checkpoint": PATH}}.'
             raise EncoderError(f"Encoder '{spec}' names no weights.", hint)
         if checkpoint is None:
-            checkpoint = _downloaded(spec, open_clip, facts=facts)
+            checkpoint = _downloaded(spec, open_clip, cache, facts=facts)
             _check_pickle(spec, checkpoint, pickles)
-        yield _Source(model, checkpoint, facts, bool(facts.get("quick_gelu")))
+        yield _Source(model, checkpoint, facts, bool(facts.get("quick_gelu")), cache, tokenizer)
 
 
 def _load(spec: str, source: _Source, open_clip: Any, precision: str, device: str) -> _Loaded:  # noqa: ANN401
@@ -194,6 +235,7 @@ def _load(spec: str, source: _Source, open_clip: Any, precision: str, device: st
         "force_quick_gelu": source.quick_gelu,  # open_clip only warns where the tag's activation is another
         "force_preprocess_cfg": dict(source.preprocess),
         "pretrained_text": False,
+        "cache_dir": source.cache_dir,
     }
     try:
         model = open_clip.create_model(
@@ -204,18 +246,39 @@ def _load(spec: str, source: _Source, open_clip: Any, precision: str, device: st
         if misfit:
             raise EncoderError(f"The weights of '{spec}' are of another architecture: {misfit}.") from error
         raise EncoderError(f"open_clip could not load '{spec}': {first_line(error)}.") from error
+    config = _model_config(source, open_clip)
     try:
-        tokenizer = open_clip.get_tokenizer(source.model)
+        tokenizer = _tokenizer(source, config, open_clip)
     except Exception as error:
-        hint = "Offline, put the tokenizer's files beside the configuration, in one folder, and use local-dir:PATH."
+        hint = 'Put its files into a folder, and add the setting {"tokenizer": FOLDER}.'
         raise EncoderError(f"The tokenizer of '{spec}' could not be loaded: {first_line(error)}.", hint) from error
     transform = open_clip.transform.image_transform_v2(
         open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
     )
-    architecture = json.dumps(
-        {"config": open_clip.get_model_config(source.model), "quick_gelu": source.quick_gelu}, sort_keys=True
-    )
+    architecture = json.dumps({"config": config, "quick_gelu": source.quick_gelu}, sort_keys=True)
     return _Loaded(model.eval().requires_grad_(False), transform, tokenizer, architecture)
+
+
+def _model_config(source: _Source, open_clip: Any) -> Mapping[str, Any]:  # noqa: ANN401
+    if source.model.startswith(_REMOTE) and source.cache_dir:  # get_model_config looks into the hub's own cache only
+        repository = source.model.removeprefix(_REMOTE)
+        file = open_clip.pretrained.download_pretrained_from_hf(
+            repository, "open_clip_config.json", cache_dir=source.cache_dir
+        )
+        return json.loads(Path(file).read_bytes())["model_cfg"]
+    return open_clip.get_model_config(source.model)
+
+
+def _tokenizer(source: _Source, config: Mapping[str, Any], open_clip: Any) -> Any:  # noqa: ANN401
+    if source.tokenizer is None:
+        return open_clip.get_tokenizer(source.model, cache_dir=source.cache_dir)
+    side: Mapping[str, Any] = config["text_cfg"]
+    return open_clip.tokenizer.HFTokenizer(
+        source.tokenizer,
+        context_length=side.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
+        tokenizer_mode=side.get("tokenizer_mode"),
+        **side.get("tokenizer_kwargs", {}),
+    )
 
 
 def _misfit(source: _Source, open_clip: Any, options: Mapping[str, Any]) -> str | None:  # noqa: ANN401
@@ -257,6 +320,7 @@ def _tag_facts(spec: str, model: str, tag: str, open_clip: Any) -> Mapping[str, 
 def _downloaded(
     spec: str,
     open_clip: Any,  # noqa: ANN401
+    cache: str | None,
     *,
     facts: Mapping[str, Any] | None = None,
     repository: str = "",
@@ -264,12 +328,19 @@ def _downloaded(
     """The local file of a tag's or a repository's weights, from the hub or its cache."""
     try:
         if repository:
-            return str(open_clip.pretrained.download_pretrained_from_hf(repository))
-        return str(open_clip.download_pretrained(facts))
+            return str(open_clip.pretrained.download_pretrained_from_hf(repository, cache_dir=cache))
+        return str(open_clip.download_pretrained(facts, cache_dir=cache))
     except Exception as error:
+        hub: Any = importlib.import_module("huggingface_hub.constants")
+        elsewhere = 'copy the cache of a machine that has them, or give the setting {"checkpoint": PATH}.'
+        if hub.HF_HUB_OFFLINE:
+            raise EncoderError(
+                f"The weights of '{spec}' are not in the cache {cache or hub.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set.",
+                f"Unset it for the first load, {elsewhere}",
+            ) from error
         raise EncoderError(
             f"The weights of '{spec}' could not be downloaded: {first_line(error)}.",
-            'Offline, fetch them elsewhere and give the setting {"checkpoint": PATH}.',
+            f"Where there is no network, {elsewhere}",
         ) from error
 
 

@@ -40,6 +40,11 @@ class SearchPlan:
     _only_exact: bool
     _filtered: bool
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The table's columns that are read."""
+        return self._texts.columns
+
     @cached_property
     def statement(self) -> Statement:
         """What is run first: the index's answer, or the exact one where that was asked for."""

@@ -45,7 +45,7 @@ class Texts:
 
     def __init__(self, target: Target, shape: Shape) -> None:
         self._target = target
-        columns = _chosen(target, shape.columns, shape.wide)
+        self.columns = columns = _chosen(target, shape.columns, shape.wide)
         read = dict.fromkeys([*columns, *target.keys])
         score = _unused("score", columns)
         self._limit = sql.Literal(shape.limit)

@@ -12,6 +12,7 @@ from PIL import Image as PillowImage
 
 from pgembed.encoders import Encoder
 from pgembed.errors import EncoderError, EncoderUnavailable, InvalidInput, PgembedError
+from pgembed.metering import count_tokens
 from pgembed.worker.queue import Work
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Batch:
 
     work: Work
     rows: list[Row]
+    tokens: int = 0  # of the texts that were encoded, where a budget is counted in tokens
 
 
 def encode(encoder: Encoder, batch: Batch) -> None:
@@ -44,6 +46,8 @@ def encode(encoder: Encoder, batch: Batch) -> None:
     for modality in batch.work.modalities:
         rows, values = _collect(encoder, batch.rows, modality)
         weight = float(batch.work.inputs[modality]["weight"])
+        if modality == "text" and batch.work.settings.get("tokens_per_day"):
+            batch.tokens += count_tokens(encoder, values)
         for row, vector in zip(rows, _encode_all(encoder, modality, rows, values), strict=True):
             if vector is not None:
                 total = fused.setdefault(row.seq, np.zeros(encoder.dim))
@@ -106,19 +110,32 @@ def _checked(
             f" {encoder.dim} dimensions."
         )
     if not np.isfinite(vectors).all():
-        raise InvalidInput("The encoder returned a vector that is not finite.")
+        raise _NotFinite("The encoder returned a vector that is not finite.")
     return list(vectors)
 
 
+class _NotFinite(InvalidInput):
+    """A vector with a NaN or an infinity: a row's fault, unless a plain input gives one too."""
+
+
+def _is_declared(error: Exception) -> bool:
+    """Whether an encoder says itself that an input is one it cannot encode."""
+    return isinstance(error, InvalidInput) and not isinstance(error, _NotFinite)
+
+
 def _require_working(encoder: Encoder, modality: str, error: Exception) -> None:
-    """Raise EncoderError unless the encoder still does a plain input: if it does, a row is at fault."""
+    """Raise EncoderError unless a row is at fault: the encoder says so, or it still does a plain input."""
+    if _is_declared(error):
+        return
     try:
         if modality == "text":
             _checked(encoder, encoder.embed_texts, ["a photo"])
         else:
             pixels = encoder.preprocess(PillowImage.new("RGB", (64, 64), "grey"))
             _checked(encoder, encoder.embed_pixels, [pixels])
-    except Exception:
+    except Exception as plain:
+        if _is_declared(plain):
+            return  # it works, and takes other inputs than a plain one
         reason = str(error) or type(error).__name__
         raise EncoderError(f"Encoder '{encoder.spec}' fails, on a plain {modality} too: {reason}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -49,7 +50,7 @@ class Loader:
         with self.conn.transaction():
             self.conn.execute("SELECT pgembed.sync()")  # tables that were renamed, or restored from a dump
         refreshed = -10.0
-        while not self.state.stop.is_set() and not self.pipes.broken.is_set():
+        while not self.state.stop.is_set() and not self.pipes.broken.is_set() and not self.state.is_done():
             if time.monotonic() - refreshed > REFRESH:
                 self.works = self._works()
                 refreshed = time.monotonic()
@@ -85,12 +86,14 @@ class Loader:
 
     def _serve(self, work: Work) -> bool:
         """One batch of one embedding; True where there was something to do."""
-        if self.state.in_trouble(work) or work.state == "paused":
+        room = self.state.room()
+        if self.state.in_trouble(work) or self.state.is_resting(work) or work.state == "paused" or room == 0:
             return False
         rows: list[Row] = []
         try:
             encoder = self.state.encoder(work)
-            rows, moved = self._claim(work, self.options.batch_size or max(encoder.batch_size, 256))
+            limit = self.options.batch_size or max(encoder.batch_size, 256)
+            rows, moved = self._claim(work, limit if room is None else min(limit, room))
             if rows:
                 batch = self._read(work, encoder, rows)
                 self.pipes.put(self.pipes.loaded, batch, meanwhile=self._renew)
@@ -113,7 +116,7 @@ class Loader:
             self.conn.execute(statements.lock)
             moved = self.conn.execute(statements.fold).rowcount > 0
         rows = self._claim_some(work, limit)
-        if len(rows) < limit and self._backfill(work):
+        if len(rows) < limit and not self.state.is_resting(work) and self._backfill(work):
             moved = True
             rows += self._claim_some(work, limit - len(rows))
         return rows, moved
@@ -122,10 +125,22 @@ class Loader:
         statements = Queue(work)
         with self.conn.transaction():
             self.conn.execute(statements.lock)
+            if work.has_budget and (limit := min(limit, self._left_of_budget(work))) == 0:
+                return []
             claimed = self.conn.execute(statements.claim, [self.options.lease, limit]).fetchall()
         rows = [Row(seq, attempts) for seq, attempts in claimed]
         self.state.hold(work, [row.seq for row in rows])
         return rows
+
+    def _left_of_budget(self, work: Work) -> int:
+        """How many rows may be claimed; until the transaction ends, no other worker claims for this encoder."""
+        self.conn.execute(Queue(work).lock_budget)
+        rows, seconds = self.conn.execute(Queue(work).budget).fetchall()[0]
+        if rows == 0 and seconds > 0:
+            self.state.rest(work, seconds)
+        elif rows != 0:
+            self.state.end_rest(work)
+        return sys.maxsize if rows is None else rows
 
     def _backfill(self, work: Work) -> bool:
         if work.state != "backfill":
@@ -208,9 +223,11 @@ class Loader:
         self.state.let_go(work, seqs)
 
     def _unfinished(self, work: Work) -> bool:
-        if work.state == "paused":
+        if self.state.held_seqs(work.id):
+            return True
+        if work.state == "paused" or self.state.is_resting(work):
             return False
-        if work.state == "backfill" or self.state.held_seqs(work.id):
+        if work.state == "backfill":
             return True
         with self.conn.transaction():
             row = self.conn.execute(Queue(work).any_left).fetchone()

@@ -52,6 +52,11 @@ class Work:
         return f"{self.schema_name}.{self.table_name}.{self.target}"
 
     @property
+    def has_budget(self) -> bool:
+        """Whether its encoder may only encode so much a day."""
+        return bool(self.settings.get("rows_per_day") or self.settings.get("tokens_per_day"))
+
+    @property
     def modalities(self) -> list[str]:
         """The modalities it reads, in a fixed order."""
         return sorted(self.input_sql)
@@ -91,7 +96,7 @@ class Queue:
 
     @cached_property
     def _inputs(self) -> sql.Composed:
-        return sql.SQL(", ").join(_trusted(self.work.input_sql[modality]) for modality in self.work.modalities)
+        return sql.SQL(", ").join(trusted(self.work.input_sql[modality]) for modality in self.work.modalities)
 
     def _unchanged(self) -> sql.Composed:
         """No change of job j's key waits in the log: what was read is what the row holds."""
@@ -106,7 +111,7 @@ class Queue:
     def _typed_failure(self) -> sql.Composed:
         """``t.id = (f.key ->> 0)::bigint AND …``: joins the user's table with pgembed.failure, by index."""
         return sql.SQL(" AND ").join(
-            sql.SQL("{} = (f.key ->> {})::{}").format(sql.Identifier("t", name), n - 1, _trusted(column["type"]))
+            sql.SQL("{} = (f.key ->> {})::{}").format(sql.Identifier("t", name), n - 1, trusted(column["type"]))
             for n, name, column in zip(self._numbers, self.work.key_names, self.work.key_columns, strict=True)
         )
 
@@ -149,6 +154,18 @@ class Queue:
             " ORDER BY seq LIMIT $2::bigint FOR UPDATE SKIP LOCKED))"
             " RETURNING j.seq, j.attempts"
         ).format(job=self._job)
+
+    @cached_property
+    def lock_budget(self) -> sql.Composed:
+        """Held from a look at the budget to the end of the claim, after the queue's lock."""
+        return sql.SQL("SELECT pgembed._lock_budget({})").format(self.work.encoder)
+
+    @cached_property
+    def budget(self) -> sql.Composed:
+        """How many rows may be claimed of its encoder's budget, and in how many seconds there will be more."""
+        return sql.SQL(
+            "SELECT rows_left, extract(epoch FROM frees_at - now())::float8 FROM pgembed._budget({})"
+        ).format(self.work.encoder)
 
     @cached_property
     def renew(self) -> sql.Composed:
@@ -195,7 +212,7 @@ class Queue:
             " JOIN {job} j ON j.seq = w.seq WHERE {same} AND {unchanged} RETURNING w.seq),"
             " finished AS (DELETE FROM {job} f USING written WHERE f.seq = written.seq)"
             " SELECT pg_catalog.array_agg(seq) FROM written"
-        ).format(type=_trusted(self.work.vector_type), **self._parts())
+        ).format(type=trusted(self.work.vector_type), **self._parts())
 
     @cached_property
     def clear(self) -> sql.Composed:
@@ -232,17 +249,18 @@ class Queue:
 
     @cached_property
     def count_written(self) -> sql.Composed:
-        """Parameter: jobs done. Keeps the rate that status shows, of the last hour.
+        """Parameters: jobs done, their tokens. Keeps the rate that status shows, and what a day's budget is counted by.
 
         The embedding is locked first: the check of the foreign key would come after the row is there, which detach
         would wait for while this waits for detach.
         """
         return sql.SQL(
-            "WITH old AS (DELETE FROM pgembed.written WHERE embedding = {0} AND minute < now() - interval '1 hour')"
-            " INSERT INTO pgembed.written AS w (embedding, minute, rows)"
-            " SELECT e.id, date_trunc('minute', now()), $1::bigint FROM pgembed.embedding e WHERE e.id = {0}"
-            " FOR KEY SHARE"
-            " ON CONFLICT (embedding, minute) DO UPDATE SET rows = w.rows + excluded.rows"
+            "WITH old AS (DELETE FROM pgembed.written WHERE embedding = {0} AND minute < now() - interval '25 hours')"
+            " INSERT INTO pgembed.written AS w (embedding, minute, rows, tokens)"
+            " SELECT e.id, date_trunc('minute', now()), $1::bigint, $2::bigint"
+            " FROM pgembed.embedding e WHERE e.id = {0} FOR KEY SHARE"
+            " ON CONFLICT (embedding, minute)"
+            " DO UPDATE SET rows = w.rows + excluded.rows, tokens = w.tokens + excluded.tokens"
         ).format(self.work.id)
 
     @cached_property
@@ -295,7 +313,7 @@ class Queue:
         beyond = sql.SQL("true")
         if after is not None:
             values = sql.SQL(", ").join(
-                sql.SQL("{}::{}").format(sql.Literal(value), _trusted(column["type"]))
+                sql.SQL("{}::{}").format(sql.Literal(value), trusted(column["type"]))
                 for value, column in zip(after, self.work.key_columns, strict=True)
             )
             beyond = sql.SQL("({}) > ({})").format(self._row_keys(), values)
@@ -313,7 +331,7 @@ class Queue:
         ).format(
             aliases=aliases,
             target=sql.Identifier(self.work.target),
-            columns=sql.SQL(", ").join(_trusted(column) for column in self.work.input_columns),
+            columns=sql.SQL(", ").join(trusted(column) for column in self.work.input_columns),
             table=self._table,
             beyond=beyond,
             row_keys=self._row_keys(),
@@ -341,6 +359,6 @@ class Queue:
         return sql.SQL("SELECT EXISTS (SELECT FROM {}) OR EXISTS (SELECT FROM {})").format(self._change, self._job)
 
 
-def _trusted(text: str) -> sql.SQL:
+def trusted(text: str) -> sql.SQL:
     """SQL that a function of the schema pgembed composed and quoted: types, and the expressions of inputs."""
     return sql.SQL(text)  # pyright: ignore[reportArgumentType]

@@ -17,6 +17,7 @@ from pgembed.worker.queue import Work
 
 Mode = Literal["forever", "until_idle", "once"]
 TROUBLE_WAITS = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds, after each failure in a row of an embedding or the database
+BUDGET_LOOK = 30.0  # seconds between looks at a budget that is spent: somebody may raise it
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class WorkerOptions:
     lease: float = 60.0  # seconds until another worker may take up a claimed row; renewed while it is in hand
     poll: float = 1.0  # seconds between looks at an empty queue
     max_attempts: int = 5
+    max_rows: int | None = None  # leave once so many rows are written
     decode_threads: int = 4
 
 
@@ -71,12 +73,14 @@ class State:
         self._encoders: dict[str, tuple[Encoder, str]] = {}
         self._trouble: dict[int, Trouble] = {}
         self._held: dict[int, set[int]] = {}  # seqs claimed and not yet written, by embedding
+        self._resting: dict[int, float] = {}  # until when, by embedding: the day's budget is spent
         self._lock = threading.Lock()
 
     def start(self) -> None:
         """Begin a run: nothing counted, no embedding in trouble."""
         self.summary = Summary()
         self._trouble.clear()
+        self._resting.clear()
 
     def encoder(self, work: Work) -> Encoder:
         """The encoder of an embedding, loaded once. Raises EncoderMismatch where it is not the registered one."""
@@ -120,6 +124,36 @@ class State:
         with self._lock:
             return sorted(self._held.get(embedding_id, ()))
 
+    def room(self) -> int | None:
+        """How many rows may still be claimed, where the worker is to leave after so many; None where it is not."""
+        if self.options.max_rows is None:
+            return None
+        with self._lock:
+            return max(0, self.options.max_rows - self.summary.written - sum(map(len, self._held.values())))
+
+    def is_done(self) -> bool:
+        """Whether as many rows are written as were asked for."""
+        return self.options.max_rows is not None and self.summary.written >= self.options.max_rows
+
+    def rest(self, work: Work, seconds: float) -> None:
+        """The budget of the embedding's encoder is spent for the next so many seconds: leave it alone meanwhile."""
+        if work.id not in self._resting:
+            settings = {
+                name: work.settings[name] for name in ("rows_per_day", "tokens_per_day") if name in work.settings
+            }
+            self.log.warning(
+                "embedding rests: the budget is spent", embedding=work.name, more_in=round(seconds), **settings
+            )
+        self._resting[work.id] = time.monotonic() + min(seconds, BUDGET_LOOK)
+
+    def is_resting(self, work: Work) -> bool:
+        """Whether the budget of the embedding's encoder was spent when it was last looked at."""
+        return self._resting.get(work.id, 0.0) > time.monotonic()
+
+    def end_rest(self, work: Work) -> None:
+        """There is something left of the embedding's budget."""
+        self._resting.pop(work.id, None)
+
     def in_trouble(self, work: Work) -> bool:
         """Whether to leave this embedding alone for now."""
         trouble = self._trouble.get(work.id)
@@ -132,7 +166,8 @@ class State:
         if trouble.until > time.monotonic():
             return  # a batch that was on its way: the same trouble still
         trouble.failures += 1
-        wait = TROUBLE_WAITS[min(trouble.failures, len(TROUBLE_WAITS)) - 1]
+        asked: float = getattr(error, "retry_after", 0.0)  # a server may ask for more
+        wait = max(TROUBLE_WAITS[min(trouble.failures, len(TROUBLE_WAITS)) - 1], asked)
         trouble.until = time.monotonic() + wait
         self.log.error("embedding in trouble", embedding=work.name, error=str(error).strip(), retry_in=wait)
 

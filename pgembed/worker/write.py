@@ -28,6 +28,7 @@ class Tally:
 
     work: Work
     uncounted: int = 0
+    tokens: int = 0
     counted_at: float = -COUNT_EVERY
     left: int = 0
 
@@ -47,6 +48,8 @@ class Writer:
             seqs = [row.seq for row in batch.rows]
             written = failed = 0
             try:
+                if batch.work.has_budget:
+                    self._spend(batch)
                 written = self._write(batch.work, batch.rows)
                 failed = self._settle(batch.work, [row for row in batch.rows if row.error is not None])
             except psycopg.Error as error:
@@ -58,8 +61,8 @@ class Writer:
             else:
                 if not abandoned:
                     self.state.note_success(batch.work)
-            self.state.let_go(batch.work, seqs)
             self._report(batch, written, failed)
+            self.state.let_go(batch.work, seqs)  # after they are counted: what is neither held nor counted is free
         for tally in self.tallies.values():
             self._count(tally)
 
@@ -111,27 +114,43 @@ class Writer:
         self.state.summary.written += written
         self.state.summary.failed += failed
         tally = self.tallies.setdefault(batch.work.id, Tally(batch.work))
-        tally.uncounted += written
+        if not batch.work.has_budget:
+            tally.uncounted += written
         if time.monotonic() - tally.counted_at > COUNT_EVERY:
             self._count(tally)
         if self.state.on_progress is not None:
             skipped = sum(1 for row in batch.rows if row.error is None) - written
             self.state.on_progress(Progress(batch.work.name, written, failed, skipped, tally.left))
 
+    def _spend(self, batch: Batch) -> None:
+        """Count what was encoded against the budget, before it is written: it is paid for, whatever becomes of it."""
+        tally = self.tallies.setdefault(batch.work.id, Tally(batch.work))
+        tally.uncounted += sum(row.vector is not None for row in batch.rows)
+        tally.tokens += batch.tokens
+        self._add_up(tally)
+
     def _count(self, tally: Tally) -> None:
         """Add to the rate that status shows, and look how much is left: now and then, since both take time."""
-        statements = Queue(tally.work)
         try:
-            (tally.left,) = self.conn.execute(statements.depth).fetchall()[0]
-            with self.conn.transaction():
-                self.conn.execute(statements.lock)
-                self.conn.execute(statements.count_written, [tally.uncounted])
+            (tally.left,) = self.conn.execute(Queue(tally.work).depth).fetchall()[0]
         except psycopg.Error as error:
             if is_lost(self.conn, error):
                 raise
             tally.left = 0  # detached meanwhile
-        tally.uncounted = 0
+        self._add_up(tally)
         tally.counted_at = time.monotonic()
+
+    def _add_up(self, tally: Tally) -> None:
+        """Write down what was done since the last time, of an embedding that may be detached by now."""
+        statements = Queue(tally.work)
+        try:
+            with self.conn.transaction():
+                self.conn.execute(statements.lock)
+                self.conn.execute(statements.count_written, [tally.uncounted, tally.tokens])
+        except psycopg.Error as error:
+            if is_lost(self.conn, error):
+                raise
+        tally.uncounted = tally.tokens = 0
 
 
 def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -> int:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
+import shlex
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+import typer.main
+
+from pgembed import Text, connect
+from pgembed.cli.hints import as_commands
+from pgembed.cli.main import app
+from pgembed.cli.sheet import search_with_sheet
+from pgembed.client import Pgembed
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = sorted((ROOT / "tests/data/photos").glob("*.jpg"))
@@ -21,11 +35,14 @@ class Cli:
     def __init__(self, dsn: str) -> None:
         self.environment = {**os.environ, "PGEMBED_DSN": dsn, "NO_COLOR": "1", "COLUMNS": "200"}
 
-    def __call__(self, *arguments: str, fails: int = 0) -> str:
-        done = subprocess.run(
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [sys.executable, "-m", "pgembed.cli", *arguments],
             env=self.environment, capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
+
+    def __call__(self, *arguments: str, fails: int = 0) -> str:
+        done = self.run(*arguments)
         assert done.returncode == fails, f"{arguments}\n{done.stdout}\n{done.stderr}"
         return done.stdout if fails == 0 else done.stderr
 
@@ -79,7 +96,23 @@ def test_search_writes_contact_sheets(shop: Cli, tmp_path: Path) -> None:
     shop("search", "product", "a bird", "--contact-sheet", str(tmp_path / "out.png"))
     assert "data:image" in (tmp_path / "out.html").read_text()
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads(shop("search", "product", "a bird", "--json", "--contact-sheet", str(tmp_path / "out.html")))
+    assert set(found[0]) == {"score", "id", "title", "price"}  # the pictures are in the sheet alone
     assert ".html or .png" in shop("search", "product", "a bird", "--contact-sheet", "out.gif", fails=1).lower()
+
+
+def test_a_sheet_costs_no_second_search(shop: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searches: list[object] = []
+    real = Pgembed.search
+    monkeypatch.setattr(Pgembed, "search", lambda *given, **named: searches.append(named) or real(*given, **named))
+    with connect(shop.environment["PGEMBED_DSN"]) as db:
+        rows, unread = search_with_sheet(
+            db, "product", Text("a panda"), tmp_path / "out.png",
+            picture=None, media_root=None, columns=["title"], embedding=None, limit=2,
+        )  # fmt: skip
+    assert len(searches) == 1
+    assert (rows[0]["title"], unread) == ("panda", 0)
+    assert set(rows[0]) == {"title", "score"}
 
 
 def test_search_prints_a_statement_that_runs_anywhere(shop: Cli, database: psycopg.Connection) -> None:
@@ -137,10 +170,7 @@ def test_failures_and_retry(shop: Cli, database: psycopg.Connection) -> None:
 
 
 def doctor(cli: Cli) -> list[dict[str, object]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "pgembed.cli", "doctor", "--json"],
-        env=cli.environment, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    done = cli.run("doctor", "--json")
     assert done.returncode == 1
     return json.loads(done.stdout)
 
@@ -164,17 +194,193 @@ def test_install_version_uninstall(cli: Cli) -> None:
     error = cli("status", fails=1)
     assert "not installed" in error
     assert "pgembed install" in error
-    assert cli("install", "--sql").startswith("CREATE EXTENSION IF NOT EXISTS vector")
+    assert cli("install", "--sql").startswith("\\set ON_ERROR_STOP on\n")
+
+
+def commands() -> dict[str, Any]:
+    """Every command by what is typed for it: ``encoder add``."""
+    group = typer.main.get_command(app)
+    found: dict[str, Any] = {"": group}
+    for name, command in group.commands.items():
+        found[name] = command
+        found |= {f"{name} {inner}": one for inner, one in getattr(command, "commands", {}).items()}
+    return found
+
+
+def test_every_command_has_a_help_with_examples_that_can_be_typed() -> None:
+    names = commands()
+    assert len(names) >= 20
+    for name, command in names.items():
+        assert command.help, name
+        examples = re.findall(r"\$\[/\] pgembed (.+)", command.epilog.replace("\\[", "["))
+        assert examples, f"pgembed {name} --help has no example"
+        for example in examples:
+            words = shlex.split(example.split(">")[0] if " > " in example and "'" not in example else example)
+            typed = max((one for one in names if words[: len(one.split())] == one.split()), key=len)
+            assert not name or typed.startswith(name), example
+            names[typed].make_context(typed, words[len(typed.split()) :])  # raises where it cannot be parsed
+
+
+def test_exit_codes_are_told_and_kept(cli: Cli) -> None:
+    told = cli("--help")
+    assert re.search(r"0 +done", told)
+    assert re.search(r"2 +wrong usage", told)
+    for arguments in (["status", "--no-such-option"], ["search"], ["index", "product", "--m", "many"]):
+        error = cli(*arguments, fails=2)
+        assert error.startswith("error: ")
+        assert f"hint: See pgembed {arguments[0]} --help" in error
+
+
+def test_commands_that_change_things_say_so_in_json(cli: Cli, database: psycopg.Connection) -> None:
+    database.execute("CREATE TABLE product (id int PRIMARY KEY, title text)")
+    database.execute("INSERT INTO product VALUES (1, 'a dog'), (2, 'a cat')")
+    told = [
+        json.loads(cli(*line.split(), "--json"))
+        for line in (
+            "encoder add shop builtin:lite",
+            "attach product embedding --encoder shop --text title",
+            "worker --until-idle",
+            "index product",
+            "retry product",
+            "reconcile product",
+            "detach product",
+            "encoder remove shop",
+            "uninstall",
+        )
+    ]
+    assert [one["action"] for one in told] == [
+        "encoder add", "attach", "worker", "index", "retry", "reconcile", "detach", "encoder remove", "uninstall",
+    ]  # fmt: skip
+    assert told[0]["dim"] == 256
+    assert (told[1]["table"], told[1]["target"]) == ("product", "embedding")
+    assert (told[2]["written"], told[2]["failed"]) == (2, 0)
+    assert told[4]["rows"] == 0
+
+
+def test_errors_are_json_where_json_is_asked_for(cli: Cli) -> None:
+    error = json.loads(cli("encoder", "show", "nothing", "--json", fails=1))
+    assert "'nothing'" in error["error"]
+    assert "pgembed encoder add shop builtin:lite" in error["hint"]
+    error = json.loads(cli("encoder", "show", "--json", fails=2))
+    assert set(error) == {"error", "hint"}
+
+
+def test_notices_of_the_server_are_told(cli: Cli, database: psycopg.Connection) -> None:
+    database.execute("CREATE TABLE product (id int PRIMARY KEY, title text)")
+    database.execute("ALTER TABLE product ENABLE ROW LEVEL SECURITY")
+    cli("encoder", "add", "shop", "builtin:lite")
+    attach = ["attach", "product", "embedding", "--encoder", "shop", "--text", "title"]
+    done = cli.run(*attach)
+    assert re.fullmatch(r"notice: Table .+ has row-level security: .+\n", done.stderr), done.stderr
+    assert "notice" not in cli.run("detach", "product").stderr  # what dropping drops is nobody's news
+    told = json.loads(cli.run(*attach, "--json").stderr)
+    assert "row-level security" in told["notice"]
+
+
+HINTS = [
+    (
+        "Attach one: SELECT pgembed.attach('shop.product', 'embedding', encoder => '...', inputs => '...');",
+        "Attach one: pgembed attach shop.product embedding --encoder ENCODER --text '{column}' --image COLUMN",
+    ),
+    ("Detach it: SELECT pgembed.detach('\"My Table\"', ...);", "Detach it: pgembed detach '\"My Table\"'"),
+    ("Or: SELECT pgembed.remove_encoder(...).", "Or: pgembed encoder remove."),
+    ("Say which: embedding => 'a'.", "Say which: --embedding a."),
+    (
+        "See SELECT * FROM pgembed.failures; then SELECT pgembed.retry('product', 'embedding');",
+        "See pgembed failures, then pgembed retry product --embedding embedding",
+    ),
+    ("SELECT pgembed.forget(3);", "SELECT pgembed.forget(3);"),
+]
+
+
+@pytest.mark.parametrize(("sql", "command"), HINTS)
+def test_hints_name_commands(sql: str, command: str) -> None:
+    assert as_commands(sql) == command
+
+
+def test_piped_tables_are_neither_broken_nor_coloured(shop: Cli, database: psycopg.Connection) -> None:
+    database.execute("UPDATE product SET title = repeat('long ', 100) WHERE title = 'panda'")
+    shop.environment |= {"COLUMNS": "40"}
+    del shop.environment["NO_COLOR"]
+    said = shop("search", "product", "a panda", "--limit", "2") + shop("status")
+    assert "\x1b" not in said
+    assert ("long " * 100).strip() in said
+    assert "public" not in said
+    assert len(said.splitlines()) == 5
+
+
+def test_a_narrow_terminal_gets_one_line_a_row(shop: Cli, database: psycopg.Connection) -> None:
+    database.execute("UPDATE product SET title = repeat('long ', 100)")
+    for arguments in (["search", "product", "a panda", "--limit", "3"], ["status"]):
+        lines = on_terminal(shop, *arguments).splitlines()
+        assert len(lines) == (4 if arguments[0] == "search" else 2)
+        assert all(len(line) <= 80 for line in lines)
+    assert "product.embedding  shop" in "\n".join(lines)
+
+
+def on_terminal(cli: Cli, *arguments: str) -> str:
+    """What the command prints to a terminal of 80 columns."""
+    control, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {name: value for name, value in cli.environment.items() if name != "COLUMNS"} | {"TERM": "dumb"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "pgembed.cli", *arguments], env=environment, stdout=terminal, stderr=terminal
+    ) as running:
+        os.close(terminal)
+        said = b""
+        with suppress(OSError):  # the end of a terminal is an error
+            while part := os.read(control, 65536):
+                said += part
+        assert running.wait(timeout=60) == 0, said
+    os.close(control)
+    return said.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("attach ", ["product", "unrelated"]),
+        ("search ", ["product"]),
+        ("search product --embedding ", ["embedding"]),
+        ("search product words --column ", ["embedding", "id", "photo", "price", "title"]),
+        ("encoder show s", ["shop"]),
+        ("enc", ["encoder"]),
+    ],
+)
+def test_names_are_completed_from_the_database(
+    cli: Cli, database: psycopg.Connection, typed: str, expected: list[str]
+) -> None:
+    database.execute("CREATE TABLE product (id int PRIMARY KEY, title text, price numeric, photo bytea)")
+    database.execute("CREATE TABLE unrelated (id int)")
+    database.execute("SELECT pgembed.add_encoder('shop', 'builtin:lite')")
+    database.execute("SELECT pgembed.attach('product', 'embedding', 'shop', '{\"image\": \"photo\"}')")
+    done = complete(cli, typed)
+    assert done.stdout.split() == expected
+    assert done.stderr == ""
+
+
+def test_completion_is_silent_where_there_is_no_server() -> None:
+    done = complete(Cli("postgresql://127.0.0.1:1/nothing"), "search ")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+    assert "complete" in Cli("")("--show-completion", "bash")
+
+
+def complete(cli: Cli, typed: str) -> subprocess.CompletedProcess[str]:
+    """What the shell offers where Tab is pressed after ``typed``."""
+    position = len(typed.split()) + typed.endswith(" ")
+    asked = {"_PGEMBED_COMPLETE": "complete_bash", "COMP_WORDS": f"pgembed {typed}", "COMP_CWORD": str(position)}
+    return subprocess.run(
+        [sys.executable, "-m", "pgembed.cli"],
+        env=cli.environment | asked, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
 
 
 WRONG = [
     (["search", "nowhere", "a dog"], "nowhere"),
-    (["search", "product"], "nothing to search for"),
     (["search", "product", "a dog", "--where", "prise < 3"], "prise"),
     (["search", "product", "--image", "/no/such/picture.jpg"], "/no/such/picture.jpg"),
     (["attach", "product", "embedding", "--encoder", "shop", "--image", "photo"], "embedding"),
     (["attach", "product", "other", "--encoder", "none", "--image", "photo"], "'none'"),
-    (["attach", "product", "other", "--encoder", "shop"], "no input"),
     (["attach", "keyless", "other", "--encoder", "shop", "--text", "title"], "has no primary key"),
     (["encoder", "add", "x", "unknown:thing"], "unknown"),
     (["encoder", "add", "x", "lite"], "KIND:NAME"),
@@ -191,6 +397,19 @@ def test_what_cannot_be_done_is_one_sentence(shop: Cli, database: psycopg.Connec
         assert "Traceback" not in error
         assert "CONTEXT" not in error
         assert error.count("hint: ") <= 1
+
+
+WRONG_USAGE = [
+    (["search", "product"], "nothing to search for"),
+    (["attach", "product", "other", "--encoder", "shop"], "no input"),
+    (["worker", "--once", "--until-idle"], "exclude each other"),
+    (["encoder", "add", "x", "builtin:lite", "--settings", "{"], "is not JSON"),
+]
+
+
+def test_what_makes_no_sense_is_wrong_usage(cli: Cli) -> None:
+    for arguments, message in WRONG_USAGE:
+        assert message in cli(*arguments, fails=2)
 
 
 def test_no_server_is_said_in_a_sentence() -> None:

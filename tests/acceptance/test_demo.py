@@ -120,34 +120,44 @@ def test_contact_sheets_are_written(demo: Ran) -> None:
     assert picture.width > 1_000
 
 
-def test_python_lines_work_as_printed(demo: Ran) -> None:
-    lines = re.search(r"^import pgembed\n.*?(?=\n\n)", demo.output, re.MULTILINE | re.DOTALL)
-    assert lines is not None
-    ran = subprocess.run([sys.executable, "-c", lines[0]], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert len(re.findall(r"^\d\.\d+ \w", ran.stdout, re.MULTILINE)) == 5
-
-
-def test_shell_lines_work_as_printed(demo: Ran) -> None:
-    exports = "\n".join(line for line in demo.output.splitlines() if line.startswith("export "))
-    commands = [
-        line for line in demo.output.splitlines() if '"$PGEMBED_DSN"' in line or line.startswith("pgembed search")
-    ]
-    assert len(commands) == 2
-    programs = str(Path(sys.executable).parent)  # a new shell has them on its path only by what is printed
+def in_new_shell(output: str, command: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a printed line in a shell that knows no more than what the demo printed to be exported."""
+    exports = "\n".join(line for line in output.splitlines() if line.startswith("export "))
     path = os.environ["PATH"]
     if "export PATH=" in exports:
+        programs = str(Path(sys.executable).parent)
         path = os.pathsep.join(entry for entry in path.split(os.pathsep) if entry != programs)
-    for command in commands:
-        ran = subprocess.run(
-            ["bash", "-ec", f"{exports}\n{command}"],
-            env={**os.environ, "PATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
-        assert len(ran.stdout.splitlines()) >= 5
+    return subprocess.run(
+        ["bash", "-ec", f"{exports}\n{command}"],
+        env={**os.environ, "PATH": path, "PSQL_PAGER": "cat"},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        **more,
+    )
+
+
+def assert_printed_lines_work(ran: str, cwd: Path, hits: int, python_hit: str, database: str) -> None:
+    """What a demo prints at its end, each line run as it stands; all but --clean."""
+    python = re.search(r"^import pgembed\n.*?(?=\n\n)", ran, re.MULTILINE | re.DOTALL)
+    assert python is not None
+    done = in_new_shell(ran, f"python - <<'END'\n{python[0]}\nEND", cwd)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(rf"^-?\d\.\d+ {python_hit}", done.stdout, re.MULTILINE)) == hits
+    searches = [line for line in ran.splitlines() if '"$PGEMBED_DSN"' in line or line.startswith("pgembed search")]
+    assert len(searches) == 2
+    for command in searches:
+        done = in_new_shell(ran, command, cwd)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) >= hits
+    (psql,) = [line for line in ran.splitlines() if line.startswith("pgembed demo --psql")]
+    done = in_new_shell(ran, psql, cwd, input="SELECT current_database() || '!';")
+    assert f"{database}!" in done.stdout, done.stderr
+
+
+def test_lines_work_as_printed(demo: Ran) -> None:
+    assert_printed_lines_work(demo.output, demo.folder, hits=5, python_hit=r"\w", database="demo")
 
 
 def test_second_run_takes_up_what_is_there(demo: Ran) -> None:
@@ -187,6 +197,10 @@ def test_own_pictures_become_rows_and_are_found(demo: Ran, tmp_path: Path) -> No
         nearest = conn.execute(
             "SELECT path FROM picture ORDER BY embedding <=> (SELECT pgembed.encode_text('demo', 'a cat')) LIMIT 1"
         ).fetchone()
+    assert_printed_lines_work(ran.stdout, demo.folder, hits=10, python_hit=re.escape(f"{folder}/"), database="pictures")
+    assert (demo.folder / "dogs.html").read_text().count("<li>") == 10
+    (worker,) = [line for line in ran.stdout.splitlines() if line.startswith("pgembed worker ")]
+    assert in_new_shell(ran.stdout, f"{worker} --once", demo.folder).returncode == 0
     assert rows == (len(list(PHOTOS.glob("*.jpg"))),) * 2
     assert nearest == (str(folder / "2024" / "cat.jpg"),)
 
@@ -222,11 +236,17 @@ def test_clean_touches_no_folder_that_is_not_the_demos(tmp_path: Path) -> None:
     assert (tmp_path / "demo" / "thesis.txt").read_text() == "years of work"
 
 
-def test_clean_removes_the_demo_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_folder_alone_is_opened_and_removed_and_nothing_beside_it(tmp_path: Path) -> None:
     shutil.copytree(PHOTOS, tmp_path / "pictures")
-    assert pgembed("demo", "--folder", "pictures", cwd=tmp_path).returncode == 0
+    ran = pgembed("demo", "--folder", "pictures", cwd=tmp_path)
+    assert ran.returncode == 0
+    assert (
+        "pictures!"
+        in in_new_shell(ran.stdout, "pgembed demo --psql", tmp_path, input="SELECT current_database() || '!';").stdout
+    )
     (tmp_path / "demo" / "notes.txt").write_text("mine")
-    ran = pgembed("demo", "--clean", cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
+    (clean,) = [line for line in ran.stdout.splitlines() if line.startswith("pgembed demo --clean")]
+    done = in_new_shell(ran.stdout, clean, tmp_path)
+    assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["notes.txt"]
     (tmp_path / "demo" / "notes.txt").unlink()

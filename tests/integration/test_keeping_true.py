@@ -302,6 +302,7 @@ def test_a_stale_vector_is_cleared_at_once_where_asked(table: Table) -> None:
 # Rights
 
 
+@pytest.mark.usefixtures("embedded_server")  # where roles need no password
 def test_an_application_role_needs_no_grant_on_pgembed(table: Table) -> None:
     conn = table.conn
     conn.execute("CREATE ROLE pgembed_app LOGIN")

@@ -340,6 +340,146 @@ def test_halfvec_column_is_searched_through_its_index(own_shop: Shop) -> None:
     assert len(set(nearest(own_shop, "cosine", np.ones(ROWS, dtype=bool))[:10]) & {n for n, _ in rows}) >= 9
 
 
+# The search without a filter is kept as a function with a plan of its own
+
+
+def kept(conn: Connection, query: Array) -> int:
+    """How many rows the kept search of ``product`` gives: all, or none where search must look closer."""
+    name = conn.execute("SELECT 'search_' || 'product'::regtype::oid").fetchall()[0][0]
+    statement = sql.SQL("SELECT count(*) FROM pgembed.{}(%s::vector, 10, NULL, NULL::product)")
+    return int(conn.execute(statement.format(sql.Identifier(name)), [text(query)]).fetchall()[0][0])
+
+
+def items(conn: Connection, query: Array, arguments: str = "") -> list[tuple[Any, ...]]:
+    """Whole rows of ``pgembed.search``, and what stands in the table for them with the wide columns NULL."""
+    statement = f"""
+        SELECT to_jsonb(item), (SELECT jsonb_object_agg(key, CASE WHEN key NOT IN ('photo', 'embedding') THEN value END)
+            FROM product AS p CROSS JOIN jsonb_each(to_jsonb(p)) WHERE p.id = (item).id)
+        FROM pgembed.search(NULL::product, %s::vector{arguments})"""
+    return conn.execute(statement.encode(), [text(query)]).fetchall()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_kept_search_gives_the_same_as_any_other(database: Connection, metric: str) -> None:
+    shop = fill(database, metric)
+    random = np.random.default_rng(11)
+    for k in (1, 10, 11):
+        query = random.normal(size=DIM)
+        assert search(database, query, ", k => %s", k) == search(database, query, ", k => %s, filter => 'true'", k)
+    assert kept(database, shop.query) == 10
+
+
+def test_kept_searches_follow_the_catalog(database: Connection) -> None:
+    def names() -> list[tuple[Any, ...]]:
+        return database.execute(
+            "SELECT proname FROM pg_proc WHERE pronamespace = 'pgembed'::regnamespace AND proname ~ '^search_[0-9]+$'"
+        ).fetchall()
+
+    register(database)
+    database.execute("CREATE TABLE product (id integer PRIMARY KEY, title text)")
+    attach(database, "product")
+    database.execute(
+        "INSERT INTO product SELECT g, 't', array_fill(g, ARRAY[16])::vector FROM generate_series(1, 10) AS g"
+    )
+    (first,) = names()
+    query = np.ones(DIM)
+    assert kept(database, query) == 10
+    attach(database, "product", "two")
+    assert names() == [first]
+    assert kept(database, query) == 0  # it is not said which
+    assert search(database, query, ", embedding => 'two'") == []
+    assert len(search(database, query, ", embedding => 'embedding'")) == 10
+    database.execute("SELECT pgembed.detach('product', 'two')")
+    assert kept(database, query) == 10
+    database.execute(
+        "ALTER TABLE product RENAME TO thing; ALTER TABLE thing RENAME id TO number; SELECT pgembed.sync()"
+    )
+    assert names() == [first]
+    found = database.execute("SELECT (item).number FROM pgembed.search(NULL::thing, %s::vector)", [text(query)])
+    assert len(found.fetchall()) == 10
+    database.execute("DROP TABLE thing; SELECT pgembed.forget(1)")
+    assert names() == []
+
+
+def test_role_that_may_not_change_the_kept_search_does_without(own_shop: Shop) -> None:
+    conn = own_shop.conn
+    conn.execute(
+        "CREATE ROLE visitor; GRANT USAGE ON SCHEMA pgembed TO visitor; GRANT SELECT ON product TO visitor;"
+        "GRANT SELECT, UPDATE ON pgembed.embedding, pgembed.encoder TO visitor;"
+        "ALTER TABLE product ADD note text; SET ROLE visitor"
+    )
+    try:
+        conn.execute("SELECT pgembed.sync()")
+        with pytest.raises(psycopg.Error):
+            kept(conn, own_shop.query)
+        assert len(search(conn, own_shop.query)) == 10
+        conn.execute("RESET ROLE; SELECT pgembed.sync(); SET ROLE visitor")
+        assert kept(conn, own_shop.query) == 10
+    finally:
+        conn.execute("RESET ROLE; DROP OWNED BY visitor; DROP ROLE visitor")
+
+
+def test_kept_plan_reads_the_index_whenever_there_is_one(own_shop: Shop) -> None:
+    conn = own_shop.conn
+    with conn.transaction():
+        for _ in range(12):
+            search(conn, own_shop.query)
+        assert index_scans(conn) == 12
+    before = search(conn, own_shop.query)
+    conn.execute("DROP INDEX product_index")
+    assert {n for n, _ in search(conn, own_shop.query)} >= {n for n, _ in before[:8]}
+    conn.execute("CREATE INDEX product_index ON product USING hnsw (embedding vector_cosine_ops)")
+    with conn.transaction():
+        search(conn, own_shop.query)
+        assert index_scans(conn) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ADD new text DEFAULT 'new'",
+        "ADD new bytea DEFAULT 'new'",
+        "DROP title",
+        "DROP photo",
+        "DROP title, ADD title text DEFAULT 'new'",
+        "DROP photo, ADD photo bytea DEFAULT 'new'",
+        "DROP price, DROP title, ADD title integer DEFAULT 1, ADD price text DEFAULT '2'",
+        "ALTER title TYPE varchar(9)",
+        "ALTER price TYPE bigint",
+        "ALTER photo TYPE text USING 'text'",
+        "RENAME title TO name",
+        "RENAME title TO t; ALTER TABLE product RENAME price TO title; ALTER TABLE product RENAME t TO price",
+    ],
+)
+def test_rows_are_right_after_the_table_was_changed(database: Connection, change: str) -> None:
+    register(database)
+    database.execute("CREATE TABLE product (id integer PRIMARY KEY, title text, price integer, photo bytea)")
+    attach(database, "product")
+    database.execute(
+        "DROP TRIGGER pgembed_1_update ON product;"  # it holds the columns that it looks at
+        "ALTER TABLE product ADD note text DEFAULT 'note', ADD size integer DEFAULT 5;"
+        "SELECT pgembed._keep_searches();"
+        "INSERT INTO product SELECT g, 'title ' || g, g, 'photo', array_fill(g, ARRAY[16])::vector"
+        " FROM generate_series(1, 20) AS g"
+    )
+    query = np.ones(DIM)
+    for _ in range(7):
+        assert search(database, query)
+    database.execute(f"ALTER TABLE product {change}".encode())
+    wide = "photo" if "photo TYPE text" in change else None
+    for _ in range(2):
+        for arguments in ("", ", filter => 'true'"):
+            rows = items(database, query, arguments)
+            assert len(rows) == 10
+            for item, stored in rows:
+                if wide:
+                    assert item.pop(wide) == "text"
+                    del stored[wide]
+                if "new" in stored and "bytea" in change:
+                    stored["new"] = None
+                assert item == stored
+
+
 # A query vector is computed once
 
 
@@ -444,6 +584,21 @@ def test_rights_and_policies_are_the_caller_s(own_shop: Shop) -> None:
         )
         for arguments in (", k => 60", ", k => 60, filter => 'true OR price < 0'"):
             assert sorted(n for n, _ in search(conn, own_shop.query, arguments)) == list(range(ROWS - RARE, ROWS))
+    finally:
+        conn.execute("RESET ROLE; DROP OWNED BY visitor; DROP ROLE visitor")
+
+
+def test_columns_that_may_be_read_are_enough(own_shop: Shop) -> None:
+    conn = own_shop.conn
+    conn.execute(
+        "CREATE ROLE visitor; GRANT USAGE ON SCHEMA pgembed TO visitor;"
+        "GRANT SELECT ON pgembed.embedding, pgembed.encoder TO visitor;"
+        "GRANT SELECT (id, title, price, embedding) ON product TO visitor; SET ROLE visitor"
+    )
+    try:
+        assert len(search(conn, own_shop.query)) == 10
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            search(conn, own_shop.query, ", wide => true")
     finally:
         conn.execute("RESET ROLE; DROP OWNED BY visitor; DROP ROLE visitor")
 

@@ -227,6 +227,7 @@ def test_collations_of_older_servers_give_the_tokens_of_python(
     assert wrong == []
 
 
+@pytest.mark.usefixtures("embedded_server")  # a full server has more of them
 def test_server_without_such_a_collation_says_so(database: Connection) -> None:
     database.execute('DROP COLLATION pg_catalog."C.utf8"')
     with pytest.raises(psycopg.errors.FeatureNotSupported) as raised:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psycopg
 import pytest
+import trustme
 
 import pgembed
 from pgembed import Text
@@ -25,14 +29,27 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def web_server(certificate: trustme.LeafCert | None = None) -> Iterator[int]:
+    """A web server on this machine that has the test photographs, over https where it has a certificate; its port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(PHOTOS)))
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(context)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.fixture
 def pictures() -> Iterator[str]:
-    """The address of a web server on this machine that has the test photographs."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(PHOTOS)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    """The address of a web server without a certificate."""
+    with web_server() as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture
@@ -73,3 +90,91 @@ def test_what_the_worker_may_not_fetch_fails_with_its_reason(
     assert len(failures) == 3
     for failure in failures:
         assert any(word in failure.error for word in reason.split("|")), failure.error
+
+
+# Certificates
+
+SECURE = MediaPolicy(allow_urls=True, allow_private=True)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """A certificate authority that nobody knows yet."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the authority known, as a person does who runs a worker."""
+    authority.cert_pem.write_to_path(str(tmp_path / "authorities.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authorities.pem"))
+
+
+@contextmanager
+def secure_shop(dsn: str, certificate: trustme.LeafCert, host: str = "localhost") -> Iterator[pgembed.Pgembed]:
+    """A table with one picture, by https."""
+    with web_server(certificate) as port, pgembed.connect(dsn) as db, psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("CREATE TABLE product (id int PRIMARY KEY, photo text)")
+        conn.execute("INSERT INTO product VALUES (1, %s)", [f"https://{host}:{port}/panda.jpg"])
+        db.add_encoder("shop", "builtin:lite")
+        db.attach("product", "embedding", encoder="shop", image={"column": "photo", "as": "url"})
+        yield db
+
+
+def failure(db: pgembed.Pgembed) -> str:
+    """The error of the one row, which is given up at once: trying again would not help."""
+    db.work(WorkerOptions(media=SECURE, max_attempts=5), until_idle=True)
+    (found,) = db.failures("product")
+    assert found.attempts == 1
+    return found.error
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_a_picture_is_fetched_by_https_from_a_host_whose_certificate_is_trusted(
+    database_dsn: str, authority: trustme.CA, host: str
+) -> None:
+    with secure_shop(database_dsn, authority.issue_cert("localhost", "127.0.0.1"), host) as db:
+        assert db.work(WorkerOptions(media=SECURE), until_idle=True).written == 1
+        assert db.search("product", Text("a panda"), limit=1)[0].id == 1
+
+
+def test_a_certificate_of_an_unknown_authority_fails_the_row_and_a_retry_after_it_is_named_succeeds(
+    database_dsn: str, authority: trustme.CA, request: pytest.FixtureRequest
+) -> None:
+    with secure_shop(database_dsn, authority.issue_cert("localhost")) as db:
+        error = failure(db)
+        assert error.startswith("The certificate of the host 'localhost' is not trusted (unable to get local issuer")
+        assert "SSL_CERT_FILE=FILE" in error
+        request.getfixturevalue("trusted")
+        assert db.retry("product") == 1
+        assert db.work(WorkerOptions(media=SECURE), until_idle=True).written == 1
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_a_certificate_for_another_name_fails_the_row(database_dsn: str, authority: trustme.CA, host: str) -> None:
+    with secure_shop(database_dsn, authority.issue_cert("pictures.example"), host) as db:
+        assert failure(db) == (
+            f"The certificate of the host '{host}' is for another name."
+            " Write the URL with the name that the certificate is for."
+        )
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_certificate_that_has_expired_fails_the_row(database_dsn: str, authority: trustme.CA) -> None:
+    expired = authority.issue_cert("localhost", not_after=datetime(2001, 1, 1, tzinfo=UTC))
+    with secure_shop(database_dsn, expired) as db:
+        assert failure(db).startswith("The certificate of the host 'localhost' has expired. Whoever runs the host")
+
+
+def test_a_file_of_certificates_that_is_not_there_is_named(
+    database_dsn: str, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/authorities.pem")
+    with secure_shop(database_dsn, authority.issue_cert("localhost")) as db:
+        db.work(WorkerOptions(media=SECURE, max_attempts=1), until_idle=True)
+        (found,) = db.failures("product")
+        assert found.error.startswith(
+            "SSL_CERT_FILE is '/nowhere/authorities.pem', where no certificates can be read: No such file or directory."
+        )

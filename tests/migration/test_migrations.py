@@ -10,6 +10,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
+import pgembed
 from pgembed import schema
 from pgembed.errors import CatalogError
 from tests.facts import facts_of_schema
@@ -43,25 +44,15 @@ def test_every_file_of_the_folder_is_a_version(scripts: ScriptDirectory) -> None
         assert script.doc
 
 
-def test_from_any_version_on_the_steps_end_in_the_same_schema(
-    scripts: ScriptDirectory, bare_database: Connection, database: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bare_database.execute("CREATE EXTENSION vector")
-    bare_database.execute("CREATE SCHEMA pgembed")
-    before: str | None = None
-    for script in reversed(list(scripts.walk_revisions())):  # one step at a time
-        monkeypatch.setattr(schema, "head", lambda revision=script.revision: revision)
-        sql = schema._migrations(before)
-        assert sql.count("INSERT INTO pgembed.schema_version") + sql.count("UPDATE pgembed.schema_version") == 1
-        bare_database.execute(sql.replace("@extschema:vector@", "public").encode())
-        before = script.revision
-    monkeypatch.undo()
-    schema.install(bare_database)
-    assert facts_of_schema(bare_database) == facts_of_schema(database)
-
-
-def test_at_the_newest_version_there_is_nothing_to_do(database: Connection) -> None:
-    assert schema._migrations(schema.head()) == ""
+def test_each_step_is_for_the_version_before(scripts: ScriptDirectory, bare_database: Connection) -> None:
+    schema._prepare(bare_database)
+    revisions = [script.revision for script in scripts.walk_revisions()][::-1]
+    steps = list(schema._migrations())
+    bare_database.execute("SET search_path = pg_catalog; SET pgembed.vector_schema = 'public'")
+    for revision, step in zip(revisions, steps, strict=True):
+        for again in (step, *steps[: steps.index(step)]):  # the second time, and all that came before: nothing
+            bare_database.execute(again.encode())
+            assert bare_database.execute("SELECT version_num FROM pgembed.schema_version").fetchall() == [(revision,)]
 
 
 def test_a_database_is_not_needed_to_write_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,15 +60,13 @@ def test_a_database_is_not_needed_to_write_the_steps(monkeypatch: pytest.MonkeyP
         raise AssertionError("it connects")
 
     monkeypatch.setattr(psycopg, "connect", refuse)
-    assert "CREATE TABLE pgembed.embedding" in schema._migrations(None)
+    assert "CREATE TABLE pgembed.embedding" in next(schema._migrations())
 
 
 def test_a_downgrade_is_refused_with_the_reason(database: Connection) -> None:
     before = facts_of_schema(database)
     database.execute("UPDATE pgembed.schema_version SET version_num = '9999'")
-    with pytest.raises(
-        CatalogError, match=r"The schema pgembed in this database is version 9999; this library knows up"
-    ):
+    with pytest.raises(CatalogError, match=r"The schema pgembed in this database is version 9999; pgembed .* knows up"):
         schema.install(database)
     database.execute("UPDATE pgembed.schema_version SET version_num = %s", [schema.head()])
     assert facts_of_schema(database) == before
@@ -91,3 +80,46 @@ def test_no_version_can_be_taken_back(scripts: ScriptDirectory) -> None:
         assert not hasattr(script.module, "downgrade")
     with pytest.raises(AttributeError, match="downgrade"):
         command.downgrade(config, f"{schema.head()}:base", sql=True)
+
+
+# One step by itself, with rows in place
+
+
+def test_0003_gives_the_logs_that_are_there_the_time_of_each_change(database: Connection, database_dsn: str) -> None:
+    db = pgembed.connect(database)
+    db.add_encoder("lite", "builtin:lite")
+    database.execute("CREATE TABLE product (id integer PRIMARY KEY, title text)")
+    db.attach("product", "embedding", encoder="lite", text="{title}")
+    columns = (
+        "SELECT attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(d.adbin, d.adrelid)"
+        " FROM pg_attribute AS a LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum"
+        " WHERE attrelid = 'pgembed.change_1'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+    )
+    attached = database.execute(columns).fetchall()
+    database.execute("INSERT INTO product VALUES (1, 'a dog')")
+    database.execute("ALTER TABLE pgembed.change_1 DROP COLUMN changed_at")
+    database.execute("UPDATE pgembed.schema_version SET version_num = '0002'")
+    with psycopg.connect(database_dsn) as writer:
+        writer.execute("INSERT INTO product VALUES (2, 'a cat')")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            schema.install(database)
+    schema.install(database)
+    assert database.execute(columns).fetchall() == attached
+    assert database.execute("SHOW lock_timeout").fetchone() == ("0",)
+    database.execute("INSERT INTO product VALUES (3, 'a bird')")
+    assert database.execute("SELECT bool_and(changed_at <= now()) FROM pgembed.change_1").fetchone() == (True,)
+    assert db.work(until_idle=True).written == 3
+
+
+def test_the_oldest_wait_begins_with_the_change(database: Connection) -> None:
+    db = pgembed.connect(database)
+    db.add_encoder("lite", "builtin:lite")
+    database.execute("CREATE TABLE product (id integer PRIMARY KEY, title text)")
+    db.attach("product", "embedding", encoder="lite", text="{title}")
+    wait = "SELECT queued, oldest_wait BETWEEN interval '1 hour' AND interval '1 hour 1 minute' FROM pgembed.status"
+    assert database.execute("SELECT queued, oldest_wait FROM pgembed.status").fetchone() == (0, None)
+    database.execute("INSERT INTO product VALUES (1, 'a dog'), (2, 'a cat')")
+    database.execute("UPDATE pgembed.change_1 SET changed_at = now() - interval '1 hour' WHERE key_1 = 1")
+    assert database.execute(wait).fetchone() == (2, True)
+    db.work(until_idle=True)
+    assert database.execute("SELECT queued, oldest_wait FROM pgembed.status").fetchone() == (0, None)

@@ -115,7 +115,7 @@ def test_a_third_party_adds_a_kind_through_its_entry_point() -> None:
     assert type(encoder).__name__ == "LengthEncoder"
     assert encoder.encode_text(["abc", ""]).tolist() == [[6], [0]]
     assert encoder.space == f"length:chars@{encoder.fingerprint[:12]}"
-    with pytest.raises(UnknownEncoder, match="builtin, gone, length, open_clip"):
+    with pytest.raises(UnknownEncoder, match=r"builtin, .*gone, .*length, .*open_clip"):
         load_encoder("size:chars")
 
 

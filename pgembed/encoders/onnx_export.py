@@ -1,0 +1,340 @@
+"""``pgembed encoder export``: an ``open_clip:`` encoder made into the folder that ``onnx:`` reads, and measured."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import shlex
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pgembed.encoders.base import Encoder, Settings
+from pgembed.encoders.onnx import OnnxEncoder
+from pgembed.encoders.onnx_inputs import Tokens, cleaner
+from pgembed.encoders.onnx_manifest import ImageSide, Manifest, Source, TextSide
+from pgembed.encoders.onnx_tokenizer import export_tokenizer, probes
+from pgembed.encoders.onnx_towers import as_module, image_side, text_side
+from pgembed.encoders.open_clip import OpenClipEncoder
+from pgembed.encoders.torch_models import first_line
+from pgembed.errors import EncoderError, MissingExtra
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from pgembed.encoders.base import Vectors
+
+PARITY = 1e-3  # the largest difference of a number of two unit vectors that an fp32 export may have
+BATCHES = (1, 32)
+CHUNK = 8  # of those, what the graph takes at once: more of them leave the processor's caches, and each takes longer
+SECONDS = 2.0  # about how long each side of a comparison is timed
+ONE_FILE = 1_900_000_000  # bytes of weights: a larger graph keeps them in a file beside it
+_QUANTIZED = ["MatMul", "Gemm", "Gather"]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Inputs a second, of the graphs and of torch, with the same threads and as many inputs at a call."""
+
+    modality: str
+    batch_size: int
+    onnx: float
+    torch: float
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what it is worth. ``loss`` is 1 - cosine, the mean and the largest, by modality (int8)."""
+
+    folder: Path
+    manifest: Manifest
+    sizes: dict[str, int]
+    parity: dict[str, float]
+    loss: dict[str, tuple[float, float]]
+    rates: list[Rate]
+    threads: int
+
+    def command(self, name: str) -> str:
+        """The line that registers it."""
+        source = self.manifest.source
+        words = ["pgembed", "encoder", "add", name, f"onnx:{self.folder.absolute()}"]
+        return shlex.join([*words, "--space", source.space] if source and self.manifest.same_space else words)
+
+
+def export(
+    spec: str,
+    settings: Settings,
+    folder: Path,
+    *,
+    space: str | None = None,
+    int8: bool = False,
+    opset: int | None = None,
+    say: Say = lambda _: None,
+) -> Exported:
+    """Export an ``open_clip:`` encoder into a new folder; ``space`` is its space where that is not its own.
+
+    Raises EncoderError, and leaves nothing behind, where a side cannot be exported or its vectors differ from torch's
+    by more than PARITY; MissingExtra without onnx or onnxscript.
+    """
+    scheme, _, name = spec.partition(":")
+    if scheme != OpenClipEncoder.scheme:
+        raise EncoderError(f"Encoder '{spec}' cannot be exported: only open_clip: can.", "Give open_clip:MODEL/TAG.")
+    if settings.get("precision", "fp32") != "fp32":
+        raise EncoderError(f"Encoder '{spec}' has the precision {settings['precision']}; fp32 is exported.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise EncoderError(f"'{folder}' is there already.", "Give a new folder.")
+    for package in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise MissingExtra("The export of an encoder", "onnx-export") from None
+    say("loading the model")
+    plain = {key: value for key, value in settings.items() if key not in ("device", "compile", "batch_size")}
+    encoder = OpenClipEncoder.load(name, {**plain, "device": "cpu", "batch_size": max(BATCHES)})
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.absolute().parent) as work:
+        exported = _Export(encoder, Path(work), opset, say).run(space or encoder.space, int8=int8)
+        Path(work).chmod(0o755)
+        if folder.is_dir():
+            folder.rmdir()
+        Path(work).rename(folder)
+        Path(work).mkdir()  # for the context to remove
+    return replace(exported, folder=folder)
+
+
+class _Export:
+    def __init__(self, encoder: OpenClipEncoder, folder: Path, opset: int | None, say: Say) -> None:
+        self._encoder = encoder
+        self._folder = folder
+        self._opset = opset
+        self._say = say
+        self._torch: Any = importlib.import_module("torch")
+
+    def run(self, space: str, *, int8: bool) -> Exported:
+        encoder, torch = self._encoder, self._torch
+        self._say("exporting the tokenizer")
+        text = self._tokenizer()
+        self._say("exporting the text side")
+        words, trim = text_side(encoder.model, torch)
+        text = replace(text, trim=trim)
+        length = int(encoder.tokenizer(["a"]).shape[1])
+        ids = encoder.tokenizer(["a photo of a cat", "a red dress"])[:, : min(length, 16) if trim else length]
+        self._graph(
+            as_module(words, encoder.model, torch),
+            ids,
+            text.file,
+            text.input,
+            text.output,
+            dynamic=(0, 1) if trim else (0,),
+        )
+        self._say("exporting the image side")
+        image = _image_side(encoder)
+        pixels = torch.zeros((2, 3, *image.size))
+        self._graph(
+            as_module(image_side(encoder.model), encoder.model, torch),
+            pixels,
+            image.file,
+            image.input,
+            image.output,
+            dynamic=(0,),
+        )
+        manifest = Manifest(
+            dim=encoder.dim,
+            modalities=("text", "image", "screenshot"),
+            text=text,
+            image=image,
+            source=Source(encoder.spec, encoder.fingerprint, space),
+            same_space=True,
+        )
+        manifest.write(self._folder)
+        self._say("comparing with torch")
+        inputs = sample_inputs()
+        wanted = {side: _encode(encoder, side, items) for side, items in inputs.items()}
+        parity = {side: float(np.abs(v - wanted[side]).max()) for side, v in self._vectors(inputs).items()}
+        for modality, difference in parity.items():
+            if not difference <= PARITY:
+                raise EncoderError(
+                    f"The exported {modality} side of '{encoder.spec}' differs from torch by {difference:.2g};"
+                    f" {PARITY:g} is allowed, so nothing was written.",
+                    "Try another --opset, or another version of torch.",
+                )
+        loss: dict[str, tuple[float, float]] = {}
+        if int8:
+            self._say("quantizing to int8")
+            manifest = replace(manifest, precision="int8", same_space=False)
+            self._quantize(text.file, image.file)
+            manifest.write(self._folder)
+            for modality, vectors in self._vectors(inputs).items():
+                lost = 1 - (vectors * wanted[modality]).sum(axis=1)
+                loss[modality] = (float(lost.mean()), float(lost.max()))
+        self._say("measuring the speed")
+        threads = int(torch.get_num_threads())
+        rates = self._rates(inputs, threads)
+        measured = {
+            "parity_of_fp32": parity,
+            "loss_of_int8": {modality: {"mean": mean, "max": worst} for modality, (mean, worst) in loss.items()},
+            "threads": threads,
+            "rates": [asdict(rate) for rate in rates],
+            "samples": {side: len(items) for side, items in inputs.items()},
+        }
+        manifest = replace(manifest, measured=measured)
+        manifest.write(self._folder)
+        sizes = {path.name: path.stat().st_size for path in sorted(self._folder.iterdir())}
+        return Exported(self._folder, manifest, sizes, parity, loss, rates, threads)
+
+    def _tokenizer(self) -> TextSide:
+        from tokenizers import Tokenizer
+
+        spec, tokenizer = self._encoder.spec, self._encoder.tokenizer
+        found = export_tokenizer(spec, tokenizer)
+        side = TextSide("text.onnx", "tokenizer.json", found.cleanup, found.replace)
+        (self._folder / side.tokenizer).write_text(found.json, encoding="utf-8")
+        ours = Tokens(
+            Tokenizer.from_file(str(self._folder / side.tokenizer)),
+            cleaner(spec, side.cleanup),
+            {int(old): new for old, new in side.replace.items()},
+        )
+        for text in probes():
+            if ours.ids([text])[0].tolist() != tokenizer([text]).tolist():
+                raise EncoderError(f"The exported tokenizer of '{spec}' gives other ids for {text!r}.")
+        return side
+
+    def _graph(self, module: Any, example: Any, file: str, given: str, gives: str, *, dynamic: Sequence[int]) -> None:  # noqa: ANN401
+        torch = self._torch
+        path = self._folder / file
+        size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+        options: dict[str, Any] = {"opset_version": self._opset} if self._opset else {}
+        try:
+            with _quiet():
+                torch.onnx.export(
+                    module.eval(),
+                    (example,),
+                    path,
+                    input_names=[given],
+                    output_names=[gives],
+                    dynamic_shapes=(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),),
+                    dynamo=True,
+                    external_data=size > ONE_FILE,
+                    verbose=False,
+                    **options,
+                )
+        except Exception as error:
+            raise EncoderError(
+                f"torch could not export {file} of '{self._encoder.spec}': {first_line(error)}.",
+                "Models of other libraries inside open_clip may not be exportable; run it as open_clip: instead.",
+            ) from error
+
+    def _quantize(self, *files: str) -> None:
+        quantization: Any = importlib.import_module("onnxruntime.quantization")
+        for file in files:
+            path, exact = self._folder / file, self._folder / f"exact-{file}"
+            external = path.with_name(f"{file}.data")
+            path.rename(exact)
+            with _quiet():
+                quantization.quantize_dynamic(
+                    exact,
+                    path,
+                    op_types_to_quantize=_QUANTIZED,
+                    per_channel=True,
+                    reduce_range=True,  # 7 bits: the same numbers on processors without VNNI, which would overflow
+                    weight_type=quantization.QuantType.QInt8,
+                    use_external_data_format=external.exists(),
+                )
+            exact.unlink()
+            if external.exists() and external.name not in path.read_bytes().decode("latin-1"):
+                external.unlink()
+
+    def _vectors(self, inputs: dict[str, list[Any]]) -> dict[str, Vectors]:
+        exported = OnnxEncoder.load(str(self._folder), {"batch_size": 8})
+        return {side: _encode(exported, side, items) for side, items in inputs.items()}
+
+    def _rates(self, inputs: dict[str, list[Any]], threads: int) -> list[Rate]:
+        exported = OnnxEncoder.load(str(self._folder), {"threads": threads, "batch_size": CHUNK})
+        rates: list[Rate] = []
+        for modality, items in inputs.items():
+            for batch in BATCHES:
+                chosen = (items * batch)[:batch]
+                both = _fastest(
+                    [lambda one=one, m=modality, c=chosen: _encode(one, m, c) for one in (exported, self._encoder)]
+                )
+                rates.append(Rate(modality, batch, batch / both[0], batch / both[1]))
+        return rates
+
+
+def sample_inputs() -> dict[str, list[Any]]:
+    """Texts of all kinds, and drawn pictures of all shapes."""
+    return {"text": [*probes(), *(f"a photo of {count} things" for count in range(8))], "image": _pictures()}
+
+
+def _pictures() -> list[Picture]:
+    from PIL import Image, ImageDraw
+
+    chance = np.random.default_rng(5)
+    pictures: list[Picture] = []
+    for width, height in ((640, 480), (480, 640), (224, 224), (1000, 300), (90, 500), (64, 64), (30, 40), (512, 512)):
+        noise = Image.fromarray(chance.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        coarse = Image.fromarray(chance.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((width, height))
+        drawing = Image.new("RGB", (width, height), "skyblue")
+        draw = ImageDraw.Draw(drawing)
+        draw.rectangle((0, height * 0.7, width, height), fill="green")
+        draw.ellipse((width * 0.2, height * 0.2, width * 0.6, height * 0.8), fill="darkred")
+        pictures += [noise, coarse, drawing]
+    return pictures
+
+
+def _encode(encoder: Encoder, modality: str, items: Sequence[Any]) -> Vectors:
+    return encoder.encode_text(items) if modality == "text" else encoder.encode_image(items)
+
+
+def _fastest(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """The shortest time of each call, in seconds; they take turns, so that each meets the same machine."""
+    best = [float("inf")] * len(calls)
+    for number in range(12):
+        began = time.perf_counter()
+        for place, call in enumerate(calls):
+            started = time.perf_counter()
+            call()
+            if number:  # the first makes buffers
+                best[place] = min(best[place], time.perf_counter() - started)
+        if number >= 2 and time.perf_counter() - began > SECONDS / 4:
+            break
+    return best
+
+
+def _image_side(encoder: OpenClipEncoder) -> ImageSide:
+    facts = encoder.preprocessing
+    size: Any = facts["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if facts.get("mode", "RGB") != "RGB":
+        raise EncoderError(f"Encoder '{encoder.spec}' takes pictures in {facts['mode']}, which cannot be exported.")
+    mean, std = (tuple(float(one) for one in facts[key]) for key in ("mean", "std"))
+    return ImageSide(
+        file="image.onnx",
+        size=(int(height), int(width)),
+        resize=facts.get("resize_mode") or "shortest",
+        interpolation="bilinear" if facts.get("interpolation") == "bilinear" else "bicubic",
+        fill=int(facts.get("fill_color") or 0),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:  # noqa: ANN401
+    """Without what torch and onnxruntime tell of their own workings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,274 @@
+"""``sentence-transformers:NAME|PATH``: models in that library's layout, with its own prompts, pooling and modules.
+
+    sentence-transformers:all-MiniLM-L6-v2    a repository on the hub (of sentence-transformers, unless ORG/ is there)
+    sentence-transformers:/models/minilm      a folder with modules.json
+
+Rows are encoded as documents, searches as queries, each with its prompt where the model has one. Its CLIP models and
+others that see take pictures too. torch is imported when a model is loaded, not before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from PIL import Image
+
+from pgembed.encoders.base import Encoder, Metric, Modality, Needs, Role, Settings, named_fingerprint
+from pgembed.encoders.length_limit import LengthLimit
+from pgembed.encoders.model_folder import (
+    architecture_facts,
+    check_folder,
+    find_folder,
+    folder_needs,
+    is_path,
+    quiet,
+    read_json,
+    tokenizer_facts,
+)
+from pgembed.encoders.settings import Known, check_settings
+from pgembed.encoders.torch_models import choose_device, first_line, tensor_facts
+from pgembed.errors import EncoderError, MissingExtra
+
+if TYPE_CHECKING:
+    from pgembed.encoders.base import Vectors
+
+_SETTINGS: Known = {
+    "query_prompt": str,  # what stands before a search; without it, the model's own prompt for queries
+    "document_prompt": str,  # what stands before a row's text
+    "query_prompt_name": str,  # one of the model's prompts, by its name
+    "document_prompt_name": str,
+    "pooling": ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"),  # instead of the model's
+    "dimensions": int,  # the first so many, for models trained so (Matryoshka)
+    "normalize": bool,  # to unit length; true unless said otherwise
+    "max_length": int,  # tokens that are read of a text
+    "precision": ("auto", "fp32", "fp16", "bf16"),  # auto: as the weights are stored
+    "device": str,  # auto, cpu, cuda, cuda:1, mps
+    "batch_size": int,
+    "revision": str,
+    "cache_dir": str,
+    "allow_pickle": bool,
+    "trust_remote_code": bool,
+}
+_METRICS: dict[str, Metric] = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
+_PROBE = "A probe of the tokenizer: naïve café, 3.14 ÷ 2; don't!"
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What the library is asked to put before an input: ``arguments`` of its encode functions, and the text it is."""
+
+    arguments: dict[str, str]
+    text: str
+
+
+class SentenceTransformerEncoder(Encoder):
+    """A model of sentence-transformers. Vectors have unit length unless ``normalize`` is false."""
+
+    scheme: ClassVar[str] = "sentence-transformers"
+
+    def __init__(self, spec: str, model: Any, folder: Path, settings: Settings, torch: Any) -> None:  # noqa: ANN401
+        self.spec = spec
+        self.batch_size = settings.get("batch_size", 64)
+        self.normalized = settings.get("normalize", True)
+        self._model = model
+        self.modalities = _modalities(spec, model)
+        if not self.normalized:
+            self.metric = _METRICS.get(str(model.similarity_fn_name), "cosine")
+        self._prompts = {role: _prompt(spec, role, model, settings) for role in ("query", "document")}
+        self._limit = LengthLimit(spec, model.tokenizer, model.max_seq_length)
+        self._reserved = {role: len(self._tokens(prompt.text, special=True)) for role, prompt in self._prompts.items()}
+        self.dim = self._choose_dimensions(settings.get("dimensions"))
+        unused_poolers = getattr(model[0], "module_output_name", "") == "token_embeddings"
+        self.fingerprint = named_fingerprint(
+            weights="\n".join(
+                fact for fact in tensor_facts(model, torch) if not (unused_poolers and ".pooler." in fact.split()[0])
+            ),
+            architecture=architecture_facts(folder),
+            prompts=json.dumps({role: prompt.text for role, prompt in self._prompts.items()}),
+            output=json.dumps([settings.get("pooling"), self.dim, self.normalized]),
+            tokenizer=tokenizer_facts(folder) + json.dumps([self._tokens(_PROBE), model.max_seq_length]),
+        )
+
+    @classmethod
+    def load(cls, name: str, settings: Settings) -> Self:
+        """Load a repository or a folder that has modules.json; the module's head tells the settings.
+
+        Raises MissingExtra without sentence-transformers, EncoderError where the model is not there, is of another
+        kind, would run code or read pickles that were not allowed, or where a setting does not fit it.
+        """
+        spec = f"{cls.scheme}:{name}"
+        check_settings(spec, settings, _SETTINGS)
+        try:
+            library: Any = importlib.import_module("sentence_transformers")
+            transformers: Any = importlib.import_module("transformers")
+            torch: Any = importlib.import_module("torch")
+        except ImportError as error:
+            if error.name in {"sentence_transformers", "transformers", "torch"}:
+                raise MissingExtra(f"Encoder '{spec}'", "sentence-transformers") from None
+            raise EncoderError(f"Encoder '{spec}' could not import sentence-transformers: {error}.") from error
+        device = choose_device(spec, settings.get("device", "auto"), torch)
+        pickles, trusted = settings.get("allow_pickle", False), settings.get("trust_remote_code", False)
+        repository = name if "/" in name or is_path(name) else f"sentence-transformers/{name}"
+        folder = find_folder(spec, repository, settings)
+        check_folder(
+            spec, folder, needed="modules.json", pickles=pickles,
+            hint="It is no model of sentence-transformers; transformers:… may load it.",
+        )  # fmt: skip
+        _check_kind(spec, folder, trusted)
+        precision = settings.get("precision", "auto")
+        names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+        dtype = getattr(torch, names[precision]) if precision in names else "auto"
+        try:
+            with quiet(transformers):
+                model = library.SentenceTransformer(
+                    str(folder),
+                    device=device,
+                    trust_remote_code=trusted,
+                    local_files_only=not trusted,  # code may stand in another repository
+                    model_kwargs={"dtype": dtype, **({} if pickles else {"use_safetensors": True})},
+                )
+        except Exception as error:
+            raise EncoderError(f"sentence-transformers could not load '{spec}': {first_line(error)}.") from error
+        model.eval().requires_grad_(False)
+        _set_pooling(spec, model, settings.get("pooling"))
+        _set_length(spec, model, settings.get("max_length"))
+        return cls(spec, model, folder, settings, torch)
+
+    @classmethod
+    def needs(cls, name: str, settings: Settings) -> Needs:
+        """A local folder, the cache's folder, pickles and code that comes with the model where they are asked for."""
+        return folder_needs(name, settings)
+
+    @property
+    def cut_texts(self) -> int:
+        """How many texts so far were longer than the model reads."""
+        return self._limit.cut_texts
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        """Texts of rows, after the prompt for documents, cut at the model's length -> ``(n, dim) float32``."""
+        return self._embed_texts(texts, "document")
+
+    def embed_query_texts(self, texts: Sequence[str]) -> Vectors:
+        """Texts to search with, after the prompt for queries."""
+        return self._embed_texts(texts, "query")
+
+    def embed_pixels(self, pixels: Sequence[Any]) -> Vectors:
+        """Pictures of rows -> ``(n, dim) float32``."""
+        return self._embed([{"image": picture} for picture in pixels], "document")
+
+    def embed_query_pixels(self, pixels: Sequence[Any]) -> Vectors:
+        """Pictures to search with."""
+        return self._embed([{"image": picture} for picture in pixels], "query")
+
+    def _embed_texts(self, texts: Sequence[str], role: Role) -> Vectors:
+        self._limit.cut(texts, self._reserved[role])  # the library cuts them itself; this tells
+        # Bare strings that look like an address or a path of a picture would be fetched and read by the library.
+        return self._embed([{"text": text} for text in texts], role)
+
+    def _embed(self, inputs: list[dict[str, Any]], role: Role) -> Vectors:
+        if not inputs:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        encode = self._model.encode_query if role == "query" else self._model.encode_document
+        found = encode(inputs, batch_size=self.batch_size, show_progress_bar=False, **self._prompts[role].arguments)
+        vectors: Vectors = np.asarray(found, dtype=np.float32)
+        if self.normalized:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    def _choose_dimensions(self, asked: int | None) -> int:
+        stored = self._model.truncate_dim
+        self._model.truncate_dim = None
+        self.dim = 0
+        whole = int(self._probe().shape[1])
+        if asked is not None and asked > whole:
+            raise EncoderError(
+                f"The model of '{self.spec}' has {whole} dimensions, not {asked}.", f"Give at most {whole}."
+            )
+        self._model.truncate_dim = asked or stored
+        return min(asked or stored or whole, whole)
+
+    def _probe(self) -> Vectors:
+        try:
+            if "text" in self.modalities:
+                return self._embed([{"text": "a"}], "document")
+            return self._embed([{"image": Image.new("RGB", (64, 64))}], "document")
+        except Exception as error:
+            raise EncoderError(f"The model of '{self.spec}' does not encode: {first_line(error)}.") from error
+
+    def _tokens(self, text: str, *, special: bool = False) -> list[int]:
+        tokenizer = self._model.tokenizer
+        if not getattr(tokenizer, "is_fast", False):  # others are no tokenizers of transformers
+            return []
+        return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def _modalities(spec: str, model: Any) -> frozenset[Modality]:  # noqa: ANN401
+    found: set[Modality] = {"text"} if model.supports("text") else set()
+    if model.supports("image"):
+        found |= {"image", "screenshot"}
+    if not found:
+        taken = ", ".join(str(modality) for modality in model.modalities)
+        raise EncoderError(f"The model of '{spec}' takes {taken}, neither texts nor pictures.")
+    return frozenset(found)
+
+
+def _prompt(spec: str, role: Role, model: Any, settings: Settings) -> _Prompt:  # noqa: ANN401
+    """The prompt of a role: that of the settings, or the one which the library takes by itself."""
+    text, name = settings.get(f"{role}_prompt"), settings.get(f"{role}_prompt_name")
+    prompts: dict[str, str] = model.prompts
+    if text is not None and name is not None:
+        raise EncoderError(
+            f"Encoder '{spec}' has both a {role}_prompt and a {role}_prompt_name.", "Keep one of the two settings."
+        )
+    if text is not None:
+        return _Prompt({"prompt": text}, text)
+    if name is not None:
+        if name not in prompts:
+            raise EncoderError(
+                f"The model of '{spec}' has no prompt named '{name}'.", f"Its prompts: {', '.join(prompts) or 'none'}."
+            )
+        return _Prompt({"prompt_name": name}, prompts[name])
+    # As encode_query and encode_document choose.
+    names = ("query",) if role == "query" else ("document", "passage", "corpus")
+    own = next((known for known in names if known in prompts), model.default_prompt_name)
+    return _Prompt({}, prompts.get(own, "") if own else "")
+
+
+def _check_kind(spec: str, folder: Path, trusted: bool) -> None:
+    """Raises EncoderError for a model of another kind, which the library would convert, and for code of its own."""
+    config = folder / "config_sentence_transformers.json"
+    kind = read_json(spec, config).get("model_type", "SentenceTransformer") if config.is_file() else None
+    if kind not in (None, "SentenceTransformer"):
+        raise EncoderError(f"The model of '{spec}' is a {kind}, which gives no vector for each input.")
+    modules: Any = json.loads((folder / "modules.json").read_bytes())
+    for kind in [str(module["type"]) for module in modules]:
+        if not kind.startswith("sentence_transformers.") and not trusted:
+            raise EncoderError(
+                f"The model of '{spec}' has a module of its own, {kind}, which is code.",
+                'If you trust it, add the setting {"trust_remote_code": true}.',
+            )
+
+
+def _set_pooling(spec: str, model: Any, mode: str | None) -> None:  # noqa: ANN401
+    if mode is None:
+        return
+    for name, module in model.named_children():
+        if type(module).__name__ == "Pooling":
+            setattr(model, name, type(module)(module.embedding_dimension, mode, include_prompt=module.include_prompt))
+            return
+    raise EncoderError(f"The model of '{spec}' pools in a way of its own.", "Drop the setting 'pooling'.")
+
+
+def _set_length(spec: str, model: Any, length: int | None) -> None:  # noqa: ANN401
+    if length is None:
+        return
+    most = getattr(getattr(model[0], "config", None), "max_position_embeddings", None)
+    if isinstance(most, int) and length > most > 0:
+        raise EncoderError(f"The model of '{spec}' reads {most} tokens, not {length}.", f"Give at most {most}.")
+    model.max_seq_length = length

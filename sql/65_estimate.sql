@@ -1,0 +1,55 @@
+-- What an embedding would come to, before it is attached.
+
+-- Rows and inputs that attach with these arguments would bring to the encoder, one row a modality; nothing is changed,
+-- and what attach would refuse is refused. Rows are counted up to a million and estimated above (exact = false);
+-- mean_bytes is the mean size of a sample: of texts, and of pictures in bytea. `sample` holds some texts. Called by
+-- `pgembed attach --dry-run`.
+CREATE OR REPLACE FUNCTION pgembed.estimate(
+    relation regclass,
+    target text,
+    encoder text,
+    inputs jsonb,
+    sample_rows integer DEFAULT 1000
+) RETURNS TABLE (modality text, rows bigint, inputs_present bigint, exact boolean, mean_bytes float8, sample text[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    model pgembed.encoder := pgembed._encoder(encoder);
+    checked jsonb;
+    planned real;
+    share float8;
+    source text;
+    expression text;
+    is_text boolean;
+BEGIN
+    PERFORM pgembed._check_table(relation);
+    PERFORM pgembed._check_target(relation, target, model);
+    checked := pgembed._checked_inputs(relation, model, inputs);
+    PERFORM pgembed._key_columns(relation);
+    SELECT reltuples INTO planned FROM pg_class WHERE oid = relation;
+    exact := planned < 1000000;
+    IF exact THEN
+        EXECUTE format('SELECT count(*) FROM %s', relation) INTO rows;
+    ELSE
+        rows := planned;
+    END IF;
+    share := least(100, 100.0 * sample_rows / greatest(rows, 1));
+    source := format('%s AS t TABLESAMPLE %s (%s) REPEATABLE (1)', relation,
+        CASE WHEN exact THEN 'BERNOULLI' ELSE 'SYSTEM' END, share);
+    FOR modality IN SELECT key FROM jsonb_object_keys(checked) AS key ORDER BY key LOOP
+        expression := pgembed._input_sql(relation, checked, modality);
+        is_text := modality = 'text';
+        EXECUTE format('SELECT %s, avg(CASE WHEN %s THEN octet_length(x) END), '
+            '(array_agg(x::text) FILTER (WHERE %s AND x IS NOT NULL))[:64] FROM (SELECT %s AS x FROM %s) AS s',
+            CASE WHEN exact THEN format('(SELECT count(*) FROM %s AS t WHERE num_nonnulls(%s) > 0)', relation,
+                (SELECT string_agg('t.' || quote_ident(a.attname), ', ')
+                    FROM jsonb_each_text(checked -> modality -> 'columns') AS used (name, number)
+                    JOIN pg_attribute AS a ON a.attrelid = relation AND a.attnum = used.number::smallint))
+            ELSE format('(%s * count(x) / greatest(count(*), 1))::bigint', rows) END,
+            (is_text OR checked -> modality ->> 'as' = 'bytes')::text, is_text::text, expression, source)
+        INTO inputs_present, mean_bytes, sample;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
