@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from training.network import PIXELS, Features, Lite
+from training.words import to_int8
 
-SMALL = 256  # tensors of fewer values stay in single precision
+SMALL, LARGE = 256, 2**18  # tensors of fewer values stay in single precision; matrices of so many take 8 bits
 
 
 def folded(tower: nn.Module) -> nn.Module:
@@ -35,16 +36,25 @@ def folded(tower: nn.Module) -> nn.Module:
     return tower
 
 
-def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store large weights in half precision, each widened when the session starts: the arithmetic stays single."""
+def small_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Store the largest matrices in 8 bits with a scale a row, other large weights in half precision.
+
+    They are widened when the session starts: the arithmetic stays single.
+    """
     nodes, kept = [], []
     for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor)
+        values, name = numpy_helper.to_array(tensor), tensor.name
         if tensor.data_type != TensorProto.FLOAT or values.size < SMALL:
             kept.append(tensor)
-            continue
-        kept.append(numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}_half"))
-        nodes.append(helper.make_node("Cast", [f"{tensor.name}_half"], [tensor.name], to=TensorProto.FLOAT))
+        elif values.ndim == 2 and values.size >= LARGE:
+            rows, scales = to_int8(values)
+            kept.append(numpy_helper.from_array(rows, f"{name}_rows"))
+            kept.append(numpy_helper.from_array(scales[:, None], f"{name}_scales"))
+            nodes.append(helper.make_node("Cast", [f"{name}_rows"], [f"{name}_wide"], to=TensorProto.FLOAT))
+            nodes.append(helper.make_node("Mul", [f"{name}_wide", f"{name}_scales"], [name]))
+        else:
+            kept.append(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
+            nodes.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     rest = list(model.graph.node)
@@ -56,7 +66,7 @@ def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def export(network: Lite, path: Path) -> None:
     """Write the network as ONNX: ``pixels (n, 224, 224, 3) uint8`` -> ``vectors (n, 256) float32``."""
-    _write(Lite(folded(network.tower), network.names, network.silent, network.head, network.gate), "vectors", path)
+    _write(Lite(folded(network.tower), network.names, network.silent, network.drawings, network.gate), "vectors", path)
 
 
 def export_features(tower: nn.Module, path: Path) -> None:
@@ -70,7 +80,7 @@ def _write(network: nn.Module, output: str, path: Path) -> None:
         network.eval(), (example,), dynamo=True, input_names=["pixels"], output_names=[output],
         dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False,
     )  # fmt: skip
-    model = half_weights(program.model_proto)
+    model = small_weights(program.model_proto)
     for node in model.graph.node:  # no trace of the machine it was made on
         del node.metadata_props[:]
         node.doc_string = ""

@@ -14,16 +14,24 @@ from typing import TypeVar
 import numpy as np
 import onnxruntime
 import torch
+from PIL import Image
 from torch import nn
 
-from training import photographs
-from training.drawings import VENDORS, Emoji, changed, drawings, pixels
+from pgembed.encoders.builtin import preprocess
+from training import icons, photographs
+from training.drawings import VENDORS, Emoji, changed, drawings, emoji, pixels
 from training.export import export_features
 from training.network import imagenet_tower
 from training.paths import WORK
 
 T = TypeVar("T")
 COPIES, TONED_COPIES, BATCH = 2, 0, 8  # changed copies of an emoji, and of one with a skin tone
+SET_COPIES = 2  # of an emoji of an icon set
+SETS = tuple(
+    name
+    for name in (*icons.VENDORS, *icons.FLAGS, *icons.THINGS)
+    if name not in ("noto", "twemoji", "fluent-emoji-flat")
+)  # the three are among the vendors
 
 
 def session(tower: nn.Module, name: str) -> onnxruntime.InferenceSession:
@@ -82,13 +90,26 @@ def of_drawings(name: str = "imagenet") -> list[tuple[list[Emoji], np.ndarray]]:
     return out
 
 
+def of_sets(name: str = "imagenet") -> list[tuple[list[Emoji], np.ndarray]]:
+    """The same for the emoji without skin tone among the icon sets."""
+    tower, out = session(imagenet_tower(), name), []
+    for copy in range(SET_COPIES + 1):
+        for number, each in enumerate(map(icons.load, SETS)):
+            rows = [row for row, one in enumerate(each.subjects) if one.id in emoji() and not one.toned]
+            generator = torch.Generator().manual_seed(100 * copy + 50 + number)
+
+            def parts(each=each, rows=rows, copy=copy, generator=generator) -> Iterable[np.ndarray]:
+                for batch in batches(rows):
+                    pictures = np.stack([preprocess(Image.fromarray(each.pixels[row])) for row in batch])
+                    yield run(tower, changed(pictures, generator) if copy else pictures)
+
+            file = WORK / name / f"set_{each.name}_{copy}.npy"
+            out.append(([each.subjects[row] for row in rows], _kept(file, parts(), len(rows))))
+    return out
+
+
 def of_photographs(name: str = "imagenet") -> np.ndarray:
     """The features of the photographs' cuts ``(n, 1280) float16``."""
     tower = session(imagenet_tower(), name)
     parts = (run(tower, np.stack(batch)) for batch in batches(photographs.cuts()))
     return _kept(WORK / name / "photographs.npy", parts, len(photographs.files()) * photographs.CUTS)
-
-
-def vendors() -> list[str]:
-    """Whose pictures each entry of ``of_drawings`` holds."""
-    return [vendor for _ in range(COPIES + 1) for vendor in VENDORS]

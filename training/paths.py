@@ -32,18 +32,25 @@ def data() -> Path:
     return Path(named)
 
 
+def npm(package: str, folder: Path) -> Path:
+    """The archive of an npm package (``name@version``), fetched into the folder once."""
+    name, _, version = package.removeprefix("@").replace("/", "-").rpartition("@")
+    archive = folder / f"{name}-{version}.tgz"
+    if not archive.exists():
+        program = shutil.which("npm")
+        if program is None:
+            missing("npm", f"Install it, or put the archive of the npm package {package} there: {archive}.")
+        folder.mkdir(parents=True, exist_ok=True)
+        packed = subprocess.run([program, "pack", package], cwd=folder, capture_output=True, text=True)
+        if packed.returncode:
+            missing(f"the npm package {package}", packed.stderr.strip())
+    return archive
+
+
 def emojibase() -> Path:
     """Unicode's CLDR names and search words in English, from the npm package emojibase-data (MIT, Unicode licence)."""
     found = WORK / "emojibase" / "package" / "en" / "data.json"
     if not found.exists():
-        npm = shutil.which("npm")
-        if npm is None:
-            missing("npm", f"Install it, or unpack the npm package {EMOJIBASE} into {found.parents[2]}.")
-        folder = found.parents[2]
-        folder.mkdir(parents=True, exist_ok=True)
-        packed = subprocess.run([npm, "pack", EMOJIBASE], cwd=folder, capture_output=True, text=True)
-        if packed.returncode:
-            missing(f"the npm package {EMOJIBASE}", packed.stderr.strip())
-        with tarfile.open(folder / packed.stdout.split()[-1]) as archive:
-            archive.extractall(folder, filter="data")
+        with tarfile.open(npm(EMOJIBASE, found.parents[2])) as archive:
+            archive.extractall(found.parents[2], filter="data")
     return found

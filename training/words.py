@@ -60,14 +60,6 @@ def from_int8(rows: NDArray[np.int8], scale: NDArray[np.float32]) -> NDArray[np.
     return rows.astype(np.float32) * scale[:, None]
 
 
-def silent_direction(table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The direction ``(256,)`` of length 1 along which the tokens' vectors, each of length 1, lie least."""
-    rows = table[1:].astype(np.float64)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    direction = np.linalg.eigh(rows.T @ rows)[1][:, 0]
-    return (direction * np.sign(direction[np.abs(direction).argmax()])).astype(np.float32)
-
-
 class Words:
     """The text side with a given table, as the shipped encoder computes it."""
 

@@ -21,14 +21,20 @@ PICTURES = sorted((ROOT / "tests/data/photos").glob("*.jpg"))
 
 
 @pytest.fixture(scope="module")
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> str:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder below which workers may read weights."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def stand_in(models: Path) -> str:
     """The arguments that register an open_clip model of random weights instead of one from the hub."""
     import open_clip
     import torch
     from safetensors.torch import save_file
 
     torch.manual_seed(5)
-    weights = tmp_path_factory.mktemp("clip") / "model.safetensors"
+    weights = models / "model.safetensors"
     save_file(open_clip.create_model("ViT-S-32-alt").state_dict(), weights)
     return f'open_clip:ViT-S-32-alt --settings \'{{"checkpoint": "{weights}"}}\''
 
@@ -60,9 +66,9 @@ def test_what_it_says_to_install_is_what_this_project_is_called() -> None:
         assert extra in project["optional-dependencies"]
 
 
-def test_every_block_works_as_printed(database_dsn: str, tmp_path: Path, stand_in: str) -> None:
+def test_every_block_works_as_printed(database_dsn: str, tmp_path: Path, stand_in: str, models: Path) -> None:
     (tmp_path / "dress.jpg").write_bytes(PICTURES[0].read_bytes())
-    environment = {**os.environ, "PGEMBED_DSN": database_dsn, "NO_COLOR": "1"}
+    environment = {**os.environ, "PGEMBED_DSN": database_dsn, "NO_COLOR": "1", "PGEMBED_MODEL_DIR": str(models)}
     ran = {"bash": 0, "sql": 0, "python": 0}
     with psycopg.connect(database_dsn, autocommit=True) as conn:
         for kind, block in blocks()[1:]:

@@ -31,7 +31,7 @@ def changes(conn: Connection, log: str) -> list[tuple[Any, ...]]:
     """The keys in the log, in order; the log is emptied."""
     rows = conn.execute(f"SELECT * FROM {log} ORDER BY seq".encode()).fetchall()
     conn.execute(f"DELETE FROM {log}".encode())
-    return [tuple(row[1:]) for row in rows]
+    return [tuple(row[1:-1]) for row in rows]  # between seq and changed_at
 
 
 # Keys and names
