@@ -54,8 +54,7 @@ BEGIN
         AND k BETWEEN 1 AND least(current_setting('hnsw.ef_search', true)::integer, 10)
         AND current_setting('hnsw.iterative_scan', true) IS DISTINCT FROM 'relaxed_order' THEN
         BEGIN
-            RETURN QUERY EXECUTE 'SELECT * FROM pgembed.search_' || row_type::oid || '($1, $2, $3, $4)'
-                USING query, k, embedding, prototype;
+            RETURN QUERY SELECT s.item, s.score FROM pgembed._kept_search(query, k, search.embedding, prototype) AS s;
             IF FOUND THEN
                 RETURN;
             END IF;
@@ -211,38 +210,62 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN type IN ('bytea'::regtype, '@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype,
     '@extschema:vector@.sparsevec'::regtype, '@extschema:vector@.vector[]'::regtype);
 
+-- What search asks first, the search of the table whose row type is the prototype's: its body is written by
+-- _keep_searches, and calls that table's function by name. To call it by a name put together in search would have the
+-- call itself planned each time.
+CREATE OR REPLACE FUNCTION pgembed._kept_search(
+    query @extschema:vector@.vector,
+    k integer,
+    embedding text,
+    prototype anyelement,
+    OUT item anyelement,
+    OUT score float8
+) RETURNS SETOF record
+LANGUAGE plpgsql STABLE ROWS 10
+AS 'BEGIN END';
+
 -- Keep a function search_<oid of the row type> for each table: the search for up to 10 rows, without a filter and
 -- without wide columns. Postgres keeps the plan of a statement that stands in a function; to plan it anew takes longer
--- than all else that search does. A role that may not make one goes without. Called by attach, detach, forget and sync.
+-- than all else that search does. Called by install, attach, detach, forget and sync, whoever calls these.
 CREATE OR REPLACE FUNCTION pgembed._keep_searches() RETURNS void
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     kept record;
 BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtext('pgembed._keep_searches')) THEN
+        RETURN; -- another does it just now; a table that it does not see yet is searched without until the next sync
+    END IF;
     FOR kept IN
         SELECT coalesce(p.proname, w.proname) AS name, w.body
         FROM (
             SELECT DISTINCT 'search_' || c.reltype AS proname, pgembed._search_body(c.oid) AS body
             FROM pgembed.embedding AS e
             JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
+            UNION ALL
+            SELECT '_kept_search', format(E'BEGIN\n    CASE pg_typeof(prototype)::oid%s\n    ELSE NULL;\n    END CASE;\nEND',
+                string_agg(format(E'\n    WHEN %s THEN\n        RETURN QUERY SELECT * FROM pgembed.search_%s($1, $2, $3, $4);',
+                    c.reltype, c.reltype), '' ORDER BY c.reltype))
+            FROM (SELECT DISTINCT relation FROM pgembed.embedding) AS e
+            JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
+            HAVING count(*) > 0
         ) AS w
         FULL JOIN (
             SELECT * FROM pg_catalog.pg_proc
-            WHERE pronamespace = 'pgembed'::regnamespace AND proname ~ '^search_[0-9]+$'
+            WHERE pronamespace = 'pgembed'::regnamespace AND proname ~ '^(search_[0-9]+|_kept_search)$'
         ) AS p USING (proname)
         WHERE p.prosrc IS DISTINCT FROM w.body
-            AND CASE WHEN p.oid IS NULL THEN has_schema_privilege('pgembed', 'CREATE')
-                ELSE pg_has_role(p.proowner, 'USAGE') END
+            AND (p.oid IS NULL OR pg_has_role(p.proowner, 'USAGE'))
     LOOP
-        CONTINUE WHEN NOT pg_try_advisory_xact_lock(hashtext('pgembed.' || kept.name)); -- another does it just now
-        IF kept.body IS NULL THEN -- the table is gone or was detached, or has another number since it was restored
+        IF kept.body IS NULL AND kept.name <> '_kept_search' THEN
+            -- the table is gone or was detached, or has another number since it was restored
             EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I', kept.name);
         ELSE
             EXECUTE format('CREATE OR REPLACE FUNCTION pgembed.%I(query @extschema:vector@.vector, k integer, '
                 'embedding text, prototype anyelement, OUT item anyelement, OUT score float8) '
-                'RETURNS SETOF record LANGUAGE plpgsql STABLE ROWS 10 AS %L', kept.name, kept.body);
+                'RETURNS SETOF record LANGUAGE plpgsql STABLE ROWS 10 AS %L', kept.name,
+                coalesce(kept.body, 'BEGIN END'));
         END IF;
     END LOOP;
 END
@@ -456,3 +479,5 @@ BEGIN
     RETURN bound;
 END
 $$;
+
+DO $$ BEGIN PERFORM pgembed._keep_searches(); END $$;

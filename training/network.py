@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 PIXELS, FEATURES, DIM = 224, 1280, 256
-WORTH = 0.845  # length of what a photograph says
+WORTH, CERTAIN = 0.95, 0.2  # length of what a photograph says, and how much less of it where one class is certain
 SILENT, OF_DRAWINGS = 8, 0.2  # directions in which a photograph says nothing to words; what drawings count in them
 
 
@@ -77,8 +77,9 @@ class Lite(nn.Module):
 
     What a photograph says is the mean of its classes' vectors in words, weighted by the probability of each, less the
     mean of all classes. A word and what a photograph of it says would be nearly one vector, a word and its drawing have
-    a cosine of about 0.2: among both kinds, wrong photographs would come before right drawings. So what it says has the
-    length ``WORTH``; the rest of its length says the same once more in the ``silent`` directions, in which words have
+    a cosine of about 0.2: among both kinds, wrong photographs would come before right drawings. So what it says has a
+    length below 1, the lower the more probable its first class: words find what is certain without it, and what is not
+    needs all it has. The rest of its length says the same once more in the ``silent`` directions, in which words have
     next to nothing and drawings nothing. That keeps like photographs near one another, and leaves what a photograph and
     a drawing have in common to the directions of words.
     """
@@ -95,13 +96,14 @@ class Lite(nn.Module):
         self.register_buffer("silent", silent)
         self.register_buffer("middle", names.mean(0))
         self.register_buffer("heard", heard)
-        self.register_buffer("said", WORTH / apart.norm(dim=1).mean() * heard)
+        self.register_buffer("said", heard / apart.norm(dim=1).mean())
         self.register_buffer("echo", axes.T @ silent.T)
 
     def photograph(self, features: torch.Tensor) -> torch.Tensor:
         """``(n, 1280)`` -> ``(n, 256)`` of length 1, as of a photograph."""
-        named = F.normalize(F.softmax(self.tower.classifier(features), dim=1) @ self.names, dim=-1) - self.middle
-        said = named @ self.said
+        probable = F.softmax(self.tower.classifier(features), dim=1)
+        named = F.normalize(probable @ self.names, dim=-1) - self.middle
+        said = (WORTH - CERTAIN * probable.amax(1, keepdim=True)) * (named @ self.said)
         rest = (1 - said.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
         return said + rest * F.normalize(named @ self.echo, dim=-1)
 

@@ -345,9 +345,14 @@ def test_halfvec_column_is_searched_through_its_index(own_shop: Shop) -> None:
 
 def kept(conn: Connection, query: Array) -> int:
     """How many rows the kept search of ``product`` gives: all, or none where search must look closer."""
-    name = conn.execute("SELECT 'search_' || 'product'::regtype::oid").fetchall()[0][0]
     statement = sql.SQL("SELECT count(*) FROM pgembed.{}(%s::vector, 10, NULL, NULL::product)")
-    return int(conn.execute(statement.format(sql.Identifier(name)), [text(query)]).fetchall()[0][0])
+    name = sql.Identifier(f"search_{row_type(conn)}")
+    return int(conn.execute(statement.format(name), [text(query)]).fetchall()[0][0])
+
+
+def row_type(conn: Connection) -> int:
+    """The number of ``product``'s row type."""
+    return int(conn.execute("SELECT 'product'::regtype::oid").fetchall()[0][0])
 
 
 def items(conn: Connection, query: Array, arguments: str = "") -> list[tuple[Any, ...]]:
@@ -401,7 +406,7 @@ def test_kept_searches_follow_the_catalog(database: Connection) -> None:
     assert names() == []
 
 
-def test_role_that_may_not_change_the_kept_search_does_without(own_shop: Shop) -> None:
+def test_anyone_may_bring_the_kept_searches_up_to_date(own_shop: Shop) -> None:
     conn = own_shop.conn
     conn.execute(
         "CREATE ROLE visitor; GRANT USAGE ON SCHEMA pgembed TO visitor; GRANT SELECT ON product TO visitor;"
@@ -409,14 +414,41 @@ def test_role_that_may_not_change_the_kept_search_does_without(own_shop: Shop) -
         "ALTER TABLE product ADD note text; SET ROLE visitor"
     )
     try:
-        conn.execute("SELECT pgembed.sync()")
         with pytest.raises(psycopg.Error):
             kept(conn, own_shop.query)
-        assert len(search(conn, own_shop.query)) == 10
-        conn.execute("RESET ROLE; SELECT pgembed.sync(); SET ROLE visitor")
+        assert len(search(conn, own_shop.query)) == 10  # the long way
+        conn.execute("SELECT pgembed.sync()")
         assert kept(conn, own_shop.query) == 10
+        assert len(search(conn, own_shop.query)) == 10
+        owner = "SELECT pg_get_userbyid(proowner) = session_user FROM pg_proc WHERE proname = %s"
+        assert conn.execute(owner, [f"search_{row_type(conn)}"]).fetchall() == [(True,)]
     finally:
         conn.execute("RESET ROLE; DROP OWNED BY visitor; DROP ROLE visitor")
+
+
+def test_search_asks_the_kept_search_first(database: Connection) -> None:
+    """Of several tables each finds its own function, and what install applies again does not lose them."""
+    register(database)
+    for table in ("product", "thing"):
+        database.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, title text)".encode())
+        attach(database, table)
+        database.execute(
+            f"INSERT INTO {table} SELECT g, 't', array_fill(g, ARRAY[16])::vector"
+            " FROM generate_series(1, 10) AS g".encode()
+        )
+    schema.install(database)
+    database.execute("SET track_functions = 'pl'")
+    for table in ("product", "thing", "thing"):
+        statement = f"SELECT count(*) FROM pgembed.search(NULL::{table}, array_fill(1, ARRAY[16])::vector)"
+        assert database.execute(statement.encode()).fetchall() == [(10,)]
+    database.execute("SELECT pg_stat_force_next_flush()")
+    found = dict(
+        database.execute(
+            "SELECT typrelid::regclass::text, calls FROM pg_stat_user_functions AS f"
+            " JOIN pg_type AS t ON f.funcname = 'search_' || t.oid WHERE f.schemaname = 'pgembed'"
+        ).fetchall()
+    )
+    assert found == {"product": 1, "thing": 2}
 
 
 def test_kept_plan_reads_the_index_whenever_there_is_one(own_shop: Shop) -> None:
