@@ -203,12 +203,19 @@ class Pgembed:
         wait: bool = True,
         on_progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        """Build the vector index without blocking writers, once the queue is empty (``wait``)."""
-        statement = self.index_statement(table, target, m=m, ef_construction=ef_construction)
-        while wait and (waiting := _waiting(self.status(table), target)):
-            if on_progress is not None:
-                on_progress(f"waiting for {waiting} rows", 0, 0)
-            time.sleep(0.5)
+        """Build the vector index without blocking writers, once the queue is empty (``wait``).
+
+        Raises InvalidInput where the caller's connection has a transaction open: the build would wait for its end.
+        """
+        self._connections.refuse_open_transaction()
+        with self._connections.new() as conn:  # a read on the caller's might leave a transaction open
+            conn.autocommit = True
+            own = Pgembed(Connections(conn), self._searcher)
+            statement = own.index_statement(table, target, m=m, ef_construction=ef_construction)
+            while wait and (waiting := _waiting(own.status(table), target)):
+                if on_progress is not None:
+                    on_progress(f"waiting for {waiting} rows", 0, 0)
+                time.sleep(0.5)
         indexing.build_index(self._connections.new, statement, on_progress=on_progress, memory=memory)
 
     def query(self, table: str, query: Expression, **options: Any) -> Search:  # noqa: ANN401
@@ -400,6 +407,7 @@ class AsyncPgembed:
 
     async def build_index(self, table: str, target: str | None = None, **options: Any) -> None:  # noqa: ANN401
         """See Pgembed.build_index."""
+        self._connections.refuse_open_transaction()
         await asyncio.to_thread(self._in_sync, lambda db: db.build_index(table, target, **options))
 
     async def query(self, table: str, query: Expression, **options: Any) -> Search:  # noqa: ANN401

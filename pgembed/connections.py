@@ -11,6 +11,7 @@ from typing import Any, cast
 import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import Diagnostic
+from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from pgembed.errors import InvalidInput
@@ -68,6 +69,10 @@ class Connections:
         """A connection to the same database that the caller closes: for workers and index builds."""
         return psycopg.connect(_address(self._source))
 
+    def refuse_open_transaction(self) -> None:
+        """Raise InvalidInput where the caller's own connection is in the middle of a transaction."""
+        _refuse_open_transaction(self._source)
+
     def close(self) -> None:
         """Close what was opened here; the caller's own connection or pool stays open."""
         if self._pool is not None:
@@ -119,11 +124,25 @@ class AsyncConnections:
         """A synchronous connection to the same database, for workers and index builds, which run in threads."""
         return psycopg.connect(_address(self._source))
 
+    def refuse_open_transaction(self) -> None:
+        """Raise InvalidInput where the caller's own connection is in the middle of a transaction."""
+        _refuse_open_transaction(self._source)
+
     async def close(self) -> None:
         """Close what was opened here."""
         if self._pool is not None:
             await self._pool.close()
             self._pool = None
+
+
+def _refuse_open_transaction(source: SyncSource | AsyncSource) -> None:
+    if isinstance(source, psycopg.Connection | psycopg.AsyncConnection):
+        status = source.info.transaction_status
+        if status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
+            raise InvalidInput(
+                "The connection has a transaction open, and building an index would wait for its end.",
+                "Commit or roll back first.",
+            )
 
 
 def _listen(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:

@@ -179,12 +179,22 @@ CREATE OR REPLACE FUNCTION pgembed.static_vector(model text, input text) RETURNS
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
 RETURN pgembed._sum_of_tokens(model, pgembed.static_tokens(model, input));
 
--- Whether most of a text is made of words that the vocabulary has not, or has only in pieces: another language, or
--- names. Called by encode_text.
+-- Whether most of a text is made of words that the vocabulary has not, or has only in short pieces: another language,
+-- or names. Long pieces are words (fire ##fighter). Called by encode_text.
 CREATE OR REPLACE FUNCTION pgembed._mostly_unknown(input text, tokens text[]) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN 2 * length(replace(regexp_replace(array_to_string(tokens, ' '), '\S+( ##\S+)+', '', 'g'), ' ', ''))
-    < length(regexp_replace(input, '\s', '', 'g'));
+BEGIN ATOMIC
+    SELECT 2 * coalesce(sum(letters) FILTER (WHERE pieces = 1 OR letters >= 4 * pieces), 0)
+        < length(regexp_replace(input, '\s', '', 'g'))
+    FROM (
+        SELECT count(*) AS pieces, sum(length(replace(token, '##', ''))) AS letters
+        FROM (
+            SELECT token, count(*) FILTER (WHERE token NOT LIKE '##%') OVER (ORDER BY n) AS word
+            FROM unnest(tokens) WITH ORDINALITY AS t (token, n)
+        ) AS numbered
+        GROUP BY word
+    ) AS words;
+END;
 
 -- What the query cache knows an input by: SHA-256 of encoder, fingerprint, modality (each ended by a zero byte) and
 -- the input's bytes. Called by _cached_vector, and by whoever fills the cache.

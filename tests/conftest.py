@@ -209,6 +209,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not missing:
         return
     line = f"NOT RUN: {len(missing)} full-server tests: {_why_not.get('reason', 'see above')}"
+    names = [f"  {report.nodeid}" for report in missing]
     terminalreporter.write_sep("=", line, red=True, bold=True)
+    terminalreporter.write_line("\n".join(names))
     if file := os.environ.get("PGEMBED_NOT_RUN_FILE"):
-        Path(file).write_text(f"{line}\n")
+        Path(file).write_text("\n".join([line, *names, ""]))

@@ -18,6 +18,7 @@ from psycopg.rows import dict_row
 from pgembed.client import Pgembed
 from pgembed.contact_sheet import Hit, Panel, Part, parts_of, thumbnail
 from pgembed.demo.tables import KEPT_BACK, photograph, query_drawing
+from pgembed.errors import PgembedError
 from pgembed.inputs import Expression, Image, Text
 from pgembed.media import MediaPolicy, MediaReader
 from pgembed.worker import WorkerOptions
@@ -127,7 +128,10 @@ LIMIT 8"""
         demo.conn.execute(update, {**after, "id": before["id"]})
         while demo.conn.execute(wait, {"old": old, "id": before["id"]}).fetchone() != (True,):
             if time.monotonic() - start > CHANGE_TIMEOUT:
-                break
+                raise PgembedError(
+                    f"The changed row {before['id']} of photograph was not encoded within {CHANGE_TIMEOUT:.0f} s.",
+                    "See why: pgembed status; pgembed failures photograph.",
+                )
             time.sleep(0.02)
         seconds = time.monotonic() - start
     hits = _hits(_rows(demo.conn, statement), "title")

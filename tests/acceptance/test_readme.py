@@ -96,6 +96,8 @@ def test_every_block_works_as_printed(database_dsn: str, tmp_path: Path, stand_i
                 assert done.returncode == 0, done.stderr
                 assert len(done.stdout.splitlines()) == 10
                 ran["python"] += 1
+            else:
+                raise AssertionError(f"nothing runs a block of {kind}")
     assert ran["bash"] >= 8
     assert ran["sql"] >= 4
     assert ran["python"] >= 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 import pgembed
@@ -119,6 +120,21 @@ def test_vectors_are_given_and_taken(shop: str, database: psycopg.Connection) ->
         assert db.search("product", vector, limit=1)[0].title == "panda"
         (row,) = db.search("product", vector, limit=1, wide=True)
         assert isinstance(row.photo, bytes)
+
+
+def test_an_index_is_built_on_the_callers_connection_whatever_its_mode(shop: str) -> None:
+    with psycopg.connect(shop) as conn:
+        db = pgembed.connect(conn)
+        assert db.status("product")[0].ready == len(PHOTOS)
+        with pytest.raises(InvalidInput, match="has a transaction open"):
+            db.build_index("product")
+        conn.commit()
+        conn.execute("SET lock_timeout = '10s'")
+        conn.commit()
+        db.build_index("product")
+        assert conn.info.transaction_status == TransactionStatus.IDLE
+        built = "SELECT indisvalid FROM pg_index WHERE indrelid = 'product'::regclass AND NOT indisprimary"
+        assert conn.execute(built).fetchall() == [(True,)]
 
 
 def test_errors_are_pgembeds_own(shop: str, bare_dsn: str) -> None:

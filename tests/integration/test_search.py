@@ -451,6 +451,28 @@ def test_search_asks_the_kept_search_first(database: Connection) -> None:
     assert found == {"product": 1, "thing": 2}
 
 
+def test_tables_attached_at_the_same_time_are_searched_and_kept_after_the_next_sync(
+    database: Connection, database_dsn: str
+) -> None:
+    register(database)
+    database.execute(
+        "CREATE TABLE product (id int PRIMARY KEY, title text); CREATE TABLE thing (LIKE product INCLUDING ALL)"
+    )
+    with psycopg.connect(database_dsn) as other:
+        attach(other, "thing")
+        attach(database, "product")  # waits for nothing
+        other.commit()
+    database.execute(
+        "INSERT INTO product SELECT g, 't', array_fill(g, ARRAY[16])::vector FROM generate_series(1, 10) AS g"
+    )
+    assert len(search(database, np.ones(DIM))) == 10
+    with pytest.raises(psycopg.errors.UndefinedFunction):
+        kept(database, np.ones(DIM))
+    database.execute("SELECT pgembed.sync()")  # as workers do when they start
+    assert kept(database, np.ones(DIM)) == 10
+    assert len(search(database, np.ones(DIM))) == 10
+
+
 def test_kept_plan_reads_the_index_whenever_there_is_one(own_shop: Shop) -> None:
     conn = own_shop.conn
     with conn.transaction():

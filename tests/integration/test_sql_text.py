@@ -253,6 +253,9 @@ def test_static_text_is_encoded_without_a_worker(shop: Connection, side: StaticT
         ("пример текста", True),
         ("東京タワー", True),
         ("a red shoe by xyzzyx", False),
+        ("firefighter", False),
+        ("skateboarder", False),
+        ("kubernetes", True),
     ],
 )
 def test_a_query_of_mostly_unknown_words_raises_a_notice(shop: Connection, query: str, told: bool) -> None:
