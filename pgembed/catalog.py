@@ -130,7 +130,9 @@ def remove_encoder(name: str) -> Plan[None]:
     yield Call(sql.SQL("SELECT pgembed.remove_encoder(%s)"), [name])
 
 
-def attach(table: str, target: str, encoder: str, inputs: Mapping[str, InputSpec | None], stale: str) -> Plan[int]:
+def attach(
+    table: str, target: str, encoder: str, inputs: Mapping[str, InputSpec | None], stale: str, storage: str
+) -> Plan[int]:
     """Attach an embedding; returns its id."""
     given = {modality: value for modality, value in inputs.items() if value is not None}
     if not given:
@@ -139,8 +141,8 @@ def attach(table: str, target: str, encoder: str, inputs: Mapping[str, InputSpec
             "Give text='{title}', image='photo' or screenshot='page'.",
         )
     rows = yield Call(
-        sql.SQL("SELECT pgembed.attach(%s::regclass, %s, %s, %s, %s) AS id"),
-        [table, target, encoder, Jsonb(given), stale],
+        sql.SQL("SELECT pgembed.attach(%s::regclass, %s, %s, %s, %s, %s) AS id"),
+        [table, target, encoder, Jsonb(given), stale, storage],
     )
     return int(rows[0]["id"])
 

@@ -131,15 +131,19 @@ class Pgembed:
         image: InputSpec | None = None,
         screenshot: InputSpec | None = None,
         stale: str = "keep",
+        storage: str = "column",
     ) -> int:
-        """Attach an embedding: add the vector column ``target`` and keep it true; returns the embedding's id.
+        """Attach an embedding: make a place for its vectors and keep them true; returns the embedding's id.
+
+        ``storage`` is ``"column"``, a vector column ``target`` in the table, or ``"side"``, a table
+        ``<table>_<target>`` beside it: then writing vectors fires no trigger of the table and makes no row versions.
 
         ``text`` is a column or a template (``"{title}. {body}"``), ``image`` and ``screenshot`` a bytea column, or
         ``{"column": "photo", "as": "path"}`` (or ``"url"``) for a text column; a mapping may give a ``weight`` too.
         Raises CatalogError where the table, its columns or the encoder do not fit; nothing is changed then.
         """
         inputs = {"text": text, "image": image, "screenshot": screenshot}
-        return self._run(catalog.attach(table, target, encoder, inputs, stale))
+        return self._run(catalog.attach(table, target, encoder, inputs, stale, storage))
 
     def estimate(self, table: str, target: str, *, encoder: str, **inputs: InputSpec | None) -> Estimate:
         """What ``attach`` with these arguments would come to; nothing is changed. Refuses what attach refuses."""
@@ -346,10 +350,11 @@ class AsyncPgembed:
         image: InputSpec | None = None,
         screenshot: InputSpec | None = None,
         stale: str = "keep",
+        storage: str = "column",
     ) -> int:
         """See Pgembed.attach."""
         inputs: Mapping[str, InputSpec | None] = {"text": text, "image": image, "screenshot": screenshot}
-        return await self._run(catalog.attach(table, target, encoder, inputs, stale))
+        return await self._run(catalog.attach(table, target, encoder, inputs, stale, storage))
 
     async def estimate(self, table: str, target: str, *, encoder: str, **inputs: InputSpec | None) -> Estimate:
         """See Pgembed.estimate."""

@@ -20,6 +20,7 @@ from pgembed.query import (
     Compiler,
     SearchPlan,
     SearchRow,
+    Side,
     Statement,
     Target,
     search_row_factory,
@@ -39,9 +40,14 @@ TARGET = sql.SQL(
     " FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
     " WHERE a.attrelid = e.relation AND a.attnum > 0 AND NOT a.attisdropped) AS columns,"
     " n.nspname AS vector_schema,"
-    " pg_catalog.row_security_active(e.relation) AS row_security"
+    " pg_catalog.row_security_active(e.relation) AS row_security,"
+    " CASE e.storage WHEN 'side' THEN (SELECT pg_catalog.jsonb_build_object('schema', m.nspname, 'table', s.relname,"
+    " 'keys', (SELECT pg_catalog.jsonb_agg(k.side_name ORDER BY k.ordinal) FROM pgembed._side_keys(e) AS k))"
+    " FROM pg_catalog.pg_class s JOIN pg_catalog.pg_namespace m ON m.oid = s.relnamespace WHERE s.oid = e.side)"
+    " END AS side"
     " FROM pgembed._embedding(%s::regclass, %s) e JOIN pgembed.encoder o ON o.name = e.encoder"
-    " JOIN pg_catalog.pg_attribute va ON va.attrelid = e.relation AND va.attname = e.target"
+    " CROSS JOIN LATERAL pgembed._vectors_of(e) AS place"
+    " JOIN pg_catalog.pg_attribute va ON va.attrelid = place.relation AND va.attname = place.column_name"
     " JOIN pg_catalog.pg_type v ON v.oid = va.atttypid JOIN pg_catalog.pg_namespace n ON n.oid = v.typnamespace"
 )
 
@@ -142,6 +148,7 @@ class Searcher:
             static_text=encoder.static_text is not None,
             vector_schema=row["vector_schema"],
             row_security=row["row_security"],
+            side=row["side"] and Side(row["side"]["schema"], row["side"]["table"], tuple(row["side"]["keys"])),
         )
         known = _Known(Compiler(target), encoder, time.monotonic())
         self._known[table, embedding] = known

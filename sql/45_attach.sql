@@ -1,14 +1,21 @@
 -- Attach and detach: the vector column, the queue's two tables, the triggers, and the row of the catalog.
 -- They are run by owners and superusers, so they pin search_path: nothing that others made is called by mistake.
 
--- Attach an embedding to a table: add the vector column, keep it true from now on, and let workers fill it for the
--- rows that are there. Returns its id at once. Everybody calls this one: psql, Python, migrations.
+DROP FUNCTION IF EXISTS pgembed.attach(regclass, text, text, jsonb, text);
+DROP FUNCTION IF EXISTS pgembed._notice_what_writing_does(regclass);
+
+-- Attach an embedding to a table: make a place for its vectors, keep them true from now on, and let workers fill it
+-- for the rows that are there. Returns its id at once. Everybody calls this one: psql, Python, migrations.
+--
+-- storage  'column' adds a vector column to the table, called target; 'side' makes a table <table>_<target> beside it.
+-- stale    what becomes of the vector of a row whose inputs change, until it is encoded again: 'keep' or 'null'.
 CREATE OR REPLACE FUNCTION pgembed.attach(
     relation regclass,
     target text,
     encoder text,
     inputs jsonb,
-    stale text DEFAULT 'keep'
+    stale text DEFAULT 'keep',
+    storage text DEFAULT 'column'
 ) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -30,6 +37,12 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('stale is ''keep'' or ''null'', not %s.', coalesce(quote_literal(stale), 'NULL')),
             HINT = '''keep'' leaves the old vector until the new one is there; ''null'' clears it at once.';
+    ELSIF storage NOT IN ('column', 'side') OR storage IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('storage is ''column'' or ''side'', not %s.', coalesce(quote_literal(storage), 'NULL')),
+            HINT = '''column'' keeps vectors in the rows; ''side'' keeps them in a table of their own.';
+    ELSIF storage = 'side' THEN
+        PERFORM pgembed._check_side(relation, target, stale);
     END IF;
     checked := pgembed._checked_inputs(relation, model, inputs);
     IF stale = 'null' THEN
@@ -38,14 +51,19 @@ BEGIN
     keys := pgembed._key_columns(relation);
     PERFORM pgembed._lock_table(relation);
     PERFORM pgembed._check_target(relation, target, model); -- again: another attach may have been faster
-    INSERT INTO pgembed.embedding (schema_name, table_name, relation, target, encoder, inputs, key_columns, stale)
-    VALUES (space_name, relation_name, relation, target, encoder, checked, keys, stale)
+    INSERT INTO pgembed.embedding
+        (schema_name, table_name, relation, target, encoder, inputs, key_columns, stale, storage)
+    VALUES (space_name, relation_name, relation, target, encoder, checked, keys, stale, storage)
     RETURNING id INTO new_id;
-    EXECUTE format('ALTER TABLE %s ADD COLUMN %I @extschema:vector@.vector(%s)', relation, target, model.dim);
+    IF storage = 'side' THEN
+        PERFORM pgembed._create_side(new_id, model.dim);
+    ELSE
+        EXECUTE format('ALTER TABLE %s ADD COLUMN %I @extschema:vector@.vector(%s)', relation, target, model.dim);
+    END IF;
     PERFORM pgembed._create_queue(new_id, keys);
     PERFORM pgembed._create_triggers(new_id);
     PERFORM pgembed._keep_searches();
-    PERFORM pgembed._notice_what_writing_does(relation);
+    PERFORM pgembed._notice_what_writing_does(relation, storage);
     RETURN new_id;
 END
 $$;
@@ -69,7 +87,11 @@ LANGUAGE plpgsql
 AS $$
 BEGIN
     PERFORM pgembed._lock_table(relation);
-    EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', relation, attached.target);
+    IF attached.storage = 'side' THEN
+        PERFORM pgembed._drop_side(attached, relation);
+    ELSE
+        EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', relation, attached.target);
+    END IF;
     PERFORM pgembed._drop_queue(attached.id);
     DELETE FROM pgembed.embedding WHERE id = attached.id;
     PERFORM pgembed._keep_searches();
@@ -91,6 +113,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     relation regclass := pgembed._table_of(embedding_id);
+    forgotten pgembed.embedding;
 BEGIN
     IF relation IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_in_use',
@@ -98,7 +121,10 @@ BEGIN
             HINT = format('Detach it: SELECT pgembed.detach(%L, ...);', relation);
     END IF;
     PERFORM pgembed._drop_queue(embedding_id);
-    DELETE FROM pgembed.embedding WHERE id = embedding_id;
+    DELETE FROM pgembed.embedding WHERE id = embedding_id RETURNING * INTO forgotten;
+    IF forgotten.storage = 'side' THEN
+        PERFORM pgembed._drop_side(forgotten, NULL);
+    END IF;
     PERFORM pgembed._keep_searches();
 END
 $$;
@@ -275,6 +301,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'duplicate_column',
             MESSAGE = format('Table %s has a column ''%s'' already.', relation, target),
             HINT = 'Choose another target; attach adds the vector column itself.';
+    ELSIF EXISTS (SELECT FROM pgembed.embedding AS e WHERE e.relation = _check_target.relation
+        AND e.target = _check_target.target) THEN
+        RAISE EXCEPTION USING ERRCODE = 'duplicate_object',
+            MESSAGE = format('Table %s has an embedding ''%s'' already.', relation, target),
+            HINT = 'Choose another target, or detach that one.';
     END IF;
     IF model.dim > 2000 THEN
         RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
@@ -321,132 +352,38 @@ BEGIN ATOMIC
     END;
 END;
 
--- The two tables of an embedding's queue: the log that triggers append to, and the jobs that workers hold. Keys stand
--- in columns key_1, key_2, ... so that no name of the user's can clash with the queue's own.
-CREATE OR REPLACE FUNCTION pgembed._create_queue(embedding_id integer, keys jsonb) RETURNS void
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    definition text;
-    names text;
-BEGIN
-    SELECT string_agg(format('key_%s %s NOT NULL', ordinal, key ->> 'type'), ', ' ORDER BY ordinal),
-        string_agg('key_' || ordinal, ', ' ORDER BY ordinal)
-    INTO definition, names FROM jsonb_array_elements(keys) WITH ORDINALITY AS k (key, ordinal);
-    EXECUTE format('CREATE TABLE pgembed.%I (seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, %s, '
-        'changed_at timestamptz NOT NULL DEFAULT now())', 'change_' || embedding_id, definition);
-    EXECUTE format('CREATE INDEX ON pgembed.%I (%s)', 'change_' || embedding_id, names);
-    EXECUTE format('CREATE TABLE pgembed.%I (%s, seq bigint NOT NULL GENERATED BY DEFAULT AS IDENTITY, '
-        'attempts integer NOT NULL DEFAULT 0, available_at timestamptz NOT NULL DEFAULT now(), '
-        'claimed_until timestamptz, error text, PRIMARY KEY (%s)) WITH (fillfactor = 70)',
-        'job_' || embedding_id, definition, names);
-    EXECUTE format('CREATE UNIQUE INDEX ON pgembed.%I (seq)', 'job_' || embedding_id);
-END
-$$;
-
--- Drop the queue of an embedding and the functions of its triggers, and with them the triggers.
-CREATE OR REPLACE FUNCTION pgembed._drop_queue(embedding_id integer) RETURNS void
-LANGUAGE plpgsql
-AS $$
-BEGIN
-    EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I() CASCADE', 'append_row_' || embedding_id);
-    EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I() CASCADE', 'append_rows_' || embedding_id);
-    EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I() CASCADE', 'clear_' || embedding_id);
-    EXECUTE format('DROP TABLE IF EXISTS pgembed.%I, pgembed.%I', 'change_' || embedding_id, 'job_' || embedding_id);
-END
-$$;
-
--- True where OLD and NEW differ in one of the columns, compared as they are stored. Where the server can tell that a
--- large value was not touched by its TOAST pointer, the value itself is not read.
-CREATE OR REPLACE FUNCTION pgembed._differs_sql(relation oid, names text[]) RETURNS text
-LANGUAGE sql STABLE
-BEGIN ATOMIC
-    SELECT string_agg(
-        CASE WHEN t.typlen = -1 AND a.attstorage <> 'p' AND current_setting('server_version_num')::integer >= 170000
-            THEN format('CASE WHEN pg_catalog.pg_column_toast_chunk_id(OLD.%1$I) = pg_catalog.pg_column_toast_chunk_id(NEW.%1$I) '
-                'THEN false ELSE %2$s END', a.attname, c.comparison)
-            ELSE c.comparison
-        END, ' OR ' ORDER BY a.attnum)
-    FROM pg_catalog.pg_attribute AS a
-    JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
-    CROSS JOIN LATERAL (
-        SELECT format(CASE WHEN a.atttypid IN ('bytea'::regtype, 'smallint'::regtype, 'integer'::regtype,
-            'bigint'::regtype, 'uuid'::regtype, 'boolean'::regtype) THEN 'OLD.%1$I IS DISTINCT FROM NEW.%1$I'
-            ELSE 'OLD.%1$I::text COLLATE "C" IS DISTINCT FROM NEW.%1$I::text COLLATE "C"' END, a.attname) AS comparison
-    ) AS c
-    WHERE a.attrelid = relation AND quote_ident(a.attname) = ANY (names);
-END;
-
--- Make the trigger functions and triggers of an embedding from the catalog. They only append keys to the log: a plain
--- INSERT, which never waits for a worker or another writer. SECURITY DEFINER, so that an application role needs no
--- grant on pgembed. No DELETE trigger: workers drop the keys that are no longer there.
-CREATE OR REPLACE FUNCTION pgembed._create_triggers(embedding_id integer) RETURNS void
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    embedding pgembed.embedding;
-    partitioned boolean;
-    key_names text[];
-    input_names text[];
-    differs text;
-    log_columns text;
-    function_head CONSTANT text := 'CREATE FUNCTION pgembed.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
-        'SET search_path = pg_catalog, pg_temp AS ';
-BEGIN
-    SELECT * INTO embedding FROM pgembed.embedding WHERE id = embedding_id;
-    SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = embedding.relation;
-    SELECT array_agg(quote_ident(key ->> 'name') ORDER BY ordinal), string_agg('key_' || ordinal, ', ' ORDER BY ordinal)
-    INTO key_names, log_columns
-    FROM jsonb_array_elements(embedding.key_columns) WITH ORDINALITY AS k (key, ordinal);
-    SELECT array_agg(column_sql) INTO input_names FROM pgembed._input_columns(embedding.relation, embedding.inputs);
-    differs := pgembed._differs_sql(embedding.relation, input_names || key_names);
-
-    -- A new row without inputs is appended too: it may have taken the place of a deleted one that a worker encodes now.
-    EXECUTE format(function_head || '%L', 'append_row_' || embedding_id, format(
-        'BEGIN INSERT INTO pgembed.%I (%s) VALUES (%s); RETURN NULL; END',
-        'change_' || embedding_id, log_columns,
-        (SELECT string_agg('NEW.' || name, ', ' ORDER BY o) FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
-    EXECUTE format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', 'append_row_' || embedding_id);
-    EXECUTE format('CREATE TRIGGER %I AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
-        'pgembed_' || embedding_id || '_update', embedding.relation::regclass, differs, 'append_row_' || embedding_id);
-
-    IF partitioned THEN -- a statement trigger there does not fire for a statement that names a partition
-        EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pgembed.%I()',
-            'pgembed_' || embedding_id || '_insert', embedding.relation::regclass, 'append_row_' || embedding_id);
-    ELSE
-        EXECUTE format(function_head || '%L', 'append_rows_' || embedding_id, format(
-            'BEGIN INSERT INTO pgembed.%I (%s) SELECT %s FROM new_rows AS new_row; RETURN NULL; END',
-            'change_' || embedding_id, log_columns,
-            (SELECT string_agg('new_row.' || name, ', ' ORDER BY o)
-                FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
-        EXECUTE format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', 'append_rows_' || embedding_id);
-        EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
-            'FOR EACH STATEMENT EXECUTE FUNCTION pgembed.%I()',
-            'pgembed_' || embedding_id || '_insert', embedding.relation::regclass, 'append_rows_' || embedding_id);
-    END IF;
-
-    IF embedding.stale = 'null' THEN
-        EXECUTE format(function_head || '%L', 'clear_' || embedding_id,
-            format('BEGIN NEW.%I := NULL; RETURN NEW; END', embedding.target));
-        EXECUTE format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', 'clear_' || embedding_id);
-        EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
-            'zzz_pgembed_' || embedding_id || '_clear', embedding.relation::regclass, differs,
-            'clear_' || embedding_id);
-    END IF;
-END
-$$;
-
--- Tell the person who attaches what writing a vector into the row will set off.
-CREATE OR REPLACE FUNCTION pgembed._notice_what_writing_does(relation regclass) RETURNS void
+-- Tell the person who attaches what writing vectors will set off, and what would set off less.
+CREATE OR REPLACE FUNCTION pgembed._notice_what_writing_does(relation regclass, storage text) RETURNS void
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     names text;
 BEGIN
-    SELECT string_agg(tgname, ', ' ORDER BY tgname) INTO names FROM pg_catalog.pg_trigger AS t
-    WHERE t.tgrelid = relation AND NOT t.tgisinternal AND t.tgtype & 16 <> 0 AND t.tgname !~ '^(zzz_)?pgembed_[0-9]+_';
-    IF names IS NOT NULL THEN
-        RAISE NOTICE 'Writing a vector updates the row of %, which fires its triggers: %.', relation, names;
+    IF storage = 'column' THEN
+        SELECT string_agg(tgname, ', ' ORDER BY tgname) INTO names FROM pg_catalog.pg_trigger AS t
+        WHERE t.tgrelid = relation AND NOT t.tgisinternal AND t.tgtype & 16 <> 0
+            AND t.tgname !~ '^(zzz_)?pgembed_[0-9]+_';
+        IF names IS NOT NULL THEN
+            RAISE NOTICE USING
+                MESSAGE = format('Writing a vector updates the row of %s, which fires its triggers: %s.', relation,
+                    names),
+                HINT = 'A side table fires none: detach, and attach again with storage => ''side''.';
+        END IF;
+        SELECT string_agg(quote_ident(p.pubname), ', ' ORDER BY p.pubname) INTO names
+        FROM pg_catalog.pg_publication AS p
+        WHERE p.pubupdate AND (p.puballtables OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel AS r
+            WHERE r.prpubid = p.oid AND r.prrelid = relation));
+        IF names IS NOT NULL THEN
+            RAISE NOTICE USING
+                MESSAGE = format('Writing a vector updates the row of %s, which is published: %s.', relation, names),
+                HINT = 'Whoever reads changes sees each row twice. With a side table they do not: detach, and attach '
+                    'again with storage => ''side''.';
+        END IF;
+    ELSE
+        RAISE NOTICE USING
+            MESSAGE = format('The side table refers to %s: TRUNCATE and DROP TABLE of that need CASCADE from now on.',
+                relation),
+            HINT = 'TRUNCATE ... CASCADE empties the side table too; after DROP TABLE ... CASCADE run pgembed.forget.';
     END IF;
     IF (SELECT relrowsecurity FROM pg_catalog.pg_class WHERE oid = relation) THEN
         RAISE NOTICE 'Table % has row-level security: the role of the worker needs BYPASSRLS, or must own the table.',

@@ -34,11 +34,11 @@ DECLARE
     condition text;
     queued bigint;
 BEGIN
-    condition := coalesce('(' || "where" || E'\n)', pg_catalog.format('t.%I IS NULL AND pg_catalog.num_nonnulls(%s) > 0 '
+    condition := coalesce('(' || "where" || E'\n)', pg_catalog.format('%s AND pg_catalog.num_nonnulls(%s) > 0 '
         'AND NOT EXISTS (SELECT FROM pgembed.failure AS f WHERE f.embedding = %s AND (%s) = (%s)) '
         'AND NOT EXISTS (SELECT FROM pgembed.%I WHERE (%s) = (%s)) '
         'AND NOT EXISTS (SELECT FROM pgembed.%I WHERE (%s) = (%s))',
-        embedding.target, pgembed._present_sql(embedding),
+        pgembed._no_vector_sql(embedding), pgembed._present_sql(embedding),
         embedding.id, pgembed._typed_key(embedding, 'f.key'), row_key,
         'job_' || embedding.id, queue_key, row_key,
         'change_' || embedding.id, queue_key, row_key));
@@ -83,7 +83,8 @@ RETURN (SELECT string_agg(pgembed._input_sql((embedding).relation, (embedding).i
 -- A table is known by the embedding's own trigger on it: an oid alone may belong to another table after a restore.
 CREATE OR REPLACE VIEW pgembed._work AS
 SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relname, e.table_name) AS table_name,
-    e.target, e.state, e.stale, c.oid IS NOT NULL AS present, e.key_columns, e.inputs,
+    e.target, e.state, e.stale, c.oid IS NOT NULL AND (e.storage = 'column' OR s.oid IS NOT NULL) AS present,
+    e.key_columns, e.inputs,
     (SELECT jsonb_object_agg(modality, pgembed._input_sql(c.oid, e.inputs, modality))
         FROM jsonb_object_keys(e.inputs) AS modality WHERE c.oid IS NOT NULL) AS input_sql,
     (SELECT jsonb_agg(DISTINCT CASE a.attgenerated WHEN 'v' THEN 'true' ELSE 't.' || quote_ident(a.attname) END)
@@ -95,9 +96,15 @@ SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relna
         JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = (key ->> 'attnum')::smallint
     ) AS key_names,
     o.name AS encoder, o.spec, o.space, o.dim, o.metric, o.normalized, o.fingerprint, o.settings,
-    '@extschema:vector@.vector'::text AS vector_type, '@extschema:vector@.vector'::regtype::oid AS vector_oid
+    '@extschema:vector@.vector'::text AS vector_type, '@extschema:vector@.vector'::regtype::oid AS vector_oid,
+    CASE WHEN s.oid IS NOT NULL THEN (
+        SELECT jsonb_build_object('schema', m.nspname, 'table', s.relname,
+            'keys', (SELECT jsonb_agg(k.side_name ORDER BY k.ordinal) FROM pgembed._side_keys(e) AS k))
+        FROM pg_catalog.pg_namespace AS m WHERE m.oid = s.relnamespace
+    ) END AS side
 FROM pgembed.embedding AS e
 JOIN pgembed.encoder AS o ON o.name = e.encoder
 LEFT JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = e.relation AND g.tgname = format('pgembed_%s_update', e.id)
 LEFT JOIN pg_catalog.pg_class AS c ON c.oid = g.tgrelid
-LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace;
+LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_class AS s ON e.storage = 'side' AND s.oid = pgembed._side_of(e.id, c.oid) AND s.oid = e.side;

@@ -15,8 +15,15 @@ BEGIN
     IF estimate IS NULL THEN
         NULL; -- the table is gone
     ELSIF exact THEN
-        EXECUTE pg_catalog.format('SELECT count(*), count(%I) FROM %s', embedding.target, embedding.relation::regclass)
+        EXECUTE pg_catalog.format('SELECT count(*), %s FROM %s', CASE WHEN embedding.storage = 'column'
+            THEN pg_catalog.format('count(%I)', embedding.target)
+            WHEN to_regclass(embedding.side::regclass::text) IS NOT NULL
+            THEN pg_catalog.format('(SELECT count(*) FROM %s)', embedding.side::regclass)
+            ELSE '0::bigint' END, embedding.relation::regclass)
         INTO rows, ready;
+    ELSIF embedding.storage = 'side' THEN
+        rows := estimate;
+        ready := (SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class AS c WHERE c.oid = embedding.side);
     ELSE
         SELECT s.null_frac INTO empty_share FROM pg_catalog.pg_stats AS s
         WHERE s.schemaname = embedding.schema_name AND s.tablename = embedding.table_name
@@ -75,12 +82,13 @@ LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     embedding pgembed.embedding := pgembed._embedding(relation, target);
+    vectors record := pgembed._vectors_of(embedding);
     partitioned boolean;
 BEGIN
-    SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = relation;
+    SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = vectors.relation;
     RETURN pg_catalog.format('CREATE INDEX %s IF NOT EXISTS %I ON %s USING hnsw (%I @extschema:vector@.%s) WITH (m = %s, ef_construction = %s)',
         CASE WHEN partitioned THEN '' ELSE 'CONCURRENTLY' END,
-        pgembed._index_name(embedding), relation, embedding.target,
+        pgembed._index_name(embedding), vectors.relation::regclass, vectors.column_name,
         pgembed._operator_class(embedding.encoder), m, ef_construction);
 END
 $$;

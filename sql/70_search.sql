@@ -100,7 +100,8 @@ BEGIN
         OPEN found_rows SCROLL FOR EXECUTE format(
             CASE WHEN in_rounds THEN 'SELECT * FROM (' || statement || ') AS nearest ORDER BY "pgembed distance"%s'
             ELSE statement END,
-            target.columns, target.distance, target.source, target.present, condition, '', keys) USING query, k, params;
+            target.columns, target.distance, target.source || target.side, target.present, condition, '', keys)
+            USING query, k, params;
         MOVE FORWARD ALL FROM found_rows;
         GET DIAGNOSTICS number_found = ROW_COUNT;
         IF in_rounds THEN
@@ -131,19 +132,23 @@ BEGIN
         'SELECT ROW(%s)::%s, %s - "pgembed distance" FROM (' || statement || ') AS nearest '
         'WHERE "pgembed distance" < ''NaN'' ORDER BY "pgembed distance"%s', target.columns, row_type,
         best, target.columns, '0 + (' || target.distance || ')',
-        target.source, target.present, condition, keys, keys) USING query, k, params;
+        target.source || target.side, target.present, condition, keys, keys) USING query, k, params;
 END
 $$;
 
+DROP FUNCTION IF EXISTS pgembed._search_target(regtype, text, boolean);
+
 -- What a search of a table needs to know, and the parts of its statement, in which $1 is the query vector: source
--- (the table, as FROM names it), columns (the row's, NULL in place of those not given), distance, and present (the
--- condition that there is a vector). Called by the search functions.
+-- (the table, as FROM names it), side (what follows it there where vectors stand in a table of their own), columns (the
+-- row's, NULL in place of those not given), distance, and present (the condition that there is a vector). Called by the
+-- search functions.
 CREATE OR REPLACE FUNCTION pgembed._search_target(
     row_type regtype,
     embedding text,
     wide boolean,
     OUT relation oid,
     OUT source text,
+    OUT side text,
     OUT target text,
     OUT encoder text,
     OUT space text,
@@ -160,18 +165,23 @@ AS $$
 #variable_conflict use_column
 DECLARE
     embeddings bigint;
+    found_embedding pgembed.embedding;
+    vector_column text;
     half boolean;
 BEGIN
     SELECT t.typrelid INTO relation FROM pg_catalog.pg_type AS t WHERE t.oid = row_type;
-    SELECT e.target, m.name, m.space, m.metric, m.dim, e.key_columns, count(*) OVER ()
-    INTO target, encoder, space, metric, dim, key_columns, embeddings
+    SELECT e.target, m.name, m.space, m.metric, m.dim, e.key_columns, e.id, e.storage, e.side, count(*) OVER ()
+    INTO target, encoder, space, metric, dim, key_columns, found_embedding.id, found_embedding.storage,
+        found_embedding.side, embeddings
     FROM pgembed.embedding AS e
     JOIN pgembed.encoder AS m ON m.name = e.encoder
     WHERE e.relation = _search_target.relation
         AND (_search_target.embedding IS NULL OR e.target = _search_target.embedding);
     IF embeddings IS NULL THEN -- restored from a dump, and oids not yet resolved again
-        SELECT e.target, m.name, m.space, m.metric, m.dim, count(*) OVER ()
-        INTO target, encoder, space, metric, dim, embeddings
+        SELECT e.target, m.name, m.space, m.metric, m.dim, e.id, e.storage,
+            CASE e.storage WHEN 'side' THEN pgembed._side_of(e.id, c.oid) END, count(*) OVER ()
+        INTO target, encoder, space, metric, dim, found_embedding.id, found_embedding.storage,
+            found_embedding.side, embeddings
         FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
         JOIN pgembed.embedding AS e ON e.schema_name = n.nspname AND e.table_name = c.relname
@@ -188,18 +198,21 @@ BEGIN
             WHEN wide OR NOT pgembed._is_wide(a.atttypid) THEN quote_ident(a.attname)
             ELSE 'NULL'
         END, ', ' ORDER BY a.attnum),
-        bool_or(a.attname = target AND a.atttypid = '@extschema:vector@.halfvec'::regtype)
+        bool_or(a.attname = target AND found_embedding.storage = 'column'
+            AND a.atttypid = '@extschema:vector@.halfvec'::regtype)
     INTO columns, half
     FROM pg_catalog.pg_attribute AS a
     WHERE a.attrelid = _search_target.relation AND a.attnum > 0 AND NOT a.attisdropped;
 
     source := relation::regclass;
-    distance := format('%I OPERATOR(@extschema:vector@.%s) $1%s', target,
+    side := pgembed._side_join(found_embedding);
+    vector_column := CASE found_embedding.storage WHEN 'side' THEN 'pgembed vector' ELSE target END;
+    distance := format('%I OPERATOR(@extschema:vector@.%s) $1%s', vector_column,
         CASE metric WHEN 'cosine' THEN '<=>' WHEN 'ip' THEN '<#>' ELSE '<->' END,
         CASE WHEN half THEN '::@extschema:vector@.halfvec' END);
     -- a zero vector has no cosine distance; under the other metrics it must be told apart
     present := format(CASE WHEN metric = 'cosine' THEN '%I IS NOT NULL' WHEN half THEN '@extschema:vector@.l2_norm(%I) > 0'
-        ELSE '@extschema:vector@.vector_norm(%I) > 0' END, target);
+        ELSE '@extschema:vector@.vector_norm(%I) > 0' END, vector_column);
 END
 $$;
 
@@ -304,7 +317,8 @@ BEGIN
             SELECT *, count(*) OVER () AS number_found
             FROM (
                 SELECT * -- LIMIT 10 is for the planner, which does not know $2
-                FROM (SELECT %6$s, t.* FROM %2$s AS t WHERE %7$s ORDER BY %6$s LIMIT 10) AS ordered (distance, %8$s)
+                FROM (SELECT %6$s, t.* FROM %2$s AS t%10$s WHERE %7$s ORDER BY %6$s LIMIT 10)
+                    AS ordered (distance, %8$s)
                 LIMIT $2
             ) AS nearest
             WHERE distance < 'NaN' AND (true%9$s)
@@ -313,7 +327,8 @@ BEGIN
         ORDER BY distance;
     END IF;$body$,
             format(CASE WHEN e.number > 1 THEN '$3 = %L' ELSE 'coalesce($3 = %L, true)' END, e.target),
-            s.source, s.dim, given, CASE s.metric WHEN 'cosine' THEN 1 ELSE 0 END, s.distance, s.present, names, types),
+            s.source, s.dim, given, CASE s.metric WHEN 'cosine' THEN 1 ELSE 0 END, s.distance, s.present, names, types,
+            s.side),
             '' ORDER BY e.id) || E'\nEND\n'
         FROM pg_catalog.pg_class AS c
         JOIN (SELECT *, count(*) OVER () AS number FROM pgembed.embedding AS a

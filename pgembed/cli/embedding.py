@@ -30,7 +30,7 @@ T = TypeVar("T")
 )
 def attach(
     table: NewTable,
-    target: Annotated[str, typer.Argument(help="The name of the vector column to add.")],
+    target: Annotated[str, typer.Argument(help="The embedding's name: of the vector column, or TABLE_NAME beside.")],
     encoder: Annotated[str, typer.Option(help="A registered encoder.", autocompletion=completion.encoder)],
     text: Annotated[
         str | None,
@@ -45,12 +45,19 @@ def attach(
     stale: Annotated[
         str, typer.Option(help="A changed row's old vector: keep it until the new one is there, or null.")
     ] = "keep",
+    storage: Annotated[
+        str,
+        typer.Option(
+            help="Where vectors stand: in a column of the table, or in a side table, where writing them fires no"
+            " trigger of yours."
+        ),
+    ] = "column",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Change nothing; tell rows, tokens, pictures, calls and time.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Attach an embedding: add a vector column and keep it true from now on. Workers fill it."""
+    """Attach an embedding: make a place for vectors and keep them true from now on. Workers fill it."""
     if not (text or image or screenshot):
         raise WrongUsage(
             f"Nothing to embed: {table}.{target} was given no input.",
@@ -64,7 +71,9 @@ def attach(
             show_estimate(found, as_json=as_json)
             return
         made = while_the_table_is_in_use(
-            lambda: db.attach(table, target, encoder=encoder, text=text, image=picture, screenshot=page, stale=stale)
+            lambda: db.attach(
+                table, target, encoder=encoder, text=text, image=picture, screenshot=page, stale=stale, storage=storage
+            )
         )
     say_done(
         f"{table}.{target} is attached; fill it: pgembed worker --until-idle",

@@ -2,9 +2,9 @@
 
 from pgembed.query.compiler import Compiler, SearchPlan, compile_search, to_encode
 from pgembed.query.rows import SearchRow, search_row_factory
-from pgembed.query.statement import Column, Statement, Target
+from pgembed.query.statement import Column, Side, Statement, Target
 
 __all__ = [
-    "Column", "Compiler", "SearchPlan", "SearchRow", "Statement", "Target", "compile_search", "search_row_factory",
-    "to_encode",
+    "Column", "Compiler", "SearchPlan", "SearchRow", "Side", "Statement", "Target", "compile_search",
+    "search_row_factory", "to_encode",
 ]  # fmt: skip

@@ -62,6 +62,15 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Side:
+    """A table that holds vectors, in its column ``vector``, beside the rows; its key's columns in order."""
+
+    schema: str
+    table: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """What is searched: an embedding, its table and its encoder, as the catalog has them.
 
@@ -81,6 +90,7 @@ class Target:
     static_text: bool = False
     vector_schema: str | None = None
     half: bool = False  # the column is a halfvec
+    side: Side | None = None  # where the vectors do not stand in the rows
     row_security: bool = False  # policies filter what is read
 
     @property

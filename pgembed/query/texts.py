@@ -109,12 +109,12 @@ class Texts:
         """The nearest rows, at most ``limit``. A sum is no order that an index has, which makes it exact."""
         target = self._target
         half = ("::", _of_vector(target, "halfvec")) if target.half else ()
-        distance = _sql(_name(target.column), *_operator(target), "(SELECT ", vector, ")", *half)
+        distance = _sql(_vector_column(target), *_operator(target), "(SELECT ", vector, ")", *half)
         if exact:
             distance = _sql("0 + (", distance, ")")
         read = sql.SQL(", ").join([*self._read, _sql(distance, " AS ", self._distance)])
         return _sql(
-            "    SELECT ", read, "\n    FROM ", _name(target.schema, target.table),
+            "    SELECT ", read, "\n    FROM ", _name(target.schema, target.table), _side(target),
             "\n    WHERE ", self._where, unless, "\n    ORDER BY ", self._order if exact else self._distance,
             "\n    LIMIT ", self._limit,
         )  # fmt: skip
@@ -176,9 +176,29 @@ def _condition(text: str, *, has_params: bool) -> sql.SQL:
     return sql.SQL(cast(LiteralString, text if has_params else re.sub("%%|%", "%%", text)))
 
 
+def _vector_column(target: Target) -> sql.Identifier:
+    """The column of vectors, in what FROM names."""
+    return _name("pgembed vector" if target.side else target.column)
+
+
+def _side(target: Target) -> sql.Composable:
+    """The join with the table that holds the vectors. Its columns have names that a filter does not mean."""
+    if target.side is None:
+        return sql.SQL("")
+    numbered = [(_name(name), _name(f"pgembed key {n}")) for n, name in enumerate(target.side.keys, start=1)]
+    read = sql.SQL(", ").join(_sql(name, " AS ", number) for name, number in numbered)
+    same = sql.SQL(" AND ").join(
+        _sql(_name(name), " = ", number) for name, (_, number) in zip(target.keys, numbered, strict=True)
+    )
+    return _sql(
+        "\n    JOIN (SELECT ", read, ", vector AS ", _vector_column(target), " FROM ",
+        _name(target.side.schema, target.side.table), ") AS \"pgembed side\" ON ", same,
+    )  # fmt: skip
+
+
 def _present(target: Target) -> sql.Composed:
     """That a row has a vector. Under cosine a zero one has no distance; under other metrics it must be told apart."""
-    column = _name(target.column)
+    column = _vector_column(target)
     if target.metric == "cosine":
         return _sql(column, " IS NOT NULL")
     return _sql(_of_vector(target, "l2_norm" if target.half else "vector_norm"), "(", column, ") > 0")

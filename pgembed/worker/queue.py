@@ -45,6 +45,7 @@ class Work:
     settings: dict[str, Any]
     vector_type: str
     vector_oid: int
+    side: dict[str, Any] | None = None  # the table of its vectors, where they do not stand in the rows
 
     @property
     def name(self) -> str:
@@ -72,6 +73,7 @@ class Queue:
         self._table = sql.Identifier(work.schema_name, work.table_name)
         self._change = sql.Identifier("pgembed", f"change_{work.id}")
         self._job = sql.Identifier("pgembed", f"job_{work.id}")
+        self._side = Side(work) if work.side else None
 
     def _keys(self, alias: str | None = None) -> sql.Composed:
         """``key_1, key_2`` of the queue's tables."""
@@ -193,12 +195,18 @@ class Queue:
     def lock_rows(self) -> sql.Composed:
         """Parameter: seqs. Returns those whose row is locked now, as one array or NULL.
 
-        User rows before queue rows, always; rows that somebody else holds are left for another time.
+        User rows before queue rows, always; rows that somebody else holds are left for another time. Where vectors
+        stand beside the rows, it is enough that a row stays, for which its foreign key would wait.
         """
         return sql.SQL(
             "SELECT pg_catalog.array_agg(seq) FROM (SELECT j.seq FROM {table} t JOIN {job} j ON {same}"
-            " WHERE j.seq = ANY($1::bigint[]) FOR NO KEY UPDATE OF t SKIP LOCKED) AS locked"
-        ).format(job=self._job, table=self._table, same=self._same_key("j"))
+            " WHERE j.seq = ANY($1::bigint[]) FOR {strength} OF t SKIP LOCKED) AS locked"
+        ).format(
+            job=self._job,
+            table=self._table,
+            same=self._same_key("j"),
+            strength=sql.SQL("KEY SHARE" if self._side else "NO KEY UPDATE"),
+        )
 
     @cached_property
     def write(self) -> sql.Composed:
@@ -206,6 +214,24 @@ class Queue:
 
         A row whose key is in the log again is left as it is, and keeps its job.
         """
+        if self._side is not None:
+            return sql.SQL(
+                "WITH written AS (INSERT INTO {side} AS s ({side_keys}, vector) SELECT {keys}, w.vector"
+                " FROM (SELECT pg_catalog.unnest($1::bigint[]) AS seq, pg_catalog.unnest($2::{type}[]) AS vector) AS w"
+                " JOIN {job} j ON j.seq = w.seq WHERE {unchanged}"
+                " ON CONFLICT ({side_keys}) DO UPDATE SET vector = excluded.vector RETURNING {returned}),"
+                " finished AS (DELETE FROM {job} j USING written s WHERE {same} RETURNING j.seq)"
+                " SELECT pg_catalog.array_agg(seq) FROM finished"
+            ).format(
+                side=self._side.table,
+                side_keys=self._side.keys(),
+                returned=self._side.keys("s"),
+                keys=self._keys("j"),
+                type=trusted(self.work.vector_type),
+                job=self._job,
+                unchanged=self._unchanged(),
+                same=self._side.same("j"),
+            )
         return sql.SQL(
             "WITH written AS (UPDATE {table} t SET {target} = w.vector"
             " FROM (SELECT pg_catalog.unnest($1::bigint[]) AS seq, pg_catalog.unnest($2::{type}[]) AS vector) AS w"
@@ -217,6 +243,13 @@ class Queue:
     @cached_property
     def clear(self) -> sql.Composed:
         """Parameter: the seqs whose rows are locked and have no input. Returns those that have no vector now."""
+        if self._side is not None:
+            return sql.SQL(
+                "WITH cleared AS (DELETE FROM {side} s USING {job} j"
+                " WHERE {same} AND j.seq = ANY($1::bigint[]) AND {unchanged}),"
+                " finished AS (DELETE FROM {job} j WHERE j.seq = ANY($1::bigint[]) AND {unchanged} RETURNING j.seq)"
+                " SELECT pg_catalog.array_agg(seq) FROM finished"
+            ).format(side=self._side.table, job=self._job, same=self._side.same("j"), unchanged=self._unchanged())
         return sql.SQL(
             "WITH cleared AS (UPDATE {table} t SET {target} = NULL FROM {job} j"
             " WHERE {same} AND j.seq = ANY($1::bigint[]) AND t.{target} IS NOT NULL AND {unchanged} RETURNING j.seq),"
@@ -323,14 +356,16 @@ class Queue:
         )
         return sql.SQL(
             "WITH step AS MATERIALIZED (SELECT {aliases},"
-            " t.{target} IS NULL AND pg_catalog.num_nonnulls({columns}) > 0 AS wanted FROM {table} t"
+            " {empty} AND pg_catalog.num_nonnulls({columns}) > 0 AS wanted FROM {table} t"
             " WHERE {beyond} ORDER BY {row_keys} LIMIT {limit}),"
             " queued AS (INSERT INTO {job} ({queue_keys}) SELECT {keys} FROM step WHERE wanted"
             " ON CONFLICT DO NOTHING)"
             " SELECT pg_catalog.jsonb_build_array({texts}) FROM step ORDER BY {descending} LIMIT 1"
         ).format(
             aliases=aliases,
-            target=sql.Identifier(self.work.target),
+            empty=self._side.without(self.work)
+            if self._side
+            else sql.Identifier("t", self.work.target) + sql.SQL(" IS NULL"),
             columns=sql.SQL(", ").join(trusted(column) for column in self.work.input_columns),
             table=self._table,
             beyond=beyond,
@@ -357,6 +392,34 @@ class Queue:
     def any_left(self) -> sql.Composed:
         """Whether a change or a job is there at all."""
         return sql.SQL("SELECT EXISTS (SELECT FROM {}) OR EXISTS (SELECT FROM {})").format(self._change, self._job)
+
+
+class Side:
+    """The table that holds an embedding's vectors beside the user's, as the statements name it (alias s)."""
+
+    def __init__(self, work: Work) -> None:
+        side = work.side or {}
+        self.table = sql.Identifier(side["schema"], side["table"])
+        self._names: list[str] = side["keys"]
+
+    def keys(self, alias: str | None = None) -> sql.Composed:
+        """Its key's columns."""
+        return sql.SQL(", ").join(sql.Identifier(*([alias] if alias else []), name) for name in self._names)
+
+    def same(self, alias: str) -> sql.Composed:
+        """``s.id = j.key_1 AND …``: joins it with a table of the queue."""
+        return sql.SQL(" AND ").join(
+            sql.SQL("{} = {}").format(sql.Identifier("s", name), sql.Identifier(alias, f"key_{n}"))
+            for n, name in enumerate(self._names, start=1)
+        )
+
+    def without(self, work: Work) -> sql.Composed:
+        """That a row of the user's table, alias t, has no vector."""
+        same = sql.SQL(" AND ").join(
+            sql.SQL("{} = {}").format(sql.Identifier("s", name), sql.Identifier("t", row_name))
+            for name, row_name in zip(self._names, work.key_names, strict=True)
+        )
+        return sql.SQL("NOT EXISTS (SELECT FROM {} s WHERE {})").format(self.table, same)
 
 
 def trusted(text: str) -> sql.SQL:
