@@ -3,8 +3,9 @@
 For each kind, the model's own library in a loop, as its documentation shows it, and ``encode_text`` / ``encode_image``
 with the same batch size, threads and inputs, in turn (``--quick``: small batches, fewer turns). Vectors are compared
 first. The ratio is pgembed's rate over the other's, the median of the pairs; the target holds for each kind apart, and
-the last line tells the lowest. The models of CLIP's form have random weights, which changes no time; the server of ``http`` answers at once, so that all that is
-measured there is the client. Half of the texts are names of things, half are paragraphs.
+the last line tells the lowest. The models of CLIP's form have random weights, which changes no time; the server of
+``http`` answers at once, so that all that is measured there is the client. Half of the texts are names of things, half
+are paragraphs.
 """
 
 from __future__ import annotations
