@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 PIXELS, FEATURES, DIM = 224, 1280, 256
-WORTH, CERTAIN = 0.95, 0.2  # length of what a photograph says, and how much less of it where one class is certain
+WORTH, CERTAIN = 0.9, 0.12  # length of what a photograph says, and how much less of it where one class is certain
 SILENT, OF_DRAWINGS = 8, 0.2  # directions in which a photograph says nothing to words; what drawings count in them
 
 
