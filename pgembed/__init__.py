@@ -4,7 +4,8 @@ from pgembed._distribution import refuse_the_other
 
 refuse_the_other()
 
-from pgembed.client import AsyncPgembed, Pgembed, connect, connect_async  # noqa: E402
+from pgembed.client import Pgembed, connect  # noqa: E402
+from pgembed.client_async import AsyncPgembed, connect_async  # noqa: E402
 from pgembed.encoders import EncoderPolicy  # noqa: E402
 from pgembed.errors import PgembedError  # noqa: E402
 from pgembed.inputs import Expression, Image, Screenshot, Text, Vector  # noqa: E402

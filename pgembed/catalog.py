@@ -73,6 +73,15 @@ class FailureRow:
 
 
 @dataclass(frozen=True)
+class FailedRow:
+    """A row that ``wait`` found without a vector: its embedding, its primary key as texts, and why."""
+
+    embedding: str
+    key: list[str]
+    error: str
+
+
+@dataclass(frozen=True)
 class Finding:
     """One line of ``pgembed.doctor()``: what was looked at, whether it is well, what was found, what to do."""
 
@@ -187,6 +196,26 @@ def retry(table: str, target: str | None, reason: str | None) -> Plan[int]:
 def reconcile(table: str, target: str | None, where: str | None) -> Plan[int]:
     """Queue rows that no trigger saw; returns how many."""
     rows = yield Call(sql.SQL("SELECT pgembed.reconcile(%s::regclass, %s, %s) AS n"), [table, target, where])
+    return int(rows[0]["n"])
+
+
+def wait(table: str, target: str | None, timeout: float) -> Plan[list[FailedRow]]:
+    """Wait for the rows of now; returns those that failed."""
+    rows = yield Call(
+        sql.SQL("SELECT * FROM pgembed.wait(%s::regclass, %s, %s * interval '1 second')"), [table, target, timeout]
+    )
+    return [FailedRow(**row) for row in rows]
+
+
+def pause(table: str, target: str | None) -> Plan[int]:
+    """Have workers leave embeddings alone; returns how many were not paused before."""
+    rows = yield Call(sql.SQL("SELECT pgembed.pause(%s::regclass, %s) AS n"), [table, target])
+    return int(rows[0]["n"])
+
+
+def resume(table: str, target: str | None) -> Plan[int]:
+    """Go on with paused embeddings; returns how many had been."""
+    rows = yield Call(sql.SQL("SELECT pgembed.resume(%s::regclass, %s) AS n"), [table, target])
     return int(rows[0]["n"])
 
 

@@ -68,5 +68,9 @@ class CatalogError(PgembedError):
     """The database refused a call of a pgembed function, or pgembed is not installed there as expected."""
 
 
+class WaitTimeout(CatalogError):
+    """Rows still wait for their vectors, and the time that ``wait`` was given is over."""
+
+
 class NotInstalled(CatalogError):
     """The schema pgembed is not in this database, or not in this version."""

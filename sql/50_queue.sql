@@ -83,7 +83,7 @@ RETURN (SELECT string_agg(pgembed._input_sql((embedding).relation, (embedding).i
 -- A table is known by the embedding's own trigger on it: an oid alone may belong to another table after a restore.
 CREATE OR REPLACE VIEW pgembed._work AS
 SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relname, e.table_name) AS table_name,
-    e.target, e.state, e.stale, c.oid IS NOT NULL AND (e.storage = 'column' OR s.oid IS NOT NULL) AS present,
+    e.target, CASE WHEN e.paused THEN 'paused' ELSE e.state END AS state, e.stale, c.oid IS NOT NULL AND (e.storage = 'column' OR s.oid IS NOT NULL) AS present,
     e.key_columns, e.inputs,
     (SELECT jsonb_object_agg(modality, pgembed._input_sql(c.oid, e.inputs, modality))
         FROM jsonb_object_keys(e.inputs) AS modality WHERE c.oid IS NOT NULL) AS input_sql,

@@ -46,8 +46,8 @@ $$;
 CREATE OR REPLACE VIEW pgembed.status AS
 SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(r.relname, e.table_name) AS table_name,
     e.target, e.encoder,
-    CASE WHEN e.state <> 'paused'
-        AND (SELECT b.rows_left = 0 AND b.frees_at > now() FROM pgembed._budget(e.encoder) AS b)
+    CASE WHEN e.paused THEN 'paused'
+        WHEN (SELECT b.rows_left = 0 AND b.frees_at > now() FROM pgembed._budget(e.encoder) AS b)
         THEN 'resting' ELSE e.state END AS state,
     c.rows, c.ready, c.exact, c.queued, c.claimed,
     (SELECT count(*) FROM pgembed.failure AS f WHERE f.embedding = e.id) AS failed,

@@ -10,13 +10,13 @@ from typing import NoReturn
 import psycopg
 import typer
 
-from pgembed.cli import embedding, encoder, encoder_export, manage, search, work
+from pgembed.cli import embedding, encoder, encoder_export, manage, search, waiting, work
 from pgembed.cli.app import WrongUsage, app
 from pgembed.cli.output import Remarks, remark
-from pgembed.client import is_connection_trouble
 from pgembed.errors import PgembedError
+from pgembed.told import is_connection_trouble
 
-COMMANDS = (manage, encoder, encoder_export, search, embedding, work)  # importing them registers them
+COMMANDS = (manage, encoder, encoder_export, search, embedding, waiting, work)  # importing them registers them
 PARSING_FAILED = typer.BadParameter.__mro__[2]  # ClickException, which typer itself has under no public name
 
 

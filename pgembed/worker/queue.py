@@ -136,7 +136,8 @@ class Queue:
             " FOR UPDATE OF f SKIP LOCKED)))"
             " INSERT INTO {job} AS j ({keys}) SELECT DISTINCT {keys} FROM moved ORDER BY {keys}"
             " ON CONFLICT ({keys}) DO UPDATE"
-            " SET seq = excluded.seq, attempts = 0, available_at = now(), claimed_until = NULL, error = NULL"
+            " SET seq = excluded.seq, first_seq = coalesce(j.first_seq, j.seq),"
+            " attempts = 0, available_at = now(), claimed_until = NULL, error = NULL"
         ).format(
             change=self._change,
             job=self._job,

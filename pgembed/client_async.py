@@ -1,0 +1,237 @@
+"""The client for asyncio: ``connect_async()`` gives an AsyncPgembed, which runs the plans of client.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import psycopg
+
+from pgembed import catalog, sampling, schema
+from pgembed.catalog import EncoderRow, FailedRow, FailureRow, Finding, InputSpec, StatusRow
+from pgembed.client import Pgembed, mode_of
+from pgembed.connections import AsyncConnections, AsyncSource, Connections, conninfo
+from pgembed.encoders import Encoder, EncoderPolicy, Settings
+from pgembed.encoders.check import EncoderReport, check_encoder
+from pgembed.estimate import Estimate, estimate
+from pgembed.inputs import Expression
+from pgembed.media import MediaPolicy
+from pgembed.plans import Parameters, Plan, run_async
+from pgembed.searching import Search, Searcher, SearchRow
+from pgembed.told import told
+from pgembed.worker import Progress, Summary, Worker, WorkerOptions
+
+T = TypeVar("T")
+
+
+def connect_async(
+    database: AsyncSource | None = None,
+    *,
+    media: MediaPolicy | None = None,
+    encoders: EncoderPolicy | None = None,
+) -> AsyncPgembed:
+    """The same for asyncio: ``async with pgembed.connect_async() as db: await db.search(…)``."""
+    source = conninfo(database) if database is None or isinstance(database, str) else database
+    return AsyncPgembed(AsyncConnections(source), Searcher(media, encoders))
+
+
+class AsyncPgembed:
+    """The same methods for asyncio; models run in threads, so that the event loop goes on."""
+
+    def __init__(self, connections: AsyncConnections, searcher: Searcher) -> None:
+        self._connections = connections
+        self._searcher = searcher
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections that were opened here."""
+        await self._connections.close()
+
+    async def install(self) -> schema.Versions:
+        """See Pgembed.install."""
+        return await asyncio.to_thread(self._in_sync, Pgembed.install)
+
+    async def uninstall(self, *, detach_all: bool = False) -> None:
+        """See Pgembed.uninstall."""
+        await asyncio.to_thread(self._in_sync, lambda db: db.uninstall(detach_all=detach_all))
+
+    async def versions(self) -> schema.Versions:
+        """See Pgembed.versions."""
+        return await asyncio.to_thread(self._in_sync, Pgembed.versions)
+
+    async def doctor(self) -> list[Finding]:
+        """See Pgembed.doctor."""
+        return await asyncio.to_thread(self._in_sync, Pgembed.doctor)
+
+    async def encoders(self) -> list[EncoderRow]:
+        """See Pgembed.encoders."""
+        return await self._run(catalog.encoders())
+
+    async def encoder(self, name: str) -> EncoderRow:
+        """See Pgembed.encoder."""
+        return await self._run(catalog.encoder(name))
+
+    async def load_encoder(self, name: str) -> Encoder:
+        """See Pgembed.load_encoder."""
+        return await asyncio.to_thread(self._searcher.load, await self.encoder(name))
+
+    async def test_encoder(
+        self, name: str, *, table: str | None = None, embedding: str | None = None, rows: int = 32
+    ) -> EncoderReport:
+        """See Pgembed.test_encoder."""
+        encoder = await self.load_encoder(name)
+        taken = None
+        if table is not None:
+            taken = await self._run(sampling.samples(table, embedding, rows, self._searcher.media))
+        return await asyncio.to_thread(check_encoder, encoder, taken)
+
+    async def add_encoder(
+        self, name: str, spec: str, *, settings: Settings | None = None, space: str | None = None
+    ) -> EncoderRow:
+        """See Pgembed.add_encoder."""
+        return await self._run(catalog.add_encoder(name, spec, settings, space))
+
+    async def remove_encoder(self, name: str) -> None:
+        """See Pgembed.remove_encoder."""
+        await self._run(catalog.remove_encoder(name))
+
+    async def attach(
+        self,
+        table: str,
+        target: str,
+        *,
+        encoder: str,
+        text: InputSpec | None = None,
+        image: InputSpec | None = None,
+        screenshot: InputSpec | None = None,
+        stale: str = "keep",
+        storage: str = "column",
+    ) -> int:
+        """See Pgembed.attach."""
+        inputs: Mapping[str, InputSpec | None] = {"text": text, "image": image, "screenshot": screenshot}
+        return await self._run(catalog.attach(table, target, encoder, inputs, stale, storage))
+
+    async def estimate(self, table: str, target: str, *, encoder: str, **inputs: InputSpec | None) -> Estimate:
+        """See Pgembed.estimate."""
+        return await self._run(estimate(table, target, encoder, inputs, self._searcher.load))
+
+    async def detach(self, table: str, target: str | None = None) -> None:
+        """See Pgembed.detach."""
+        await self._run(catalog.detach(table, target))
+        self._searcher.forget()
+
+    async def picture_column(self, table: str, target: str | None = None) -> str | None:
+        """See Pgembed.picture_column."""
+        return await self._run(catalog.picture_column(table, target))
+
+    async def status(self, table: str | None = None) -> list[StatusRow]:
+        """See Pgembed.status."""
+        return await self._run(catalog.status(table))
+
+    async def failures(self, table: str | None = None, *, limit: int = 100) -> list[FailureRow]:
+        """See Pgembed.failures."""
+        return await self._run(catalog.failures(table, limit))
+
+    async def retry(self, table: str, target: str | None = None, *, reason: str | None = None) -> int:
+        """See Pgembed.retry."""
+        return await self._run(catalog.retry(table, target, reason))
+
+    async def reconcile(self, table: str, target: str | None = None, *, where: str | None = None) -> int:
+        """See Pgembed.reconcile."""
+        return await self._run(catalog.reconcile(table, target, where))
+
+    async def wait(self, table: str, target: str | None = None, *, timeout: float = 60.0) -> list[FailedRow]:
+        """See Pgembed.wait."""
+        return await self._run(catalog.wait(table, target, timeout))
+
+    async def pause(self, table: str, target: str | None = None) -> int:
+        """See Pgembed.pause."""
+        return await self._run(catalog.pause(table, target))
+
+    async def resume(self, table: str, target: str | None = None) -> int:
+        """See Pgembed.resume."""
+        return await self._run(catalog.resume(table, target))
+
+    async def work(
+        self,
+        options: WorkerOptions | None = None,
+        *,
+        until_idle: bool = False,
+        once: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Summary:
+        """See Pgembed.work; a cancelled task stops the worker after the batch in hand."""
+        options = options or WorkerOptions(encoders=self._searcher.policy)
+        worker = Worker(self._connections.new, options, on_progress=on_progress)
+        task = asyncio.create_task(asyncio.to_thread(worker.run, mode_of(until_idle, once)))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            worker.stop()
+            await task
+            raise
+
+    async def index_statement(
+        self, table: str, target: str | None = None, *, m: int = 16, ef_construction: int = 64
+    ) -> str:
+        """See Pgembed.index_statement."""
+        return await self._run(catalog.index_statement(table, target, m, ef_construction))
+
+    async def build_index(self, table: str, target: str | None = None, **options: Any) -> None:  # noqa: ANN401
+        """See Pgembed.build_index."""
+        self._connections.refuse_open_transaction()
+        await asyncio.to_thread(self._in_sync, lambda db: db.build_index(table, target, **options))
+
+    async def query(self, table: str, query: Expression, **options: Any) -> Search:  # noqa: ANN401
+        """See Pgembed.query."""
+        return Search(await self._run(self._searcher.prepare(table, query, **options)))
+
+    async def search(
+        self,
+        table: str,
+        query: Expression,
+        *,
+        where: str | None = None,
+        params: Parameters = (),
+        limit: int = 10,
+        embedding: str | None = None,
+        columns: Sequence[str] | None = None,
+        wide: bool = False,
+        exact: bool = False,
+    ) -> list[SearchRow]:
+        """See Pgembed.search."""
+        plan = self._searcher.search(
+            table,
+            query,
+            where=where,
+            params=params,
+            limit=limit,
+            embedding=embedding,
+            columns=columns,
+            wide=wide,
+            exact=exact,
+        )
+        return await self._run(plan)
+
+    async def _run(self, plan: Plan[T]) -> T:
+        try:
+            async with self._connections.get() as conn:
+                return await run_async(conn, plan)
+        except psycopg.Error as error:
+            mine = told(error)
+            raise mine from (None if mine is error else error)
+
+    def _in_sync(self, call: Callable[[Pgembed], T]) -> T:
+        """Run a rare call on a synchronous connection of its own, in a thread."""
+        with self._connections.new() as conn:
+            conn.autocommit = True
+            return call(Pgembed(Connections(conn), self._searcher))

@@ -1,0 +1,39 @@
+"""Errors of the database as pgembed's own: the sentence and the hint that its SQL functions raised."""
+
+from __future__ import annotations
+
+import psycopg
+
+from pgembed.errors import CatalogError, InvalidQuery, NotInstalled, WaitTimeout
+
+
+def is_connection_trouble(error: psycopg.Error) -> bool:
+    """Whether the server was not reached or went away, rather than refused a statement."""
+    state = error.sqlstate or ""
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and state[:3] in ("", "080", "57P")
+
+
+def told(error: psycopg.Error) -> Exception:
+    """An error of the database as pgembed's own: the sentence and the hint that the function raised."""
+    if is_connection_trouble(error):
+        return error
+    message = error.diag.message_primary or str(error).strip()
+    if isinstance(error, _NOT_THERE) and _SCHEMA in message:
+        return NotInstalled(
+            f"pgembed is not installed in this database, or in another version ({message}).",
+            "Install or upgrade it: pgembed install",
+        )
+    if error.sqlstate == "PE001":
+        return WaitTimeout(message, error.diag.message_hint)
+    of_the_query = isinstance(error, psycopg.ProgrammingError | psycopg.DataError)
+    kind = InvalidQuery if of_the_query and "pgembed." not in (error.diag.context or "") else CatalogError
+    return kind(message if message.endswith((".", "?")) else f"{message}.", error.diag.message_hint)
+
+
+_SCHEMA = "pgembed"
+_NOT_THERE = (
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.UndefinedColumn,
+)
