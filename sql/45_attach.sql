@@ -379,11 +379,6 @@ BEGIN
                 HINT = 'Whoever reads changes sees each row twice. With a side table they do not: detach, and attach '
                     'again with storage => ''side''.';
         END IF;
-    ELSE
-        RAISE NOTICE USING
-            MESSAGE = format('The side table refers to %s: TRUNCATE and DROP TABLE of that need CASCADE from now on.',
-                relation),
-            HINT = 'TRUNCATE ... CASCADE empties the side table too; after DROP TABLE ... CASCADE run pgembed.forget.';
     END IF;
     IF (SELECT relrowsecurity FROM pg_catalog.pg_class WHERE oid = relation) THEN
         RAISE NOTICE 'Table % has row-level security: the role of the worker needs BYPASSRLS, or must own the table.',

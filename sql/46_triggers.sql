@@ -27,10 +27,12 @@ $$;
 CREATE OR REPLACE FUNCTION pgembed._drop_queue(embedding_id integer) RETURNS void
 LANGUAGE plpgsql
 AS $$
+DECLARE
+    function_name text;
 BEGIN
-    EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I() CASCADE', 'append_row_' || embedding_id);
-    EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I() CASCADE', 'append_rows_' || embedding_id);
-    EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I() CASCADE', 'clear_' || embedding_id);
+    FOREACH function_name IN ARRAY ARRAY['append_row_', 'append_rows_', 'clear_', 'drop_', 'empty_'] LOOP
+        EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I() CASCADE', function_name || embedding_id);
+    END LOOP;
     EXECUTE format('DROP TABLE IF EXISTS pgembed.%I, pgembed.%I', 'change_' || embedding_id, 'job_' || embedding_id);
 END
 $$;
@@ -69,8 +71,6 @@ DECLARE
     input_names text[];
     differs text;
     log_columns text;
-    function_head CONSTANT text := 'CREATE FUNCTION pgembed.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
-        'SET search_path = pg_catalog, pg_temp AS ';
 BEGIN
     SELECT * INTO embedding FROM pgembed.embedding WHERE id = embedding_id;
     SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = embedding.relation;
@@ -81,11 +81,10 @@ BEGIN
     differs := pgembed._differs_sql(embedding.relation, input_names || key_names);
 
     -- A new row without inputs is appended too: it may have taken the place of a deleted one that a worker encodes now.
-    EXECUTE format(function_head || '%L', 'append_row_' || embedding_id, format(
-        'BEGIN INSERT INTO pgembed.%I (%s) VALUES (%s); RETURN NULL; END',
-        'change_' || embedding_id, log_columns,
+    PERFORM pgembed._create_trigger_function('append_row_' || embedding_id, format(
+        'BEGIN %sINSERT INTO pgembed.%I (%s) VALUES (%s); RETURN NULL; END',
+        pgembed._left_behind_sql(embedding), 'change_' || embedding_id, log_columns,
         (SELECT string_agg('NEW.' || name, ', ' ORDER BY o) FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
-    EXECUTE format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', 'append_row_' || embedding_id);
     EXECUTE format('CREATE TRIGGER %I AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
         'pgembed_' || embedding_id || '_update', embedding.relation::regclass, differs, 'append_row_' || embedding_id);
 
@@ -93,24 +92,36 @@ BEGIN
         EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pgembed.%I()',
             'pgembed_' || embedding_id || '_insert', embedding.relation::regclass, 'append_row_' || embedding_id);
     ELSE
-        EXECUTE format(function_head || '%L', 'append_rows_' || embedding_id, format(
+        PERFORM pgembed._create_trigger_function('append_rows_' || embedding_id, format(
             'BEGIN INSERT INTO pgembed.%I (%s) SELECT %s FROM new_rows AS new_row; RETURN NULL; END',
             'change_' || embedding_id, log_columns,
             (SELECT string_agg('new_row.' || name, ', ' ORDER BY o)
                 FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
-        EXECUTE format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', 'append_rows_' || embedding_id);
         EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
             'FOR EACH STATEMENT EXECUTE FUNCTION pgembed.%I()',
             'pgembed_' || embedding_id || '_insert', embedding.relation::regclass, 'append_rows_' || embedding_id);
     END IF;
 
     IF embedding.stale = 'null' THEN
-        EXECUTE format(function_head || '%L', 'clear_' || embedding_id,
+        PERFORM pgembed._create_trigger_function('clear_' || embedding_id,
             format('BEGIN NEW.%I := NULL; RETURN NEW; END', embedding.target));
-        EXECUTE format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', 'clear_' || embedding_id);
         EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
             'zzz_pgembed_' || embedding_id || '_clear', embedding.relation::regclass, differs,
             'clear_' || embedding_id);
     END IF;
+    IF embedding.storage = 'side' THEN
+        PERFORM pgembed._create_side_triggers(embedding_id);
+    END IF;
+END
+$$;
+
+-- Make a function for triggers that does with the rights of whoever attaches what an application may not do itself.
+CREATE OR REPLACE FUNCTION pgembed._create_trigger_function(name text, body text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    EXECUTE pg_catalog.format('CREATE FUNCTION pgembed.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
+        'SET search_path = pg_catalog, pg_temp AS %L', name, body);
+    EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', name);
 END
 $$;

@@ -22,7 +22,7 @@ BEGIN
         ELSE -- a restored table has other numbers for its columns, and the names that the catalog knows
             UPDATE pgembed.embedding AS e
             SET relation = found_relation, key_columns = pgembed._key_columns(found_relation),
-                side = pgembed._side_of(e.id, found_relation),
+                side = pgembed._side_of(e, found_relation),
                 inputs = pgembed._renumbered(found_relation, e.inputs)
             WHERE e.id = embedding.id;
             changed := changed + 1;

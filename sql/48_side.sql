@@ -1,6 +1,9 @@
--- Side tables: vectors in a table of their own, <table>_<target>(<key>, vector). Its foreign key, by whose name it is
--- known, takes a vector away with its row. Writing one leaves the user's row as it is: no trigger of the user's fires,
--- no row version is made, and no writer at REPEATABLE READ fails.
+-- Side tables: vectors in a table of their own, <table>_<target>(<key>, vector), which is known by the name of its
+-- primary key. Writing one leaves the user's row as it is: no trigger of the user's fires, no row version is made, and
+-- no writer at REPEATABLE READ fails.
+--
+-- Triggers take a vector away with its row. A foreign key would cost each vector as much again as its write, and would
+-- have TRUNCATE and DROP TABLE of the user's table fail.
 
 -- Refuse what cannot have a side table. Called by attach and estimate.
 CREATE OR REPLACE FUNCTION pgembed._check_side(relation regclass, target text, stale text) RETURNS void
@@ -67,10 +70,9 @@ BEGIN
     INTO definition, names, same
     FROM jsonb_array_elements(embedding.key_columns) WITH ORDINALITY AS k (key, ordinal)
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = main.oid AND a.attnum = (key ->> 'attnum')::smallint;
-    EXECUTE format('CREATE %1$s %2$s (%3$s, vector @extschema:vector@.vector(%4$s) NOT NULL, PRIMARY KEY (%5$s), '
-        'CONSTRAINT %6$I FOREIGN KEY (%5$s) REFERENCES %7$s (%5$s) ON UPDATE CASCADE ON DELETE CASCADE)',
-        CASE main.relpersistence WHEN 'u' THEN 'UNLOGGED TABLE' ELSE 'TABLE' END, side_table, definition, dim, names,
-        pgembed._side_constraint(embedding_id), main.oid::regclass);
+    EXECUTE format('CREATE %s %s (%s, vector @extschema:vector@.vector(%s) NOT NULL, CONSTRAINT %I PRIMARY KEY (%s))',
+        CASE main.relpersistence WHEN 'u' THEN 'UNLOGGED TABLE' ELSE 'TABLE' END, side_table, definition, dim,
+        pgembed._side_constraint(embedding_id), names);
     UPDATE pgembed.embedding SET side = to_regclass(side_table) WHERE id = embedding_id;
     EXECUTE format('COMMENT ON TABLE %s IS %L', side_table,
         format('Vectors of %s, kept by pgembed (embedding %s).', main.oid::regclass, embedding.target));
@@ -95,33 +97,33 @@ BEGIN
 END
 $$;
 
--- The name of the foreign key of an embedding's side table.
+-- The name of the primary key of an embedding's side table.
 CREATE OR REPLACE FUNCTION pgembed._side_constraint(embedding_id integer) RETURNS text
 LANGUAGE sql IMMUTABLE
-RETURN 'pgembed_' || embedding_id || '_row';
+RETURN 'pgembed_' || embedding_id || '_key';
 
--- The side table of an embedding, known by its foreign key on the table; NULL where there is none.
-CREATE OR REPLACE FUNCTION pgembed._side_of(embedding_id integer, relation oid) RETURNS oid
+-- The side table of an embedding: the one that the catalog has, or after a restore one of the same owner as the user's
+-- table. NULL where there is none.
+CREATE OR REPLACE FUNCTION pgembed._side_of(embedding pgembed.embedding, relation oid) RETURNS oid
 LANGUAGE sql STABLE
-RETURN (SELECT k.conrelid FROM pg_catalog.pg_constraint AS k
-    WHERE k.conname = pgembed._side_constraint(embedding_id) AND k.contype = 'f' AND k.confrelid = relation
-        AND k.conparentid = 0
-    ORDER BY k.conrelid LIMIT 1);
+BEGIN ATOMIC
+    SELECT s.oid
+    FROM pg_catalog.pg_constraint AS k
+    JOIN pg_catalog.pg_class AS s ON s.oid = k.conrelid
+    LEFT JOIN pg_catalog.pg_class AS c ON c.oid = _side_of.relation
+    WHERE k.conname = pgembed._side_constraint((embedding).id) AND k.contype = 'p'
+        AND (s.oid = (embedding).side OR s.relowner = c.relowner)
+    ORDER BY s.oid = (embedding).side DESC, s.oid
+    LIMIT 1;
+END;
 
--- Drop the side table of an embedding; also of one whose table is gone, where it bears the name that attach gave it.
+-- Drop the side table of an embedding, whose table may be gone.
 CREATE OR REPLACE FUNCTION pgembed._drop_side(embedding pgembed.embedding, relation oid) RETURNS void
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    side regclass := pgembed._side_of(embedding.id, relation);
+    side regclass := pgembed._side_of(embedding, relation);
 BEGIN
-    IF side IS NULL THEN
-        SELECT c.oid INTO side FROM pg_catalog.pg_class AS c
-        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'vector'
-            AND a.atttypid = '@extschema:vector@.vector'::regtype
-        WHERE c.oid = embedding.side AND c.relkind = 'r'
-            AND obj_description(c.oid, 'pg_class') LIKE '%, kept by pgembed (embedding ' || embedding.target || ').';
-    END IF;
     IF side IS NOT NULL THEN
         EXECUTE pg_catalog.format('DROP TABLE %s', side);
     END IF;
@@ -143,10 +145,11 @@ LANGUAGE sql STABLE
 BEGIN ATOMIC
     SELECT u.ordinal, r.attname, s.attname
     FROM pg_catalog.pg_constraint AS k
-    CROSS JOIN unnest(k.confkey, k.conkey) WITH ORDINALITY AS u (row_number, side_number, ordinal)
-    JOIN pg_catalog.pg_attribute AS r ON r.attrelid = k.confrelid AND r.attnum = u.row_number
+    CROSS JOIN unnest(k.conkey) WITH ORDINALITY AS u (side_number, ordinal)
     JOIN pg_catalog.pg_attribute AS s ON s.attrelid = k.conrelid AND s.attnum = u.side_number
-    WHERE k.conrelid = (embedding).side AND k.conname = pgembed._side_constraint((embedding).id)
+    JOIN pg_catalog.pg_attribute AS r ON r.attrelid = (embedding).relation
+        AND r.attnum = ((embedding).key_columns -> (u.ordinal - 1)::integer ->> 'attnum')::smallint
+    WHERE k.conrelid = (embedding).side AND k.conname = pgembed._side_constraint((embedding).id) AND k.contype = 'p'
     ORDER BY u.ordinal;
 END;
 
@@ -169,5 +172,64 @@ RETURN CASE WHEN (embedding).storage = 'side' THEN (
         string_agg(format('%I AS "pgembed key %s"', k.side_name, k.ordinal), ', ' ORDER BY k.ordinal),
         (embedding).side::regclass,
         string_agg(format('%I = "pgembed key %s"', k.row_name, k.ordinal), ' AND ' ORDER BY k.ordinal))
+    FROM pgembed._side_keys(embedding) AS k
+) ELSE '' END;
+
+-- Make the triggers that take vectors away with their rows. What a transaction sees of the side table is all there is
+-- only at READ COMMITTED, since nobody writes the vector of a row that is locked. At another level a vector may have
+-- come since, and to delete one that has would fail: the key goes into the log, and a worker takes the vector away.
+-- Called by _create_triggers.
+CREATE OR REPLACE FUNCTION pgembed._create_side_triggers(embedding_id integer) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    embedding pgembed.embedding;
+    partitioned boolean;
+    same text;
+    keys text;
+    log_columns text;
+    side text;
+    old_rows text;
+BEGIN
+    SELECT * INTO embedding FROM pgembed.embedding WHERE id = embedding_id;
+    SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = embedding.relation;
+    SELECT string_agg(pg_catalog.format('s.%I = o.%I', k.side_name, k.row_name), ' AND ' ORDER BY k.ordinal),
+        string_agg('o.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),
+        string_agg('key_' || k.ordinal, ', ' ORDER BY k.ordinal)
+    INTO same, keys, log_columns FROM pgembed._side_keys(embedding) AS k;
+    side := embedding.side::regclass;
+    old_rows := CASE WHEN partitioned THEN '(SELECT OLD.*)' ELSE 'old_rows' END;
+    PERFORM pgembed._create_trigger_function('drop_' || embedding_id, pg_catalog.format(
+        'BEGIN IF current_setting(''transaction_isolation'') LIKE ''read %%'' THEN DELETE FROM %s AS s USING %s AS o WHERE %s; '
+        'ELSE INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS o; END IF; RETURN NULL; END',
+        side, old_rows, same, 'change_' || embedding_id, log_columns, keys, old_rows));
+    EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER DELETE ON %s %s EXECUTE FUNCTION pgembed.%I()',
+        'pgembed_' || embedding_id || '_delete', embedding.relation::regclass,
+        CASE WHEN partitioned THEN 'FOR EACH ROW' ELSE 'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT' END,
+        'drop_' || embedding_id);
+    -- to wait for whoever reads the side table could deadlock
+    PERFORM pgembed._create_trigger_function('empty_' || embedding_id, pg_catalog.format(
+        'BEGIN BEGIN LOCK TABLE %1$s IN ACCESS EXCLUSIVE MODE NOWAIT; TRUNCATE %1$s; '
+        'EXCEPTION WHEN lock_not_available THEN DELETE FROM %1$s; END; '
+        'RETURN NULL; EXCEPTION WHEN serialization_failure THEN RETURN NULL; END', side));
+    EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER TRUNCATE ON %s EXECUTE FUNCTION pgembed.%I()',
+        'pgembed_' || embedding_id || '_truncate', embedding.relation::regclass, 'empty_' || embedding_id);
+END
+$$;
+
+-- A key that changes leaves its vector behind, as the first statements of append_row; '' where vectors stand in rows.
+-- Called by _create_triggers.
+CREATE OR REPLACE FUNCTION pgembed._left_behind_sql(embedding pgembed.embedding) RETURNS text
+LANGUAGE sql STABLE
+RETURN CASE WHEN (embedding).storage = 'side' THEN (
+    SELECT format('IF (%s) IS DISTINCT FROM (%s) THEN '
+        'IF current_setting(''transaction_isolation'') LIKE ''read %%'' THEN DELETE FROM %s AS s WHERE %s; '
+        'ELSE INSERT INTO pgembed.%I (%s) VALUES (%1$s); END IF; END IF; ',
+        string_agg('OLD.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),
+        string_agg('NEW.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),
+        (embedding).side::regclass,
+        string_agg(format('s.%I = OLD.%I', k.side_name, k.row_name), ' AND ' ORDER BY k.ordinal),
+        'change_' || (embedding).id,
+        string_agg('key_' || k.ordinal, ', ' ORDER BY k.ordinal))
     FROM pgembed._side_keys(embedding) AS k
 ) ELSE '' END;

@@ -45,6 +45,32 @@ BEGIN
     EXECUTE pg_catalog.format('INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS t WHERE %s',
         'change_' || embedding.id, queue_key, row_key, relation, condition);
     GET DIAGNOSTICS queued = ROW_COUNT;
+    IF "where" IS NULL AND embedding.storage = 'side' THEN
+        queued := queued + pgembed._queue_left_over(embedding);
+    END IF;
+    RETURN queued;
+END
+$$;
+
+-- Queue the vectors of a side table whose rows are gone, for a worker to take away; returns how many. Called by
+-- reconcile.
+CREATE OR REPLACE FUNCTION pgembed._queue_left_over(embedding pgembed.embedding) RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    queued bigint;
+    side_key text;
+    same text;
+BEGIN
+    SELECT string_agg('s.' || quote_ident(k.side_name), ', ' ORDER BY k.ordinal),
+        string_agg(pg_catalog.format('t.%I = s.%I', k.row_name, k.side_name), ' AND ' ORDER BY k.ordinal)
+    INTO side_key, same FROM pgembed._side_keys(embedding) AS k;
+    EXECUTE pg_catalog.format('INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS s '
+        'WHERE NOT EXISTS (SELECT FROM %s AS t WHERE %s) AND NOT EXISTS (SELECT FROM pgembed.%I WHERE (%2$s) = (%3$s)) '
+        'AND NOT EXISTS (SELECT FROM pgembed.%1$I WHERE (%2$s) = (%3$s))',
+        'change_' || embedding.id, pgembed._key_list(embedding, 'key_%s'), side_key, embedding.side::regclass,
+        embedding.relation::regclass, same, 'job_' || embedding.id);
+    GET DIAGNOSTICS queued = ROW_COUNT;
     RETURN queued;
 END
 $$;
@@ -107,4 +133,5 @@ JOIN pgembed.encoder AS o ON o.name = e.encoder
 LEFT JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = e.relation AND g.tgname = format('pgembed_%s_update', e.id)
 LEFT JOIN pg_catalog.pg_class AS c ON c.oid = g.tgrelid
 LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-LEFT JOIN pg_catalog.pg_class AS s ON e.storage = 'side' AND s.oid = pgembed._side_of(e.id, c.oid) AND s.oid = e.side;
+LEFT JOIN pg_catalog.pg_class AS s ON e.storage = 'side' AND s.oid = e.side
+    AND s.oid = pgembed._side_of(e, c.oid);

@@ -122,7 +122,7 @@ DECLARE
     changed integer;
 BEGIN
     UPDATE pgembed.embedding AS e SET paused = _set_paused.paused
-    WHERE e.id IN (SELECT id FROM unnest(pgembed._embeddings(relation, target)))
+    WHERE e.id IN (SELECT f.id FROM unnest(pgembed._embeddings(_set_paused.relation, _set_paused.target)) AS f)
         AND e.paused <> _set_paused.paused;
     GET DIAGNOSTICS changed = ROW_COUNT;
     RETURN changed;

@@ -279,6 +279,19 @@ class Queue:
     @cached_property
     def finish(self) -> sql.Composed:
         """Parameter: the seqs of rows that are gone."""
+        if self._side is not None:
+            return sql.SQL(
+                "WITH finished AS (DELETE FROM {job} WHERE seq = ANY($1::bigint[]) RETURNING {keys}),"
+                " left_over AS (SELECT f.* FROM finished f WHERE NOT EXISTS (SELECT FROM {table} t WHERE {row}))"
+                " DELETE FROM {side} s USING left_over f WHERE {same}"
+            ).format(
+                job=self._job,
+                keys=self._keys(),
+                table=self._table,
+                row=self._same_key("f"),
+                side=self._side.table,
+                same=self._side.same("f"),
+            )
         return sql.SQL("DELETE FROM {} WHERE seq = ANY($1::bigint[])").format(self._job)
 
     @cached_property
