@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import psycopg
+from psycopg import sql
+from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from pgembed.catalog import Finding
@@ -126,28 +128,109 @@ def versions(conn: psycopg.Connection) -> Versions:
 
 
 def doctor(conn: psycopg.Connection) -> list[Finding]:
-    """What can be seen before any function of pgembed is there: versions, extension, schema."""
-    found = versions(conn)
-    right = found.schema == head() and found.code == found.library
+    """What can be seen before any function of pgembed is there: server, extension, schema; and who may mend them."""
+    with conn.cursor(row_factory=class_row(_Seen)) as cursor:
+        seen = cursor.execute(_SEEN.encode()).fetchall()[0]
+    version = conn.info.server_version
     return [
-        Finding("server", int(found.server.split(".")[0].split()[0]) >= 14, f"PostgreSQL {found.server}", None),
         Finding(
-            "extension vector",
-            found.pgvector is not None and _numbers(found.pgvector) >= MINIMAL_PGVECTOR,
-            f"version {found.pgvector}" if found.pgvector else "not in this database",
-            "pgembed needs 0.7 or later: CREATE EXTENSION vector; or ALTER EXTENSION vector UPDATE;"
-            if found.pgvector is None or _numbers(found.pgvector) < MINIMAL_PGVECTOR
-            else None,
+            "server", version >= 140000, f"PostgreSQL {seen.server}", None if version >= 140000 else "14 or later."
         ),
-        Finding(
-            "schema pgembed",
-            right,
-            f"schema {found.schema}, functions {found.code}; the library has schema {head()}, functions {found.library}"
-            if found.schema
-            else "not installed",
-            None if right else "pgembed install",
-        ),
+        Finding("extension vector", *_examined_extension(seen)),
+        Finding("schema pgembed", *_examined_schema(seen, versions(conn) if seen.readable else None)),
     ]
+
+
+_SEEN = """
+SELECT pg_catalog.current_setting('server_version') AS server, current_user::text AS role, d.datname::text AS database,
+    pg_catalog.pg_get_userbyid(d.datdba)::text AS database_owner,
+    pg_catalog.has_database_privilege(d.oid, 'CREATE') AS may_create_schema,
+    x.extversion AS extension, pg_catalog.pg_get_userbyid(x.extowner)::text AS extension_owner,
+    pg_catalog.pg_has_role(x.extowner, 'USAGE') AS owns_extension, a.default_version AS offered,
+    r.rolsuper OR (pg_catalog.has_database_privilege(d.oid, 'CREATE') AND EXISTS (
+        SELECT FROM pg_catalog.pg_available_extension_versions AS v
+        WHERE v.name = a.name AND v.version = a.default_version AND (v.trusted OR NOT v.superuser)
+    )) AS may_create_extension,
+    pg_catalog.pg_get_userbyid(n.nspowner)::text AS schema_owner,
+    pg_catalog.pg_has_role(n.nspowner, 'USAGE') AS owns_schema,
+    coalesce(pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT'), true)
+        AS readable
+FROM pg_catalog.pg_database AS d
+JOIN pg_catalog.pg_roles AS r ON r.rolname = current_user
+LEFT JOIN pg_catalog.pg_extension AS x ON x.extname = 'vector'
+LEFT JOIN pg_catalog.pg_available_extensions AS a ON a.name = 'vector'
+LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname = 'pgembed'
+LEFT JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = 'schema_version'
+WHERE d.datname = pg_catalog.current_database()
+"""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What any role can see of a database, and what this one may do there; None for what is not there."""
+
+    server: str
+    role: str
+    database: str
+    database_owner: str
+    may_create_schema: bool
+    extension: str | None
+    extension_owner: str | None
+    owns_extension: bool | None
+    offered: str | None  # the version that the server would install
+    may_create_extension: bool
+    schema_owner: str | None
+    owns_schema: bool | None
+    readable: bool
+
+
+def _examined_extension(seen: _Seen) -> tuple[bool, str, str | None]:
+    needed = "pgembed needs " + ".".join(map(str, MINIMAL_PGVECTOR)) + " or later"
+    found = f"version {seen.extension}" if seen.extension else "not in this database"
+    if seen.extension and _numbers(seen.extension) >= MINIMAL_PGVECTOR:
+        return True, found, None
+    if seen.offered is None:
+        return False, found, f"{needed}, and this server does not have it: install pgvector on the server."
+    if _numbers(seen.offered) < MINIMAL_PGVECTOR:
+        return False, found, f"{needed}, and this server has {seen.offered}: install a later pgvector on the server."
+    if seen.extension is None:
+        if seen.may_create_extension:
+            return False, found, "CREATE EXTENSION vector;"
+        ask = f"Role '{seen.role}' may not create it: ask a superuser (or your provider's admin role) to run"
+        return False, found, f"{ask} CREATE EXTENSION vector; in database '{seen.database}'."
+    if seen.owns_extension:
+        return False, found, f"{needed}: ALTER EXTENSION vector UPDATE;"
+    ask = f"ask '{seen.extension_owner}' or a superuser (or your provider's admin role) to run"
+    return False, found, f"{needed}: {ask} ALTER EXTENSION vector UPDATE;"
+
+
+def _examined_schema(seen: _Seen, found: Versions | None) -> tuple[bool, str, str | None]:
+    if found is None:
+        role = sql.Identifier(seen.role).as_string()
+        grants = f"GRANT USAGE ON SCHEMA pgembed TO {role}; GRANT SELECT ON pgembed.schema_version TO {role};"
+        return False, f"role '{seen.role}' may not look into it", f"Ask '{seen.schema_owner}' to run: {grants}"
+    if found.schema is None:
+        if seen.may_create_schema:
+            return False, "not installed", "pgembed install"
+        database, role = (sql.Identifier(name).as_string() for name in (seen.database, seen.role))
+        return (
+            False,
+            f"not installed, and role '{seen.role}' may not create a schema in database '{seen.database}'",
+            f"Ask its owner '{seen.database_owner}' or a superuser to run pgembed install (or the script that"
+            f" pgembed install --sql prints), or GRANT CREATE ON DATABASE {database} TO {role};",
+        )
+    known = head()
+    finding = (
+        f"schema {found.schema}, functions {found.code}; the library has schema {known}, functions {found.library}"
+    )
+    if (found.schema, found.code) == (known, found.library):
+        return True, finding, None
+    if found.schema > known:
+        return False, finding, "Upgrade the library: pip install --upgrade pgembed-multimodal"
+    if seen.owns_schema:
+        return False, finding, "pgembed install"
+    ask = f"Ask role '{seen.schema_owner}', which owns the schema, or a superuser"
+    return False, finding, f"{ask}, to run pgembed install, or the script that pgembed install --sql prints."
 
 
 def head() -> str:

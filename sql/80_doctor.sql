@@ -1,100 +1,293 @@
--- What is wrong, and what to do about it. Run by `pgembed doctor`, which adds what only Python can see.
+-- What is wrong, and what to do about it.
+
+-- Run by `pgembed doctor`, which looks before at what can be seen without any function of this schema.
 CREATE OR REPLACE FUNCTION pgembed.doctor()
 RETURNS TABLE (subject text, ok boolean, finding text, remedy text)
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    e pgembed.embedding;
-    name text;
-    n bigint;
-    installed text;
-    waiting bigint;
-    workers bigint;
-    state record;
+    embedding pgembed.embedding;
+    found_encoder record;
 BEGIN
-    SELECT extversion INTO installed FROM pg_catalog.pg_extension WHERE extname = 'vector';
-    subject := 'pgvector';
-    ok := string_to_array(installed, '.')::integer[] >= ARRAY[0, 7];
-    finding := pg_catalog.format('version %s', installed);
-    remedy := CASE WHEN string_to_array(installed, '.')::integer[] < ARRAY[0, 8]
-        THEN 'Filtered searches are exact, not by index, before 0.8: ALTER EXTENSION vector UPDATE;' END;
-    RETURN NEXT;
-
-    FOR state IN SELECT * FROM pgembed.encoders AS m WHERE m.languages IS NOT NULL LOOP
-        subject := pg_catalog.format('encoder ''%s'' language', state.name);
+    RETURN QUERY SELECT 'pgvector', v.* FROM pgembed._examine_pgvector() AS v;
+    RETURN QUERY SELECT 'rights', r.* FROM pgembed._examine_rights(NULL) AS r;
+    IF EXISTS (SELECT FROM pgembed._missing_rights(NULL) AS m WHERE m.reads) THEN
+        RETURN; -- this role sees no more
+    END IF;
+    FOR found_encoder IN SELECT * FROM pgembed.encoders AS e WHERE e.languages IS NOT NULL LOOP
+        subject := pg_catalog.format('encoder ''%s'' language', found_encoder.name);
         ok := true;
-        finding := pg_catalog.format('its words are %s', state.languages);
+        finding := pg_catalog.format('its words are %s', found_encoder.languages);
         remedy := NULL;
         RETURN NEXT;
     END LOOP;
-
-    FOR e IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
-        name := pg_catalog.format('%I.%I.%I', e.schema_name, e.table_name, e.target);
-        IF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = e.relation) THEN
-            subject := name; ok := false; finding := 'The table is gone.';
-            remedy := pg_catalog.format('SELECT pgembed.forget(%s);', e.id);
-            RETURN NEXT;
-            CONTINUE;
-        END IF;
-
-        SELECT count(*) INTO n FROM pg_catalog.pg_trigger AS t
-        WHERE t.tgrelid = e.relation AND t.tgname ~ pg_catalog.format('^(zzz_)?pgembed_%s_', e.id) AND t.tgenabled <> 'D';
-        subject := name || ' triggers';
-        ok := n = CASE e.stale WHEN 'null' THEN 3 ELSE 2 END;
-        finding := pg_catalog.format('%s enabled', n);
-        remedy := CASE WHEN NOT ok THEN pg_catalog.format('Enable them: ALTER TABLE %s ENABLE TRIGGER USER; then SELECT pgembed.reconcile(%L, %L);',
-            e.relation::regclass, e.relation::regclass, e.target) END;
-        RETURN NEXT;
-
-        subject := name || ' rights';
-        ok := has_table_privilege(e.relation, 'SELECT') AND has_column_privilege(e.relation, e.target, 'UPDATE')
-            AND (NOT row_security_active(e.relation));
-        finding := CASE WHEN row_security_active(e.relation) THEN pg_catalog.format('row-level security filters what %I sees', current_user)
-            WHEN ok THEN pg_catalog.format('%I may read rows and write vectors', current_user)
-            ELSE pg_catalog.format('%I may not read rows or write vectors', current_user) END;
-        remedy := CASE WHEN NOT ok THEN pg_catalog.format('A worker run as %I needs SELECT and UPDATE on %s, and BYPASSRLS where there is row-level security.',
-            current_user, e.relation::regclass) END;
-        RETURN NEXT;
-
-        SELECT * INTO state FROM pgembed.status AS s WHERE s.id = e.id;
-        EXECUTE pg_catalog.format(
-            'SELECT count(*) FROM pgembed.%I WHERE claimed_until < now() - interval ''5 minutes''', 'job_' || e.id)
-        INTO n;
-        subject := name || ' queue';
-        SELECT count(*) INTO workers FROM pg_catalog.pg_stat_activity
-        WHERE datname = current_database() AND application_name = 'pgembed worker';
-        ok := n = 0 AND coalesce(state.oldest_wait, '0') < interval '10 minutes'
-            AND (workers > 0 OR (state.queued = 0 AND state.state <> 'backfill'));
-        finding := pg_catalog.format('%s, %s queued, %s claimed, %s with a lease that ran out, oldest wait %s, %s',
-            state.state, state.queued, state.claimed, n,
-            coalesce(date_trunc('second', state.oldest_wait)::text, 'none'),
-            CASE workers WHEN 0 THEN 'no worker is connected' ELSE 'workers are connected' END);
-        remedy := CASE WHEN NOT ok
-            THEN 'No worker seems to run: pgembed worker. It takes up stale leases by itself.' END;
-        RETURN NEXT;
-
-        subject := name || ' failures';
-        ok := state.failed = 0;
-        finding := pg_catalog.format('%s failed', state.failed);
-        remedy := CASE WHEN NOT ok THEN pg_catalog.format(
-            'See SELECT * FROM pgembed.failures; then SELECT pgembed.retry(%L, %L);',
-            e.relation::regclass, e.target) END;
-        RETURN NEXT;
-
-        subject := name || ' index';
-        SELECT count(*) FILTER (WHERE i.indisvalid), count(*) FILTER (WHERE NOT i.indisvalid) INTO n, waiting
-        FROM pg_catalog.pg_index AS i
-        JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
-        JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
-        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-        WHERE i.indrelid = e.relation AND a.attname = e.target;
-        ok := n > 0 OR (state.ready < 1000 AND waiting = 0);
-        finding := CASE WHEN n > 0 THEN 'vector index there' WHEN waiting > 0 THEN 'only an invalid vector index'
-            ELSE pg_catalog.format('no vector index, %s vectors', state.ready) END;
-        remedy := CASE WHEN NOT ok THEN pg_catalog.format(
-            'pgembed index %s, or in psql: SELECT pgembed.index_sql(%L, %L) \gexec',
-            e.relation::regclass, e.relation::regclass, e.target) END;
-        RETURN NEXT;
+    FOR embedding IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
+        RETURN QUERY SELECT pg_catalog.concat_ws(' ',
+            pg_catalog.format('%I.%I.%I', embedding.schema_name, embedding.table_name, embedding.target), x.part),
+            x.ok, x.finding, x.remedy
+        FROM pgembed._examine(embedding) AS x;
     END LOOP;
+END
+$$;
+
+-- Whether pgvector is new enough, and who may upgrade it where it is not. Called by doctor.
+CREATE OR REPLACE FUNCTION pgembed._examine_pgvector(OUT ok boolean, OUT finding text, OUT remedy text)
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    installed record;
+    number integer[];
+BEGIN
+    SELECT * INTO installed FROM pg_catalog.pg_extension WHERE extname = 'vector';
+    number := string_to_array(substring(installed.extversion FROM '^\d+\.\d+'), '.')::integer[];
+    ok := number >= ARRAY[0, 7];
+    finding := pg_catalog.format('version %s', installed.extversion);
+    remedy := CASE WHEN number < ARRAY[0, 8] THEN 'Filtered searches are exact, not by index, before 0.8. '
+        || pgembed._asking(installed.extowner) || 'ALTER EXTENSION vector UPDATE;' END;
+END
+$$;
+
+-- What is said before a statement that only an owner may run, where this role is not one.
+CREATE OR REPLACE FUNCTION pgembed._asking(owner oid) RETURNS text
+LANGUAGE sql STABLE
+RETURN CASE WHEN pg_has_role(owner, 'USAGE') THEN '' ELSE format('Ask %I to run: ', pg_get_userbyid(owner)) END;
+
+-- Whether this role has the rights of a worker: on the catalog (embedding NULL), or on an embedding's queue and table.
+-- Called by doctor.
+CREATE OR REPLACE FUNCTION pgembed._examine_rights(
+    embedding pgembed.embedding,
+    OUT ok boolean,
+    OUT finding text,
+    OUT remedy text
+)
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    filtered boolean := coalesce(row_security_active(embedding.relation), false);
+    lacking text;
+    grants text;
+BEGIN
+    SELECT string_agg(m.missing, ', '), string_agg(m.statements, ' ') INTO lacking, grants
+    FROM (
+        SELECT string_agg(r.missing, ', ' ORDER BY r.place) AS missing,
+            pgembed._asking(r.owner) || string_agg(r.statement, ' ' ORDER BY r.place) AS statements
+        FROM pgembed._missing_rights(embedding) AS r
+        GROUP BY r.owner
+        ORDER BY min(r.place)
+    ) AS m;
+    ok := lacking IS NULL AND NOT filtered;
+    finding := pg_catalog.concat_ws('; ',
+        CASE WHEN ok THEN pg_catalog.format(CASE WHEN embedding.id IS NULL
+            THEN '%I may read the catalog and record what becomes of rows'
+            ELSE '%I may work off the queue, read rows and write vectors' END, current_user) END,
+        pg_catalog.format('%I lacks ', current_user) || lacking,
+        CASE WHEN filtered THEN pg_catalog.format('row-level security filters what %I sees', current_user) END);
+    remedy := pg_catalog.concat_ws(' ',
+        pg_catalog.format('A worker run as %I needs that. ', current_user) || grants,
+        CASE WHEN filtered THEN pg_catalog.format('Run workers as the owner of the table, or ask a superuser to run: '
+            'ALTER ROLE %I BYPASSRLS;', current_user) END);
+    remedy := nullif(remedy, '');
+END
+$$;
+
+-- What a worker does with tables and columns: on the catalog (embedding NULL), or for one embedding. A column is NULL
+-- where the right is one on the whole table. FOR UPDATE and FOR KEY SHARE take UPDATE, of any column.
+CREATE OR REPLACE FUNCTION pgembed._worker_rights(embedding pgembed.embedding)
+RETURNS TABLE (relation oid, right_name text, column_name text)
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN QUERY SELECT c.oid, unnest(v.rights), v.of_column
+    FROM (VALUES
+        ('_work', '{SELECT}'::text[], NULL::text),
+        ('status', '{SELECT}', NULL),
+        ('failures', '{SELECT}', NULL),
+        ('encoders', '{SELECT}', NULL),
+        ('encoder', '{SELECT}', NULL),
+        ('embedding', '{SELECT}', NULL),
+        ('embedding', '{UPDATE}', 'state'),
+        ('embedding', '{UPDATE}', 'backfill_after'),
+        ('failure', '{SELECT,INSERT,UPDATE,DELETE}', NULL),
+        ('written', '{SELECT,INSERT,UPDATE,DELETE}', NULL)
+    ) AS v (name, rights, of_column)
+    JOIN pg_catalog.pg_class AS c ON c.relnamespace = 'pgembed'::regnamespace AND c.relname = v.name
+    WHERE embedding.id IS NULL;
+    IF embedding.id IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT c.oid, unnest(v.rights), NULL
+    FROM (VALUES
+        ('change_', '{SELECT,UPDATE,DELETE}'::text[]),
+        ('job_', '{SELECT,INSERT,UPDATE,DELETE}')
+    ) AS v (name, rights)
+    JOIN pg_catalog.pg_class AS c ON c.relnamespace = 'pgembed'::regnamespace AND c.relname = v.name || embedding.id;
+    RETURN QUERY SELECT a.attrelid, r.name, a.attname::text
+    FROM pg_catalog.pg_attribute AS a
+    CROSS JOIN unnest('{SELECT,UPDATE}'::text[]) AS r (name)
+    WHERE a.attrelid = embedding.relation AND a.attnum > 0 AND NOT a.attisdropped
+        AND (a.attname = embedding.target OR (r.name = 'SELECT' AND (
+            EXISTS (SELECT FROM jsonb_array_elements(embedding.key_columns) AS k
+                WHERE (k ->> 'attnum')::smallint = a.attnum)
+            OR quote_ident(a.attname) IN (SELECT u.column_sql
+                FROM pgembed._input_columns(embedding.relation, embedding.inputs) AS u))));
+    RETURN QUERY SELECT c.oid, 'SELECT', NULL -- a budget is counted over all embeddings of an encoder
+    FROM pgembed.encoder AS o
+    JOIN pgembed.embedding AS e ON e.encoder = o.name AND e.id <> embedding.id
+    JOIN pg_catalog.pg_class AS c ON c.relnamespace = 'pgembed'::regnamespace AND c.relname = 'job_' || e.id
+    WHERE o.name = embedding.encoder AND o.settings ?| '{rows_per_day,tokens_per_day}';
+END
+$$;
+
+-- The rights of a worker that this role lacks, an object a row: what, whose it is to grant, the statement that grants
+-- it, and whether doctor sees no further without it. Called by doctor.
+CREATE OR REPLACE FUNCTION pgembed._missing_rights(embedding pgembed.embedding)
+RETURNS TABLE (place bigint, missing text, owner oid, statement text, reads boolean)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH objects (name, rights, owner, reads) AS (
+        SELECT format('SCHEMA %I', n.nspname), 'USAGE', n.nspowner, true
+        FROM pg_catalog.pg_namespace AS n
+        WHERE (embedding).id IS NOT NULL AND NOT has_schema_privilege(n.oid, 'USAGE') AND n.oid IN (
+            (SELECT c.relnamespace FROM pg_catalog.pg_class AS c WHERE c.oid = (embedding).relation),
+            (SELECT x.extnamespace FROM pg_catalog.pg_extension AS x WHERE x.extname = 'vector'))
+        UNION ALL
+        SELECT format('%I.%I', n.nspname, c.relname),
+            string_agg(r.right_name || coalesce(' (' || r.names || ')', ''), ', '
+                ORDER BY array_position(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'], r.right_name)),
+            c.relowner, bool_or(r.right_name = 'SELECT')
+        FROM (
+            SELECT w.relation, w.right_name, string_agg(quote_ident(w.column_name), ', ') AS names
+            FROM pgembed._worker_rights(embedding) AS w
+            WHERE NOT CASE WHEN w.column_name IS NULL THEN has_table_privilege(w.relation, w.right_name)
+                ELSE has_column_privilege(w.relation, w.column_name, w.right_name) END
+            GROUP BY w.relation, w.right_name
+        ) AS r
+        JOIN pg_catalog.pg_class AS c ON c.oid = r.relation
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        GROUP BY n.nspname, c.relname, c.relowner
+    )
+    SELECT row_number() OVER (ORDER BY o.name), o.rights || ' on ' || o.name, o.owner,
+        format('GRANT %s ON %s TO %I;', o.rights, o.name, current_user), o.reads
+    FROM objects AS o;
+END;
+
+-- One embedding: its table, triggers, queue, rights, leases, failures and index; `part` says which. Called by doctor.
+CREATE OR REPLACE FUNCTION pgembed._examine(embedding pgembed.embedding)
+RETURNS TABLE (part text, ok boolean, finding text, remedy text)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    relation regclass := embedding.relation;
+    n bigint;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = embedding.relation) THEN
+        ok := false;
+        finding := 'The table is gone.';
+        remedy := pg_catalog.format('SELECT pgembed.forget(%s);', embedding.id);
+        RETURN NEXT;
+        RETURN;
+    END IF;
+
+    SELECT count(*) INTO n FROM pg_catalog.pg_trigger AS t
+    WHERE t.tgrelid = embedding.relation AND t.tgenabled <> 'D'
+        AND t.tgname ~ pg_catalog.format('^(zzz_)?pgembed_%s_', embedding.id);
+    part := 'triggers';
+    ok := n = CASE embedding.stale WHEN 'null' THEN 3 ELSE 2 END;
+    finding := pg_catalog.format('%s enabled', n);
+    remedy := CASE WHEN NOT ok THEN pg_catalog.format(
+        'Enable them: ALTER TABLE %s ENABLE TRIGGER USER; then SELECT pgembed.reconcile(%L, %L);',
+        relation, relation, embedding.target) END;
+    RETURN NEXT;
+
+    SELECT count(*) INTO n FROM pg_catalog.pg_class AS c WHERE c.relnamespace = 'pgembed'::regnamespace
+        AND c.relname IN ('change_' || embedding.id, 'job_' || embedding.id);
+    IF n < 2 THEN
+        part := 'queue';
+        ok := false;
+        finding := pg_catalog.format('pgembed.change_%s and pgembed.job_%1$s are not both there', embedding.id);
+        remedy := pg_catalog.format('Detach it: SELECT pgembed.detach(%L, %L); then attach it again.',
+            relation, embedding.target);
+        RETURN NEXT;
+        RETURN;
+    END IF;
+
+    RETURN QUERY SELECT 'rights', r.* FROM pgembed._examine_rights(embedding) AS r;
+    IF NOT EXISTS (SELECT FROM pgembed._missing_rights(embedding) AS m WHERE m.reads) THEN
+        RETURN QUERY SELECT * FROM pgembed._examine_progress(embedding);
+    END IF;
+END
+$$;
+
+-- How far an embedding is, and who works on it: its queue, leases, failures and index. Called by doctor.
+CREATE OR REPLACE FUNCTION pgembed._examine_progress(embedding pgembed.embedding)
+RETURNS TABLE (part text, ok boolean, finding text, remedy text)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    relation regclass := embedding.relation;
+    state pgembed.status;
+    workers bigint;
+    stale bigint;
+    since interval;
+    valid bigint;
+    invalid text;
+BEGIN
+    SELECT * INTO state FROM pgembed.status AS s WHERE s.id = embedding.id;
+    SELECT count(*) INTO workers FROM pg_catalog.pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'pgembed worker';
+
+    part := 'queue';
+    finding := pg_catalog.format('%s, %s queued, %s claimed, oldest wait %s, %s',
+        state.state, state.queued, state.claimed, coalesce(date_trunc('second', state.oldest_wait)::text, 'none'),
+        CASE workers WHEN 0 THEN 'no worker is connected' ELSE 'workers are connected' END);
+    remedy := CASE
+        WHEN state.queued = 0 AND state.state <> 'backfill' THEN NULL
+        WHEN state.state = 'paused' THEN pg_catalog.format('Workers leave it alone while it is paused. It goes on after: '
+            'UPDATE pgembed.embedding SET state = ''backfill'' WHERE id = %s;', embedding.id)
+        WHEN workers = 0 THEN 'No worker runs. Start one: pgembed worker'
+        WHEN state.state <> 'resting' AND state.oldest_wait >= interval '10 minutes' THEN
+            'The workers that run do not keep up, were started with --embedding for others, or are in trouble with this '
+            'one: their log says so. Start more: pgembed worker'
+    END;
+    ok := remedy IS NULL;
+    RETURN NEXT;
+
+    EXECUTE pg_catalog.format('SELECT count(*), date_trunc(''second'', now() - min(claimed_until)) FROM pgembed.%I '
+        'WHERE claimed_until < now() - interval ''5 minutes''', 'job_' || embedding.id)
+    INTO stale, since;
+    part := 'leases';
+    ok := stale = 0 OR state.state = 'paused';
+    finding := CASE stale WHEN 0 THEN 'none ran out' ELSE
+        pg_catalog.format('%s claimed by a worker that did not finish, the first ran out %s ago', stale, since) END;
+    remedy := CASE WHEN ok THEN NULL
+        WHEN workers = 0 THEN 'The worker that had them is gone, and the next takes them up: pgembed worker'
+        ELSE pg_catalog.format('The workers that are connected do not take them up: they hang, or were started with '
+            '--embedding for others. Look at their log and start one for these: pgembed worker --embedding %s',
+            embedding.table_name || '.' || embedding.target) END;
+    RETURN NEXT;
+
+    part := 'failures';
+    ok := state.failed = 0;
+    finding := pg_catalog.format('%s failed', state.failed);
+    remedy := CASE WHEN NOT ok THEN pg_catalog.format(
+        'See SELECT * FROM pgembed.failures; then SELECT pgembed.retry(%L, %L);', relation, embedding.target) END;
+    RETURN NEXT;
+
+    SELECT count(*) FILTER (WHERE i.indisvalid),
+        string_agg(i.indexrelid::regclass::text, ', ') FILTER (WHERE NOT i.indisvalid)
+    INTO valid, invalid
+    FROM pg_catalog.pg_index AS i
+    JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+    JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+    WHERE i.indrelid = embedding.relation AND a.attname = embedding.target;
+    part := 'index';
+    ok := valid > 0 OR (state.ready < 1000 AND invalid IS NULL);
+    finding := CASE WHEN valid > 0 THEN 'vector index there'
+        WHEN invalid IS NOT NULL THEN pg_catalog.format('only an invalid vector index, %s', invalid)
+        ELSE pg_catalog.format('no vector index, %s vectors', state.ready) END;
+    remedy := CASE WHEN NOT ok THEN pg_catalog.format('pgembed index %s, or in psql: %sSELECT pgembed.index_sql(%L, %L) \gexec',
+        relation, 'DROP INDEX ' || invalid || '; ', relation, embedding.target) END;
+    RETURN NEXT;
 END
 $$;

@@ -37,6 +37,7 @@ class Batch:
 
     work: Work
     rows: list[Row]
+    began_at: float  # when it was claimed, by time.monotonic()
     tokens: int = 0  # of the texts that were encoded, where a budget is counted in tokens
 
 

@@ -47,8 +47,7 @@ class Loader:
 
     def run(self) -> None:
         self._give_back_from_before()
-        with self.conn.transaction():
-            self.conn.execute("SELECT pgembed.sync()")  # tables that were renamed, or restored from a dump
+        self._sync()
         refreshed = -10.0
         while not self.state.stop.is_set() and not self.pipes.broken.is_set() and not self.state.is_done():
             if time.monotonic() - refreshed > REFRESH:
@@ -68,6 +67,19 @@ class Loader:
                 self.state.stop.wait(min(self.options.poll, 0.05))
             else:
                 self.state.stop.wait(self.options.poll)
+
+    def _sync(self) -> None:
+        """Have the catalog follow tables that were renamed, or restored from a dump.
+
+        A role that may not change it works on by the names that the tables have, and says who must.
+        """
+        try:
+            with self.conn.transaction():
+                self.conn.execute("SELECT pgembed.sync()")
+        except psycopg.errors.InsufficientPrivilege as error:
+            self.state.log.warning(
+                "catalog out of date", error=error.diag.message_primary, remedy="as its owner: SELECT pgembed.sync();"
+            )
 
     def _works(self) -> list[Work]:
         try:
@@ -165,6 +177,7 @@ class Loader:
 
     def _read(self, work: Work, encoder: Encoder, rows: list[Row]) -> Batch:
         """What the rows hold. A part at a time, so that pictures are decoded as they come."""
+        began_at = time.monotonic()
         by_seq = {row.seq: row for row in rows}
         kept: list[Row] = []
         decoding: list[Future[Any]] = []
@@ -185,7 +198,7 @@ class Loader:
             wait(before)
         spoiled = [row for row in by_seq.values() if row.error is not None]
         self.state.let_go(work, list(by_seq.keys() - {row.seq for row in spoiled}))  # changed again: a new seq
-        return Batch(work, kept + spoiled)
+        return Batch(work, kept + spoiled, began_at)
 
     def _fetch(self, work: Work, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
         """Read rows; one whose values cannot be computed, by a generated column say, is found by halves."""

@@ -37,13 +37,17 @@ class WorkerOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """What one batch came to; ``left`` counts the changes and jobs that wait in this embedding's queue."""
+    """What one batch came to; ``left`` counts the changes and jobs that wait in this embedding's queue.
+
+    ``rows_per_second`` is how fast this worker writes them: over its whole run, without the time in which it had none.
+    """
 
     embedding: str
     written: int
     failed: int
     skipped: int
     left: int
+    rows_per_second: float
 
 
 @dataclass

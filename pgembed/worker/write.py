@@ -31,6 +31,17 @@ class Tally:
     tokens: int = 0
     counted_at: float = -COUNT_EVERY
     left: int = 0
+    warned: bool = False
+    written: int = 0
+    busy: float = 0.0  # seconds in which some batch was in hand
+    busy_until: float = 0.0
+
+    def add(self, written: int, began_at: float) -> None:
+        """Count a batch that is done, and the time since it began, but no second twice: batches overlap."""
+        now = time.monotonic()
+        self.busy += now - max(began_at, self.busy_until)
+        self.busy_until = now
+        self.written += written
 
 
 class Writer:
@@ -114,42 +125,55 @@ class Writer:
         self.state.summary.written += written
         self.state.summary.failed += failed
         tally = self.tallies.setdefault(batch.work.id, Tally(batch.work))
+        tally.add(written, batch.began_at)
+        tally.left = max(0, tally.left - written - failed)
         if not batch.work.has_budget:
             tally.uncounted += written
         if time.monotonic() - tally.counted_at > COUNT_EVERY:
             self._count(tally)
         if self.state.on_progress is not None:
             skipped = sum(1 for row in batch.rows if row.error is None) - written
-            self.state.on_progress(Progress(batch.work.name, written, failed, skipped, tally.left))
+            rate = round(tally.written / tally.busy, 1) if tally.busy else 0.0
+            self.state.on_progress(Progress(batch.work.name, written, failed, skipped, tally.left, rate))
 
     def _spend(self, batch: Batch) -> None:
-        """Count what was encoded against the budget, before it is written: it is paid for, whatever becomes of it."""
+        """Count what was encoded against the budget, before it is written: it is paid for, whatever becomes of it.
+
+        What cannot be counted is not written: the budget would be overrun, and nobody told.
+        """
         tally = self.tallies.setdefault(batch.work.id, Tally(batch.work))
         tally.uncounted += sum(row.vector is not None for row in batch.rows)
         tally.tokens += batch.tokens
         self._add_up(tally)
 
     def _count(self, tally: Tally) -> None:
-        """Add to the rate that status shows, and look how much is left: now and then, since both take time."""
+        """Add to the rate that status shows, and look how much is left: now and then, since both take time. Of an
+        embedding that may be detached by now, or that the role may not count for: neither keeps the work."""
         try:
             (tally.left,) = self.conn.execute(Queue(tally.work).depth).fetchall()[0]
         except psycopg.Error as error:
             if is_lost(self.conn, error):
                 raise
-            tally.left = 0  # detached meanwhile
-        self._add_up(tally)
-        tally.counted_at = time.monotonic()
-
-    def _add_up(self, tally: Tally) -> None:
-        """Write down what was done since the last time, of an embedding that may be detached by now."""
-        statements = Queue(tally.work)
+            tally.left = 0
         try:
-            with self.conn.transaction():
-                self.conn.execute(statements.lock)
-                self.conn.execute(statements.count_written, [tally.uncounted, tally.tokens])
+            self._add_up(tally)
         except psycopg.Error as error:
             if is_lost(self.conn, error):
                 raise
+            if isinstance(error, psycopg.errors.InsufficientPrivilege) and not tally.warned:
+                tally.warned = True
+                self.state.log.warning(
+                    "rows are not counted", embedding=tally.work.name, error=_sentence(error), remedy="pgembed doctor"
+                )
+            tally.uncounted = tally.tokens = 0
+        tally.counted_at = time.monotonic()
+
+    def _add_up(self, tally: Tally) -> None:
+        """Write down what was done since the last time."""
+        statements = Queue(tally.work)
+        with self.conn.transaction():
+            self.conn.execute(statements.lock)
+            self.conn.execute(statements.count_written, [tally.uncounted, tally.tokens])
         tally.uncounted = tally.tokens = 0
 
 
