@@ -9,6 +9,7 @@ AS $$
 DECLARE
     estimate real;
     empty_share real;
+    side CONSTANT regclass := CASE embedding.storage WHEN 'side' THEN pgembed._side_of(embedding, embedding.relation) END;
 BEGIN
     SELECT greatest(c.reltuples, 0) INTO estimate FROM pg_catalog.pg_class AS c WHERE c.oid = embedding.relation;
     exact := estimate < 1000000;
@@ -17,13 +18,12 @@ BEGIN
     ELSIF exact THEN
         EXECUTE pg_catalog.format('SELECT count(*), %s FROM %s', CASE WHEN embedding.storage = 'column'
             THEN pg_catalog.format('count(%I)', embedding.target)
-            WHEN to_regclass(embedding.side::regclass::text) IS NOT NULL
-            THEN pg_catalog.format('(SELECT count(*) FROM %s)', embedding.side::regclass)
-            ELSE '0::bigint' END, embedding.relation::regclass)
+            WHEN side IS NULL THEN '0::bigint'
+            ELSE pg_catalog.format('(SELECT count(*) FROM %s)', side) END, embedding.relation::regclass)
         INTO rows, ready;
     ELSIF embedding.storage = 'side' THEN
         rows := estimate;
-        ready := (SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class AS c WHERE c.oid = embedding.side);
+        ready := (SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class AS c WHERE c.oid = side);
     ELSE
         SELECT s.null_frac INTO empty_share FROM pg_catalog.pg_stats AS s
         WHERE s.schemaname = embedding.schema_name AND s.tablename = embedding.table_name

@@ -125,11 +125,15 @@ BEGIN
     FROM pg_catalog.pg_attribute AS a
     CROSS JOIN unnest('{SELECT,UPDATE}'::text[]) AS r (name)
     WHERE a.attrelid = embedding.relation AND a.attnum > 0 AND NOT a.attisdropped
-        AND (a.attname = embedding.target OR (r.name = 'SELECT' AND (
+        AND (a.attname = CASE embedding.storage WHEN 'side' THEN embedding.key_columns -> 0 ->> 'name'
+            ELSE embedding.target END OR (r.name = 'SELECT' AND (
             EXISTS (SELECT FROM jsonb_array_elements(embedding.key_columns) AS k
                 WHERE (k ->> 'attnum')::smallint = a.attnum)
             OR quote_ident(a.attname) IN (SELECT u.column_sql
                 FROM pgembed._input_columns(embedding.relation, embedding.inputs) AS u))));
+    RETURN QUERY SELECT embedding.side, r.name, NULL
+    FROM unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS r (name)
+    WHERE pgembed._side_of(embedding, embedding.relation) = embedding.side;
     RETURN QUERY SELECT c.oid, 'SELECT', NULL -- a budget is counted over all embeddings of an encoder
     FROM pgembed.encoder AS o
     JOIN pgembed.embedding AS e ON e.encoder = o.name AND e.id <> embedding.id
@@ -192,12 +196,24 @@ BEGIN
     WHERE t.tgrelid = embedding.relation AND t.tgenabled <> 'D'
         AND t.tgname ~ pg_catalog.format('^(zzz_)?pgembed_%s_', embedding.id);
     part := 'triggers';
-    ok := n = CASE embedding.stale WHEN 'null' THEN 3 ELSE 2 END;
+    ok := n = CASE WHEN embedding.storage = 'side' THEN 4 WHEN embedding.stale = 'null' THEN 3 ELSE 2 END;
     finding := pg_catalog.format('%s enabled', n);
     remedy := CASE WHEN NOT ok THEN pg_catalog.format(
         'Enable them: ALTER TABLE %s ENABLE TRIGGER USER; then SELECT pgembed.reconcile(%L, %L);',
         relation, relation, embedding.target) END;
     RETURN NEXT;
+
+    IF embedding.storage = 'side'
+        AND pgembed._side_of(embedding, embedding.relation) IS DISTINCT FROM embedding.side THEN
+        part := 'side table';
+        ok := false;
+        finding := 'the table of its vectors is not where the catalog has it';
+        remedy := CASE WHEN pgembed._side_of(embedding, embedding.relation) IS NULL THEN pg_catalog.format(
+            'Detach it: SELECT pgembed.detach(%L, %L); then attach it again.', relation, embedding.target)
+            ELSE 'SELECT pgembed.sync();' END;
+        RETURN NEXT;
+        RETURN;
+    END IF;
 
     SELECT count(*) INTO n FROM pg_catalog.pg_class AS c WHERE c.relnamespace = 'pgembed'::regnamespace
         AND c.relname IN ('change_' || embedding.id, 'job_' || embedding.id);
@@ -243,7 +259,7 @@ BEGIN
     remedy := CASE
         WHEN state.queued = 0 AND state.state <> 'backfill' THEN NULL
         WHEN state.state = 'paused' THEN pg_catalog.format('Workers leave it alone while it is paused. It goes on after: '
-            'UPDATE pgembed.embedding SET state = ''backfill'' WHERE id = %s;', embedding.id)
+            'SELECT pgembed.resume(%L, %L);', relation, embedding.target)
         WHEN workers = 0 THEN 'No worker runs. Start one: pgembed worker'
         WHEN state.state <> 'resting' AND state.oldest_wait >= interval '10 minutes' THEN
             'The workers that run do not keep up, were started with --embedding for others, or are in trouble with this '
@@ -280,7 +296,7 @@ BEGIN
     JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
     JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-    WHERE i.indrelid = embedding.relation AND a.attname = embedding.target;
+    WHERE (i.indrelid, a.attname) IN (SELECT v.relation, v.column_name FROM pgembed._vectors_of(embedding) AS v);
     part := 'index';
     ok := valid > 0 OR (state.ready < 1000 AND invalid IS NULL);
     finding := CASE WHEN valid > 0 THEN 'vector index there'

@@ -12,6 +12,7 @@ COMMANDS = {
     "attach": "pgembed attach {} {} --encoder ENCODER --text '{{column}}' --image COLUMN",
     "detach": "pgembed detach {} {}",
     "retry": "pgembed retry {} --embedding {}",
+    "resume": "pgembed resume {} --embedding {}",
     "reconcile": "pgembed reconcile {} --embedding {}",
 }
 _CALL = re.compile(r"SELECT pgembed\.(\w+)\(([^)]*)\);?")

@@ -30,7 +30,7 @@ def wait(
         raise typer.Exit(1)
 
 
-@app.command(epilog=examples("pgembed pause product", "pgembed pause product embedding"))
+@app.command(epilog=examples("pgembed pause product", "pgembed pause product --embedding embedding"))
 def pause(table: TableName, target: Target = None, as_json: Json = False) -> None:
     """Have workers leave a table's embeddings alone, until resume; what changes meanwhile waits."""
     with database() as db:

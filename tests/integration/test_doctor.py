@@ -319,11 +319,11 @@ def test_workers_that_leave_changes_where_they_are_are_told_of(table: Table) -> 
 
 
 def test_what_waits_in_a_paused_queue_is_told_of(table: Table) -> None:
-    table.conn.execute("UPDATE pgembed.embedding SET state = 'paused'")
+    table.conn.execute("SELECT pgembed.pause('product')")
     assert wrong(table.dsn) == {}
     claim(table, LAST_YEAR)
     (queue,) = wrong(table.dsn).values()
-    statement = re.search(r"UPDATE pgembed\.embedding [^;]*;", str(queue.remedy))
+    statement = re.search(r"SELECT pgembed\.resume[^;]*;", str(queue.remedy))
     assert statement is not None
     table.conn.execute(statement[0].encode())
     table.insert("red shoe")

@@ -349,3 +349,25 @@ def test_long_names_and_unlogged_tables(database: Connection, table: Table) -> N
         "SELECT relpersistence FROM pg_class WHERE oid = (SELECT side FROM pgembed.embedding ORDER BY id DESC LIMIT 1)"
     )
     assert database.execute(kind).fetchone() == ("u",)
+
+
+def test_doctor_tells_what_is_wrong_with_a_side_table(table: Table) -> None:
+    conn = table.conn
+    table.insert("red shoe")
+    table.work()
+
+    def wrong() -> dict[str, tuple[str, str | None]]:
+        return {each.subject: (each.finding, each.remedy) for each in pgembed.connect(conn).doctor() if not each.ok}
+
+    assert wrong() == {}
+    conn.execute("ALTER TABLE product DISABLE TRIGGER pgembed_2_delete")
+    assert list(wrong()) == ["public.product.embedding triggers"]
+    conn.execute("ALTER TABLE product ENABLE TRIGGER pgembed_2_delete")
+    conn.execute("DROP TABLE product_embedding")
+    (finding, remedy) = wrong()["public.product.embedding side table"]
+    assert "not where the catalog has it" in finding
+    assert remedy is not None
+    assert "detach" in remedy
+    assert pgembed.connect(conn).status()[0].ready == 0
+    assert table.work().written == 0  # workers leave it alone
+    conn.execute("SELECT pgembed.detach('product')")

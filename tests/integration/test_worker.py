@@ -88,7 +88,7 @@ def test_only_the_embeddings_asked_for_are_worked_on(table: Table) -> None:
 
 def test_a_paused_embedding_is_left_alone(table: Table) -> None:
     table.insert("red shoe")
-    table.conn.execute("UPDATE pgembed.embedding SET state = 'paused'")
+    table.conn.execute("SELECT pgembed.pause('product')")
     assert table.work().written == 0
 
 
