@@ -12,6 +12,7 @@ from psycopg import sql
 
 from pgembed.catalog import EncoderRow
 from pgembed.encoders import Encoder, EncoderPolicy, load_registered
+from pgembed.errors import CatalogError
 from pgembed.inputs import Expression, Image, Input, Screenshot, Text
 from pgembed.media import MediaPolicy, MediaReader
 from pgembed.plans import Call, Compute, Plan, Within
@@ -133,7 +134,13 @@ class Searcher:
         return rows
 
     def _look_up(self, table: str, embedding: str | None) -> Plan[_Known]:
-        row = (yield Call(TARGET, [table, embedding]))[0]
+        rows = yield Call(TARGET, [table, embedding])
+        if not rows:
+            raise CatalogError(
+                f"The vectors of {table} are gone: their column or side table was dropped.",
+                "Detach the embedding and attach it again; pgembed doctor tells more.",
+            )
+        row = rows[0]
         encoder = EncoderRow(**{field.name: row[field.name] for field in fields(EncoderRow) if field.name in row})
         target = Target(
             schema=row["schema_name"],

@@ -163,8 +163,8 @@ RETURN CASE (embedding).storage
     ELSE format('t.%I IS NULL', (embedding).target)
 END;
 
--- What FROM has after the user's table to read its rows with their vectors, in a column "pgembed vector". Called by
--- the search functions.
+-- What FROM has after the user's table to read its rows with their vectors, in a column "pgembed vector"; NULL where the
+-- side table is gone. Called by the search functions.
 CREATE OR REPLACE FUNCTION pgembed._side_join(embedding pgembed.embedding) RETURNS text
 LANGUAGE sql STABLE
 RETURN CASE WHEN (embedding).storage = 'side' THEN (
@@ -173,6 +173,7 @@ RETURN CASE WHEN (embedding).storage = 'side' THEN (
         (embedding).side::regclass,
         string_agg(format('%I = "pgembed key %s"', k.row_name, k.ordinal), ' AND ' ORDER BY k.ordinal))
     FROM pgembed._side_keys(embedding) AS k
+    HAVING count(*) > 0
 ) ELSE '' END;
 
 -- Make the triggers that take vectors away with their rows. What a transaction sees of the side table is all there is

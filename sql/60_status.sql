@@ -9,7 +9,7 @@ AS $$
 DECLARE
     estimate real;
     empty_share real;
-    side CONSTANT regclass := CASE embedding.storage WHEN 'side' THEN pgembed._side_of(embedding, embedding.relation) END;
+    side CONSTANT regclass := pgembed._side_of(embedding, embedding.relation); -- NULL where they stand in the rows
 BEGIN
     SELECT greatest(c.reltuples, 0) INTO estimate FROM pg_catalog.pg_class AS c WHERE c.oid = embedding.relation;
     exact := estimate < 1000000;

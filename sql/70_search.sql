@@ -64,7 +64,11 @@ BEGIN
     END IF;
 
     target := pgembed._search_target(row_type, embedding, wide);
-    IF k IS NULL OR k <= 0 THEN
+    IF target.side IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_table',
+            MESSAGE = format('The side table that holds the vectors %I of %s is gone.', target.target, target.source),
+            HINT = 'Detach the embedding and attach it again; pgembed doctor tells more.';
+    ELSIF k IS NULL OR k <= 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('k is the number of rows wanted, at least 1, not %s.', coalesce(k::text, 'NULL')),
             HINT = 'For example: k => 10.';
@@ -338,6 +342,7 @@ BEGIN
         JOIN (SELECT *, count(*) OVER () AS number FROM pgembed.embedding AS a
             WHERE a.relation = _search_body.relation) AS e ON e.relation = c.oid
         CROSS JOIN LATERAL pgembed._search_target(c.reltype, e.target, false) AS s
+        WHERE s.side IS NOT NULL
     );
 END
 $$;

@@ -11,6 +11,7 @@ import pytest
 
 import pgembed
 from pgembed import Vector
+from pgembed.errors import CatalogError
 from tests.facts import facts_of_table
 from tests.fakes import Connection, Table, until, vector_of
 
@@ -370,4 +371,10 @@ def test_doctor_tells_what_is_wrong_with_a_side_table(table: Table) -> None:
     assert "detach" in remedy
     assert pgembed.connect(conn).status()[0].ready == 0
     assert table.work().written == 0  # workers leave it alone
+    for search in (
+        lambda: pgembed.connect(conn).search("product", Vector(vector_of("red shoe"))),
+        lambda: conn.execute("SELECT pgembed.search(NULL::product, '[1,0,0,0,0,0,0,0]')"),
+    ):
+        with pytest.raises((CatalogError, psycopg.Error), match="gone"):
+            search()
     conn.execute("SELECT pgembed.detach('product')")
