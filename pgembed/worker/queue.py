@@ -194,52 +194,65 @@ class Queue:
 
     @cached_property
     def lock_rows(self) -> sql.Composed:
-        """Parameter: seqs. Returns those whose row is locked now, as one array or NULL.
+        """Parameter: seqs. Returns those whose row is locked now, and of these those that have no place for a vector
+        yet, each as one array or NULL.
 
         User rows before queue rows, always; rows that somebody else holds are left for another time. Where vectors
-        stand beside the rows, it is enough that a row stays, for which its foreign key would wait.
+        stand in a side table, it is enough that a row stays.
         """
         return sql.SQL(
-            "SELECT pg_catalog.array_agg(seq) FROM (SELECT j.seq FROM {table} t JOIN {job} j ON {same}"
+            "SELECT pg_catalog.array_agg(seq), pg_catalog.array_agg(seq) FILTER (WHERE placeless) FROM"
+            " (SELECT j.seq, {placeless} AS placeless FROM {table} t JOIN {job} j ON {same}"
             " WHERE j.seq = ANY($1::bigint[]) FOR {strength} OF t SKIP LOCKED) AS locked"
         ).format(
             job=self._job,
             table=self._table,
             same=self._same_key("j"),
+            placeless=self._side.without(self.work) if self._side else sql.SQL("false"),
             strength=sql.SQL("KEY SHARE" if self._side else "NO KEY UPDATE"),
         )
 
     @cached_property
     def write(self) -> sql.Composed:
-        """Parameters: the seqs whose rows are locked, their vectors. Returns those written, as one array or NULL.
+        """Parameters: seqs whose rows are locked and have a place for a vector, the vectors. Returns those written, as
+        one array or NULL.
 
         A row whose key is in the log again is left as it is, and keeps its job.
         """
+        parts = self._parts()
         if self._side is not None:
-            return sql.SQL(
-                "WITH written AS (INSERT INTO {side} AS s ({side_keys}, vector) SELECT {keys}, w.vector"
-                " FROM (SELECT pg_catalog.unnest($1::bigint[]) AS seq, pg_catalog.unnest($2::{type}[]) AS vector) AS w"
-                " JOIN {job} j ON j.seq = w.seq WHERE {unchanged}"
-                " ON CONFLICT ({side_keys}) DO UPDATE SET vector = excluded.vector RETURNING {returned}),"
-                " finished AS (DELETE FROM {job} j USING written s WHERE {same} RETURNING j.seq)"
-                " SELECT pg_catalog.array_agg(seq) FROM finished"
-            ).format(
-                side=self._side.table,
-                side_keys=self._side.keys(),
-                returned=self._side.keys("s"),
-                keys=self._keys("j"),
-                type=trusted(self.work.vector_type),
-                job=self._job,
-                unchanged=self._unchanged(),
-                same=self._side.same("j"),
-            )
+            parts |= {"table": self._side.table, "target": sql.Identifier("vector"), "same": self._side.same("j", "t")}
         return sql.SQL(
             "WITH written AS (UPDATE {table} t SET {target} = w.vector"
             " FROM (SELECT pg_catalog.unnest($1::bigint[]) AS seq, pg_catalog.unnest($2::{type}[]) AS vector) AS w"
             " JOIN {job} j ON j.seq = w.seq WHERE {same} AND {unchanged} RETURNING w.seq),"
             " finished AS (DELETE FROM {job} f USING written WHERE f.seq = written.seq)"
             " SELECT pg_catalog.array_agg(seq) FROM written"
-        ).format(type=trusted(self.work.vector_type), **self._parts())
+        ).format(type=trusted(self.work.vector_type), **parts)
+
+    @cached_property
+    def insert(self) -> sql.Composed:
+        """The same for rows that have no place for a vector yet: a side table only.
+
+        No ON CONFLICT, which costs a fifth of the write: nobody else inserts while the queue is locked.
+        """
+        assert self._side is not None
+        return sql.SQL(
+            "WITH given AS (SELECT j.seq, {keys}, w.vector"
+            " FROM (SELECT pg_catalog.unnest($1::bigint[]) AS seq, pg_catalog.unnest($2::{type}[]) AS vector) AS w"
+            " JOIN {job} j ON j.seq = w.seq WHERE {unchanged}),"
+            " written AS (INSERT INTO {side} ({side_keys}, vector) SELECT {own_keys}, vector FROM given),"
+            " finished AS (DELETE FROM {job} f USING given WHERE f.seq = given.seq RETURNING f.seq)"
+            " SELECT pg_catalog.array_agg(seq) FROM finished"
+        ).format(
+            type=trusted(self.work.vector_type),
+            keys=self._keys("j"),
+            own_keys=self._keys(),
+            job=self._job,
+            side=self._side.table,
+            side_keys=self._side.keys(),
+            unchanged=self._unchanged(),
+        )
 
     @cached_property
     def clear(self) -> sql.Composed:
@@ -420,10 +433,10 @@ class Side:
         """Its key's columns."""
         return sql.SQL(", ").join(sql.Identifier(*([alias] if alias else []), name) for name in self._names)
 
-    def same(self, alias: str) -> sql.Composed:
+    def same(self, alias: str, own_alias: str = "s") -> sql.Composed:
         """``s.id = j.key_1 AND …``: joins it with a table of the queue."""
         return sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(sql.Identifier("s", name), sql.Identifier(alias, f"key_{n}"))
+            sql.SQL("{} = {}").format(sql.Identifier(own_alias, name), sql.Identifier(alias, f"key_{n}"))
             for n, name in enumerate(self._names, start=1)
         )
 

@@ -191,20 +191,22 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
     with conn.pipeline(), conn.transaction():
         locking = conn.execute(statements.lock_rows, [bigint_array(there)], binary=True)
         conn.execute(statements.lock)
-        full = list(vectors)
-        packed = vector_array(list(vectors.values()), work.vector_oid) if full else None  # while the server locks
-        locked = set(_array(locking))
-        if not locked.issuperset(full):
-            full = [seq for seq in full if seq in locked]
-            packed = vector_array([vectors[seq] for seq in full], work.vector_oid) if full else None
-        if packed is not None:
-            done.update(_array(conn.execute(statements.write, [bigint_array(full), packed], binary=True)))
+        packed = vector_array(list(vectors.values()), work.vector_oid) if vectors else None  # while the server locks
+        locked, placeless = (set(seqs or ()) for seqs in locking.fetchall()[0])
+        for part in (vectors.keys() & placeless, vectors.keys() & locked - placeless):
+            if part:
+                full = [seq for seq in vectors if seq in part]
+                if packed is None or len(full) < len(vectors):
+                    packed = vector_array([vectors[seq] for seq in full], work.vector_oid)
+                statement = statements.insert if part <= placeless else statements.write
+                done.update(_array(conn.execute(statement, [bigint_array(full), packed], binary=True)))
+                packed = None
         if empty := locked.difference(vectors):
             done.update(_array(conn.execute(statements.clear, [bigint_array(empty)], binary=True)))
         if gone:
             conn.execute(statements.finish, [gone])
         refused: list[int] = []
-        if unwritten := locked - done:
+        if (unwritten := locked - done) and work.side is None:
             refused = _array(conn.execute(statements.refused, [bigint_array(unwritten)], binary=True))
         if skipped := [seq for seq in there if seq not in done]:
             conn.execute(statements.put_off, [skipped])
