@@ -1,14 +1,32 @@
 """pgembed: search an existing Postgres database by words and pictures. The public names."""
 
-from pgembed._distribution import refuse_the_other
+import os
+import sys
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-refuse_the_other()
 
-from pgembed.client import Pgembed, connect  # noqa: E402
-from pgembed.client_async import AsyncPgembed, connect_async  # noqa: E402
-from pgembed.encoders import EncoderPolicy  # noqa: E402
-from pgembed.errors import PgembedError  # noqa: E402
-from pgembed.inputs import Expression, Image, Screenshot, Text, Vector  # noqa: E402
+def _other_may_be_there() -> bool:
+    """Whether a folder on the path has the other distribution's name: importlib.metadata takes ten times as long."""
+    for folder in sys.path:
+        with suppress(OSError):
+            if any(name.lower().startswith(("pgembed-", "pgembed.egg-info")) for name in os.listdir(folder or ".")):
+                return True
+    return False
+
+
+if _other_may_be_there():
+    from pgembed._distribution import refuse_the_other
+
+    refuse_the_other()
+
+if TYPE_CHECKING:
+    from pgembed.client import Pgembed, connect
+    from pgembed.client_async import AsyncPgembed, connect_async
+    from pgembed.encoders import EncoderPolicy
+    from pgembed.errors import PgembedError
+    from pgembed.inputs import Expression, Image, Screenshot, Text, Vector
 
 __all__ = [
     "AsyncPgembed",
@@ -23,3 +41,24 @@ __all__ = [
     "connect",
     "connect_async",
 ]
+
+# Loaded when first used: a command's --help, and the shell's Tab key, wait for none of it.
+_HOMES = {
+    "pgembed.client": {"Pgembed", "connect"},
+    "pgembed.client_async": {"AsyncPgembed", "connect_async"},
+    "pgembed.encoders": {"EncoderPolicy"},
+    "pgembed.errors": {"PgembedError"},
+    "pgembed.inputs": {"Expression", "Image", "Screenshot", "Text", "Vector"},
+}
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            found = globals()[name] = getattr(import_module(home), name)
+            return found
+    raise AttributeError(f"module 'pgembed' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

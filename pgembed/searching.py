@@ -52,6 +52,12 @@ TARGET = sql.SQL(
     " JOIN pg_catalog.pg_type v ON v.oid = va.atttypid JOIN pg_catalog.pg_namespace n ON n.oid = v.typnamespace"
 )
 
+QUIETEN = sql.SQL(
+    "SELECT pg_catalog.current_setting('client_min_messages') AS told, pg_catalog.set_config('client_min_messages',"
+    " CASE pg_catalog.current_setting('client_min_messages') WHEN 'error' THEN 'error' ELSE 'warning' END, true)"
+)
+TELL = sql.SQL("SELECT pg_catalog.set_config('client_min_messages', %s, true)")
+
 
 @dataclass(frozen=True)
 class Search:
@@ -130,7 +136,7 @@ class Searcher:
             return (yield Within(_run_filtered(plan, settings)))
         rows: list[SearchRow] = yield _call(plan.statement)
         if len(rows) < plan.limit and plan.exact is not plan.statement:
-            rows = yield _call(plan.exact)
+            rows = yield Within(_run_again(plan.exact))
         return rows
 
     def _look_up(self, table: str, embedding: str | None) -> Plan[_Known]:
@@ -184,10 +190,21 @@ class Searcher:
 def _run_filtered(plan: SearchPlan, settings: Statement) -> Plan[list[SearchRow]]:
     """With the index told to go on until enough rows match; the caller's settings are put back."""
     before: dict[str, Any] = (yield Call(settings.text))[0]
-    rows: list[SearchRow] = [] if plan.starves(before) else (yield _call(plan.statement))
-    if len(rows) < plan.limit:
-        rows = yield _call(plan.exact)
+    if plan.starves(before):
+        rows: list[SearchRow] = yield _call(plan.exact)
+    else:
+        rows = yield _call(plan.statement)
+        if len(rows) < plan.limit:
+            rows = yield from _run_again(plan.exact)
     yield Call(plan.restore(before).text)
+    return rows
+
+
+def _run_again(statement: Statement) -> Plan[list[SearchRow]]:
+    """Within a transaction, and without the notices that the first run gave: of a query's unknown words, say."""
+    told: str = (yield Call(QUIETEN))[0]["told"]
+    rows: list[SearchRow] = yield _call(statement)
+    yield Call(TELL, [told])
     return rows
 
 

@@ -1,3 +1,30 @@
+-- Where settings hold what is named like a secret, at any depth ("headers.X-Api-Key"), or with kind http what looks
+-- like one; NULL where nowhere. Names and looks are those of pgembed/encoders/http/config.py. Called by add_encoder.
+CREATE OR REPLACE FUNCTION pgembed._secret_in(spec text, settings jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN (
+    WITH RECURSIVE field AS (
+        SELECT ''::text AS place, ''::text AS name, settings AS value
+        UNION ALL
+        SELECT pg_catalog.concat_ws('.', nullif(f.place, ''), i.name), coalesce(i.name, ''), i.value
+        FROM field AS f
+        CROSS JOIN LATERAL (
+            SELECT o.key AS name, o.value
+            FROM jsonb_each(CASE jsonb_typeof(f.value) WHEN 'object' THEN f.value END) AS o
+            UNION ALL
+            SELECT NULL, a.value
+            FROM jsonb_array_elements(CASE jsonb_typeof(f.value) WHEN 'array' THEN f.value END) AS a
+        ) AS i
+    )
+    SELECT f.place FROM field AS f
+    WHERE f.value <> 'null' AND f.name ~* ('(^|[-_.])(api[-_]?key|apikey|key|token|secret|password|passwd|authorization|'
+            'auth|cookie|credentials?|sig|signature)$')
+        OR spec LIKE 'http:%' AND jsonb_typeof(f.value) = 'string' AND f.value #>> '{}' ~ ('\y(Bearer|Basic)\s+\S|'
+            '^(sk|pk|pa|hf|jina|gsk|xai|nvapi|co|ghp|glpat)[-_][\w-]{12,}|^AIza[\w-]{20,}|^AKIA\w{12,}|'
+            '^eyJ[\w-]+\.[\w-]+\.|^[a-zA-Z][\w+.-]*://[^/\s]*@')
+    LIMIT 1
+);
+
 -- Register an encoder. The built-in one is known by its spec alone; for other kinds Python loads the model and
 -- fills in dim, modalities and fingerprint. Doing it again with the same facts changes nothing.
 CREATE OR REPLACE FUNCTION pgembed.add_encoder(
@@ -18,11 +45,20 @@ DECLARE
     shipped pgembed.shipped_encoder;
     present pgembed.encoder;
     wanted pgembed.encoder;
+    secret_place text;
 BEGIN
     IF coalesce(btrim(name), '') = '' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'An encoder needs a name.',
             HINT = 'For example: SELECT pgembed.add_encoder(''shop'', ''builtin:lite'');';
+    END IF;
+    secret_place := pgembed._secret_in(spec, settings);
+    IF secret_place IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = pg_catalog.format('The settings of encoder ''%s'' hold what looks like a secret, in ''%s''.',
+                name, secret_place),
+            HINT = 'A catalog is dumped, and read by many. Keep a key in an environment variable or a file, and give '
+                'the setting {"key_env": NAME} or {"key_file": PATH}.';
     END IF;
     SELECT * INTO shipped FROM pgembed.shipped_encoder AS s WHERE s.spec = add_encoder.spec;
     wanted.name := name;
@@ -45,10 +81,15 @@ BEGIN
     SELECT * INTO present FROM pgembed.encoder AS e WHERE e.name = add_encoder.name;
     IF FOUND THEN
         wanted.created_at := present.created_at;
+        IF split_part(wanted.fingerprint, ' ~', 1) = split_part(present.fingerprint, ' ~', 1) THEN
+            wanted.fingerprint := present.fingerprint; -- what a server answers is never the same to the last bit
+        END IF;
         IF wanted IS DISTINCT FROM present THEN
             RAISE EXCEPTION USING ERRCODE = 'duplicate_object',
                 MESSAGE = pg_catalog.format('An encoder named ''%s'' is registered already: %s, fingerprint %s, settings %s.',
-                    name, present.spec, left(present.fingerprint, 12), present.settings),
+                    name, present.spec, left(present.fingerprint, 12), coalesce(
+                        (SELECT string_agg(key, ', ' ORDER BY key) FROM jsonb_object_keys(present.settings) AS key),
+                        'none')),
                 HINT = 'Choose another name, or remove it first: SELECT pgembed.remove_encoder(...).';
         END IF;
         RETURN present;

@@ -49,7 +49,7 @@ class KmerEncoder(Encoder):
         """Encode n sequences into ``(n, dim) float32`` of length 1. Raises InvalidInput for one without a k-mer."""
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         for row, text in enumerate(texts):
-            sequence = "".join(text.split()).upper()
+            sequence = _letters(text)
             for start in range(len(sequence) - self.k + 1):
                 place = self.places.get(_canonical(sequence[start : start + self.k]))
                 if place is not None:
@@ -75,12 +75,17 @@ def search(
 
 def identity(query: str, target: str) -> float:
     """How much of ``query`` stands somewhere in ``target`` or in its opposite strand: 1 for all of it."""
-    query, target = query.upper(), target.upper()
+    query, target = _letters(query), _letters(target)
     edits = min(
         edlib.align(strand, target, mode="HW", task="distance")["editDistance"]
         for strand in (query, query.translate(COMPLEMENT)[::-1])
     )
     return max(0.0, 1 - edits / len(query))
+
+
+def _letters(text: str) -> str:
+    """A sequence as one line of capitals: files wrap it, and write repeats small."""
+    return "".join(text.split()).upper()
 
 
 def _canonical(word: str) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from pgembed.cli import completion
 from pgembed.cli.output import console
-from pgembed.client import Pgembed, connect
 from pgembed.errors import InvalidInput
-from pgembed.media import MediaPolicy
-from pgembed.schema import library_version
+
+if TYPE_CHECKING:
+    from pgembed.client import Pgembed
+    from pgembed.encoders import EncoderPolicy
 
 
 class WrongUsage(InvalidInput):
@@ -63,9 +64,10 @@ Target = Annotated[
 
 
 class Settings:
-    """What the options before the command say."""
+    """What the options before the command say, and those of commands that load encoders."""
 
     dsn: str | None = None
+    encoders: EncoderPolicy | None = None
 
 
 settings = Settings()
@@ -73,7 +75,9 @@ settings = Settings()
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        console.print(library_version())
+        from importlib.metadata import version  # pgembed.schema has it too, and loads the database's driver
+
+        console.print(version("pgembed-multimodal"))
         raise typer.Exit
 
 
@@ -98,5 +102,8 @@ def options(
 
 
 def database() -> Pgembed:
-    """The client for the database that the options name."""
-    return connect(settings.dsn, media=MediaPolicy(any_path=True, allow_urls=True))
+    """The client for the database that the options name; it loads the encoders that they allow."""
+    from pgembed.client import connect  # here, as all that takes long to load: --help and the Tab key do without it
+    from pgembed.media import MediaPolicy
+
+    return connect(settings.dsn, media=MediaPolicy(any_path=True, allow_urls=True), encoders=settings.encoders)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import LiteralString
 
-import psycopg
 import typer
-
-from pgembed.connections import conninfo
 
 SECONDS = 2  # libpq's least for connecting
 ANY_TABLE = """
@@ -49,6 +46,10 @@ def encoder(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def _names(ctx: typer.Context, statement: LiteralString, incomplete: str) -> list[str]:
+    import psycopg
+
+    from pgembed.connections import conninfo
+
     try:
         address = conninfo(ctx.find_root().params.get("dsn"))
         options = f"-c statement_timeout={SECONDS}s"

@@ -5,19 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import psycopg
 import typer
-from rich.live import Live
 from rich.table import Table
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-from pgembed.catalog import FailureRow, StatusRow
 from pgembed.cli import completion
+from pgembed.cli.allowed import loads_encoders
 from pgembed.cli.app import Json, NewTable, OnlyTable, TableName, Target, WrongUsage, app, database, examples
-from pgembed.cli.dry_run import show as show_estimate
 from pgembed.cli.output import console, errors, print_json, print_table, progress_bar, rows_are, say_done, table_of
+
+if TYPE_CHECKING:
+    from pgembed.catalog import FailureRow, StatusRow
 
 T = TypeVar("T")
 
@@ -28,6 +27,7 @@ T = TypeVar("T")
         "pgembed attach product embedding --encoder shop --text '{title}. {body}' --image photo --dry-run",
     )
 )
+@loads_encoders
 def attach(
     table: NewTable,
     target: Annotated[str, typer.Argument(help="The embedding's name: of the vector column, or TABLE_NAME beside.")],
@@ -67,6 +67,8 @@ def attach(
     page = {"column": screenshot, "as": screenshot_as} if screenshot and screenshot_as else screenshot
     with database() as db:
         if dry_run:
+            from pgembed.cli.dry_run import show as show_estimate
+
             found = db.estimate(table, target, encoder=encoder, text=text, image=picture, screenshot=page)
             show_estimate(found, as_json=as_json)
             return
@@ -114,6 +116,8 @@ def status(
         if not watch:
             console.print(_status_table(db.status(table)))
             return
+        from rich.live import Live
+
         with Live(console=console, auto_refresh=False) as live:
             while True:
                 live.update(_status_table(db.status(table)), refresh=True)
@@ -208,6 +212,9 @@ def index(
 
 def while_the_table_is_in_use(call: Callable[[], T]) -> T:
     """Try again while somebody holds the table: the functions wait two seconds at most, not to block its readers."""
+    import psycopg
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
     retrying = Retrying(
         retry=retry_if_exception(lambda error: isinstance(error.__cause__, psycopg.errors.LockNotAvailable)),
         stop=stop_after_attempt(5),

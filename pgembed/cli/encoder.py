@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from pgembed.cli.allowed import loads_encoders
 from pgembed.cli.app import EncoderName, Json, Target, WrongUsage, app, database, examples
 from pgembed.cli.output import print_json, print_table, say_done
 
@@ -82,6 +83,7 @@ def encoder_remove(name: EncoderName, as_json: Json = False) -> None:
 
 
 @encoder.command("test", epilog=examples("pgembed encoder test lite", "pgembed encoder test lite --table product"))
+@loads_encoders
 def encoder_test(
     name: EncoderName,
     table: Annotated[

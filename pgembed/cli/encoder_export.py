@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pgembed.cli.app import Json, database, examples
+from pgembed.cli.allowed import loads_encoders
+from pgembed.cli.app import Json, WrongUsage, database, examples
 from pgembed.cli.encoder import encoder, json_object
 from pgembed.cli.output import console, errors, print_json, print_table
 
@@ -19,6 +20,7 @@ from pgembed.cli.output import console, errors, print_json, print_table
         "pgembed encoder export shop models/shop-int8 --int8",
     ),
 )
+@loads_encoders
 def encoder_export(
     source: Annotated[str, typer.Argument(help="A spec, open_clip:MODEL/TAG, or the name of a registered encoder.")],
     folder: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
@@ -40,9 +42,12 @@ def encoder_export(
 
     spec, given, space = source, json_object(settings) or {}, None
     if ":" not in source:
-        with database() as db:
+        if given:
+            raise WrongUsage("--settings go with a spec; a registered encoder has its own.", "Leave them out.")
+        with errors.status("loading the registered encoder"), database() as db:
             row = db.encoder(source)
-        spec, given, space = row.spec, {**row.settings, **given}, row.space
+            db.load_encoder(source)  # refuses what the options do not allow, and weights that are not the registered
+        spec, given, space = row.spec, row.settings, row.space
     with errors.status("starting") as status:
         found = export(spec, given, folder, space=space, int8=int8, opset=opset, say=lambda step: status.update(step))
     name = folder.absolute().name

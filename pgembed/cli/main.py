@@ -7,14 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-import psycopg
 import typer
 
 from pgembed.cli import embedding, encoder, encoder_export, manage, search, waiting, work
 from pgembed.cli.app import WrongUsage, app
 from pgembed.cli.output import Remarks, remark
 from pgembed.errors import PgembedError
-from pgembed.told import is_connection_trouble
 
 COMMANDS = (manage, encoder, encoder_export, search, embedding, waiting, work)  # importing them registers them
 PARSING_FAILED = typer.BadParameter.__mro__[2]  # ClickException, which typer itself has under no public name
@@ -31,17 +29,27 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(app(args=words, prog_name="pgembed", standalone_mode=False))
     except PgembedError as error:
         _fail(error.message, error.hint, 2 if isinstance(error, WrongUsage) else 1, as_json=as_json)
-    except psycopg.Error as error:
-        if is_connection_trouble(error):
-            hint = "Name the database: pgembed --dsn postgresql://… COMMAND, or set PGEMBED_DSN."
-            _fail(str(error).strip(), hint, as_json=as_json)
-        _fail(error.diag.message_primary or str(error).strip(), error.diag.message_hint, as_json=as_json)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except Exception as error:
-        if not isinstance(error, PARSING_FAILED):
-            raise
-        _wrong_usage(error, as_json=as_json)
+        if isinstance(error, PARSING_FAILED):
+            _wrong_usage(error, as_json=as_json)
+        _database_failed(error, as_json=as_json)
+        raise
+
+
+def _database_failed(error: Exception, *, as_json: bool) -> None:
+    """End with what the database says, where it is its error; any other is the caller's."""
+    import psycopg  # here: --help and the Tab key do without it
+
+    from pgembed.told import is_connection_trouble
+
+    if not isinstance(error, psycopg.Error):
+        return
+    if is_connection_trouble(error):
+        hint = "Name the database: pgembed --dsn postgresql://… COMMAND, or set PGEMBED_DSN."
+        _fail(str(error).strip(), hint, as_json=as_json)
+    _fail(error.diag.message_primary or str(error).strip(), error.diag.message_hint, as_json=as_json)
 
 
 def _wrong_usage(error: Exception, *, as_json: bool) -> NoReturn:

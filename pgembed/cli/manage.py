@@ -11,7 +11,6 @@ import typer
 from rich.padding import Padding
 from rich.text import Text
 
-from pgembed import schema
 from pgembed.cli.app import Json, app, database, examples
 from pgembed.cli.hints import as_commands
 from pgembed.cli.output import console, print_json, print_table, say_done
@@ -24,6 +23,8 @@ def install(
 ) -> None:
     """Install or upgrade pgembed in a database: one schema, one transaction, safe to run again."""
     if sql:
+        from pgembed import schema
+
         sys.stdout.buffer.write(schema.install_script().encode())
         return
     with database() as db:

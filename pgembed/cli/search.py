@@ -6,14 +6,17 @@ import sys
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pgembed.cli import completion
+from pgembed.cli.allowed import loads_encoders
 from pgembed.cli.app import Json, TableName, Target, WrongUsage, app, database, examples
 from pgembed.cli.output import errors, print_json, print_table
-from pgembed.inputs import Expression, Image, Screenshot, Text
+
+if TYPE_CHECKING:
+    from pgembed.inputs import Expression
 
 
 @app.command(
@@ -22,6 +25,7 @@ from pgembed.inputs import Expression, Image, Screenshot, Text
         'pgembed search product --image dress.jpg --minus "in blue" --contact-sheet found.html',
     )
 )
+@loads_encoders
 def search(
     table: TableName,
     words: Annotated[str | None, typer.Argument(help="What to look for, in words.")] = None,
@@ -83,6 +87,8 @@ def search(
 def _expression(
     words: str | None, images: list[str], screenshots: list[str], minus: list[str], weight: float, minus_weight: float
 ) -> Expression:
+    from pgembed.inputs import Image, Screenshot, Text
+
     positive: list[Expression] = [*map(Image, images), *map(Screenshot, screenshots)]
     if words:
         positive.append(Text(words) if weight == 1 else weight * Text(words))

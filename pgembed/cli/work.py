@@ -9,22 +9,24 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import structlog
 import typer
-from rich.progress import TaskID
 
-from pgembed.catalog import StatusRow
-from pgembed.cli.app import Json, WrongUsage, app, database, examples
+from pgembed.cli.allowed import loads_encoders
+from pgembed.cli.app import Json, WrongUsage, app, database, examples, settings
 from pgembed.cli.output import errors, print_json, progress_bar, rows_are
-from pgembed.encoders import EncoderPolicy
-from pgembed.media import MediaPolicy
-from pgembed.worker import Progress as BatchDone
-from pgembed.worker import Worker, WorkerOptions
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from pgembed.catalog import StatusRow
+    from pgembed.worker import Progress as BatchDone
+    from pgembed.worker import Worker
 
 
 @app.command(epilog=examples("pgembed worker", "pgembed worker --until-idle --media-root /srv/pictures"))
+@loads_encoders
 def worker(
     once: Annotated[bool, typer.Option("--once", help="One batch of each embedding, then leave.")] = False,
     until_idle: Annotated[bool, typer.Option("--until-idle", help="Leave when nothing waits.")] = False,
@@ -34,18 +36,6 @@ def worker(
     ] = None,
     media_root: Annotated[Path | None, typer.Option(help="Pictures given as paths must lie below this folder.")] = None,
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures given as https URLs.")] = False,
-    allow_encoder: Annotated[
-        list[str] | None, typer.Option(help="Load only these kinds or specs; default: every kind installed.")
-    ] = None,
-    model_dir: Annotated[
-        list[Path] | None, typer.Option(help="Local weights must lie below this folder; default: PGEMBED_MODEL_DIR.")
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="Rows may be sent to this server; default: PGEMBED_ALLOW_HOSTS.")
-    ] = None,
-    allow_model_code: Annotated[
-        bool, typer.Option("--allow-model-code", help="Load pickles, and models that bring code of their own.")
-    ] = False,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Leave once so many rows are written.")] = None,
     decode_threads: Annotated[int, typer.Option(min=1, help="Threads that decode pictures.")] = 4,
     as_json: Json = False,
@@ -53,11 +43,17 @@ def worker(
     """Encode what waits: a progress bar on a terminal, JSON lines elsewhere. SIGTERM finishes the batch in hand."""
     if once and until_idle:
         raise WrongUsage("--once and --until-idle exclude each other.", "Choose one of them.")
+    import structlog
+
+    from pgembed.encoders import EncoderPolicy
+    from pgembed.media import MediaPolicy
+    from pgembed.worker import WorkerOptions
+
     options = WorkerOptions(
         batch_size=batch_size,
         embeddings=tuple(embedding or ()),
         media=MediaPolicy(media_root=media_root, allow_urls=allow_urls),
-        encoders=_policy(allow_encoder, model_dir, allow_host, allow_model_code),
+        encoders=settings.encoders or EncoderPolicy.from_environment(),
         max_rows=max_rows,
         decode_threads=decode_threads,
     )
@@ -76,21 +72,10 @@ def worker(
         errors.print(f"{rows_are(summary.written)} encoded{given_up}.")
 
 
-def _policy(
-    kinds: list[str] | None, model_dirs: list[Path] | None, hosts: list[str] | None, code: bool
-) -> EncoderPolicy:
-    """What the options say, and the environment where they say nothing."""
-    policy = EncoderPolicy.from_environment()
-    return EncoderPolicy(
-        kinds=tuple(kinds) if kinds else policy.kinds,
-        model_dirs=tuple(model_dirs) if model_dirs else policy.model_dirs,
-        hosts=tuple(hosts) if hosts else policy.hosts,
-        code=code,
-    )
-
-
 def configure_logging() -> None:
     """Logs to standard error: for people on a terminal, JSON lines elsewhere."""
+    import structlog
+
     logging.captureWarnings(capture=True)  # Pillow warns of odd pictures; their rows tell it where it matters
     people = sys.stderr.isatty()
     structlog.configure(
@@ -109,6 +94,8 @@ def configure_logging() -> None:
 def progress_of_batches(read_status: Callable[[], list[StatusRow]]) -> Generator[Callable[[BatchDone], None]]:
     """Show what a worker does: one bar an embedding on a terminal, one JSON line a batch elsewhere."""
     if not sys.stderr.isatty():
+        import structlog
+
         log: Any = structlog.get_logger("pgembed.worker")
         yield lambda batch: log.info("batch", **vars(batch))
         return

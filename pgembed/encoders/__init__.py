@@ -14,7 +14,6 @@ from pgembed.encoders.base import (
     Settings,
     fingerprint_of,
     named_fingerprint,
-    what_differs,
 )
 from pgembed.encoders.policy import EncoderPolicy
 from pgembed.errors import EncoderMismatch, UnknownEncoder
@@ -71,15 +70,19 @@ def load_registered(
 ) -> Encoder:
     """Load a registered encoder. Raises EncoderMismatch where it is not what was registered, and says what differs."""
     encoder = load_encoder(spec, settings, policy=policy)
-    for what, registered, loaded in (
-        (what_differs(fingerprint, encoder.fingerprint), fingerprint, encoder.fingerprint),
-        ("dimensions", dim, encoder.dim),
-        ("normalization", normalized, encoder.normalized),
+    differs = encoder.differs_from(fingerprint)
+    for what, same, registered, loaded in (
+        (differs, differs is None, fingerprint, encoder.fingerprint),
+        ("dimensions", dim == encoder.dim, dim, encoder.dim),
+        ("normalization", normalized == encoder.normalized, normalized, encoder.normalized),
     ):
-        if registered != loaded:
+        if not same:
+            here, there = (f" ({str(value)[:12]})" for value in (loaded, registered))
+            if here == there:
+                here = there = ""
             raise EncoderMismatch(
-                f"Encoder '{name}' ({spec}) has other {what} here ({str(loaded)[:12]}) than it was registered with"
-                f" ({str(registered)[:12]}); its vectors would not compare with those that are there.",
+                f"Encoder '{name}' ({spec}) has other {what} here{here} than it was registered with{there};"
+                " its vectors would not compare with those that are there.",
                 "Load what it was registered with, or register the new one under another name and attach anew.",
             )
     return encoder

@@ -85,6 +85,10 @@ class Encoder(ABC):
         _ = name, settings
         return Needs()
 
+    def differs_from(self, fingerprint: str) -> str | None:
+        """What of this encoder is not as a registration's fingerprint has it, in words; None where all of it is."""
+        return None if fingerprint == self.fingerprint else what_differs(fingerprint, self.fingerprint)
+
     def encode_text(self, texts: Sequence[str], *, role: Role = "document") -> Vectors:
         """Encode n texts into ``(n, dim) float32``. Raises UnsupportedModality."""
         self._require("text")

@@ -35,10 +35,13 @@ class LengthLimit:
                 offsets: list[tuple[int, int]] = found["offset_mapping"]
                 if len(offsets) > room:
                     fitting[number] = text[: offsets[room][0]]
-                    self._tell(len(offsets) + reserved)
+                    self.note(len(offsets) + reserved)
         return fitting
 
-    def _tell(self, length: int) -> None:
+    def note(self, length: int) -> None:
+        """Count a text of so many tokens where they are too many; the first one is told."""
+        if self.limit is None or length <= self.limit:
+            return
         self.cut_texts += 1
         if self.cut_texts == 1:
             _log.warning(

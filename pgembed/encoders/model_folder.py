@@ -19,6 +19,7 @@ from pgembed.errors import EncoderError
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _STATES_OF_TRAINING = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+_PREFERRED = ("model.safetensors", "model.safetensors.index.json")  # read in place of a pickle beside them
 _TOKENIZER = ("*token*.json", "vocab.*", "merges.txt", "*.model")
 _ARCHITECTURE = (
     "config.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json",
@@ -93,7 +94,7 @@ def check_folder(spec: str, folder: Path, *, needed: str, hint: str, pickles: bo
             "Merge the two with peft (merge_and_unload), save the result and give its path.",
         )
     weights = [file for file in _files(folder, PICKLES) if file.name not in _STATES_OF_TRAINING]
-    unsafe = [file for file in weights if not any(file.parent.glob("*.safetensors"))]
+    unsafe = [file for file in weights if not any((file.parent / name).is_file() for name in _PREFERRED)]
     if unsafe and not pickles:
         raise EncoderError(
             f"The weights '{unsafe[0]}' of '{spec}' may be a pickle, which can hold code.",
@@ -111,6 +112,18 @@ def read_json(spec: str, file: Path) -> dict[str, Any]:
         return dict(read)  # type: ignore[call-overload]
     except (ValueError, TypeError, OSError) as error:
         raise EncoderError(f"'{file}' of '{spec}' is not a JSON object: {first_line(error)}.") from error
+
+
+def read_modules(spec: str, file: Path) -> list[str]:
+    """The types of the modules that a modules.json lists. Raises EncoderError where it is no such list."""
+    try:
+        read: Any = json.loads(file.read_bytes())
+        types: list[object] = [module["type"] for module in read]
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise EncoderError(f"'{file}' of '{spec}' is not a list of modules in JSON: {first_line(error)}.") from error
+    if not all(isinstance(kind, str) for kind in types) or not types:
+        raise EncoderError(f"'{file}' of '{spec}' is not a list of modules in JSON, each with its type.")
+    return [str(kind) for kind in types]
 
 
 def architecture_facts(folder: Path) -> str:

@@ -9,8 +9,9 @@ import shlex
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from pgembed.encoders.base import Vectors
 
 PARITY = 1e-3  # the largest difference of a number of two unit vectors that an fp32 export may have
-BATCHES = (1, 32)
-CHUNK = 8  # of those, what the graph takes at once: more of them leave the processor's caches, and each takes longer
+BATCHES = (1, 8, 32)  # inputs at once, of the graphs and of torch, when their speed is measured
+TIMED = 8  # of the samples, the last so many: texts as long as captions are, and pictures of all shapes
 SECONDS = 2.0  # about how long each side of a comparison is timed
 ONE_FILE = 1_900_000_000  # bytes of weights: a larger graph keeps them in a file beside it
 _QUANTIZED = ["MatMul", "Gemm", "Gather"]
@@ -42,12 +43,23 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Rate:
-    """Inputs a second, of the graphs and of torch, with the same threads and as many inputs at a call."""
+    """Inputs a second, of the graphs and of torch, with the same threads and as many inputs at a call.
+
+    ``fp32`` is that of the graphs before they were quantized; None where they were not.
+    """
 
     modality: str
     batch_size: int
     onnx: float
     torch: float
+    fp32: float | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """For a manifest: the rates and their ratios."""
+        ratios = {"ratio_to_torch": round(self.onnx / self.torch, 3)}
+        if self.fp32 is not None:
+            ratios["ratio_to_fp32"] = round(self.onnx / self.fp32, 3)
+        return {key: value for key, value in asdict(self).items() if value is not None} | ratios
 
 
 @dataclass(frozen=True)
@@ -156,9 +168,13 @@ class _Export:
         )
         manifest.write(self._folder)
         self._say("comparing with torch")
+        threads = int(torch.get_num_threads())
         inputs = sample_inputs()
         wanted = {side: _encode(encoder, side, items) for side, items in inputs.items()}
-        parity = {side: float(np.abs(v - wanted[side]).max()) for side, v in self._vectors(inputs).items()}
+        exact = self._exported(threads)
+        parity = {
+            side: float(np.abs(_encode(exact, side, items) - wanted[side]).max()) for side, items in inputs.items()
+        }
         for modality, difference in parity.items():
             if not difference <= PARITY:
                 raise EncoderError(
@@ -167,22 +183,23 @@ class _Export:
                     "Try another --opset, or another version of torch.",
                 )
         loss: dict[str, tuple[float, float]] = {}
+        timed = {"onnx": exact, "torch": encoder}
         if int8:
             self._say("quantizing to int8")
             manifest = replace(manifest, precision="int8", same_space=False)
             self._quantize(text.file, image.file)
             manifest.write(self._folder)
-            for modality, vectors in self._vectors(inputs).items():
-                lost = 1 - (vectors * wanted[modality]).sum(axis=1)
+            timed = {"onnx": self._exported(threads), "torch": encoder, "fp32": exact}
+            for modality, items in inputs.items():
+                lost = 1 - (_encode(timed["onnx"], modality, items) * wanted[modality]).sum(axis=1)
                 loss[modality] = (float(lost.mean()), float(lost.max()))
         self._say("measuring the speed")
-        threads = int(torch.get_num_threads())
-        rates = self._rates(inputs, threads)
+        rates = list(_rates(timed, inputs))
         measured = {
             "parity_of_fp32": parity,
             "loss_of_int8": {modality: {"mean": mean, "max": worst} for modality, (mean, worst) in loss.items()},
             "threads": threads,
-            "rates": [asdict(rate) for rate in rates],
+            "rates": [rate.facts() for rate in rates],
             "samples": {side: len(items) for side, items in inputs.items()},
         }
         manifest = replace(manifest, measured=measured)
@@ -235,38 +252,35 @@ class _Export:
     def _quantize(self, *files: str) -> None:
         quantization: Any = importlib.import_module("onnxruntime.quantization")
         for file in files:
-            path, exact = self._folder / file, self._folder / f"exact-{file}"
-            external = path.with_name(f"{file}.data")
-            path.rename(exact)
-            with _quiet():
-                quantization.quantize_dynamic(
-                    exact,
-                    path,
-                    op_types_to_quantize=_QUANTIZED,
-                    per_channel=True,
-                    reduce_range=True,  # 7 bits: the same numbers on processors without VNNI, which would overflow
-                    weight_type=quantization.QuantType.QInt8,
-                    use_external_data_format=external.exists(),
-                )
-            exact.unlink()
-            if external.exists() and external.name not in path.read_bytes().decode("latin-1"):
-                external.unlink()
+            exact = self._folder / file
+            weights = exact.with_name(f"{file}.data")
+            # In a folder of its own: a file of weights that is there already would be appended to.
+            with tempfile.TemporaryDirectory(prefix="int8-", dir=self._folder) as fresh:
+                with _quiet():
+                    quantization.quantize_dynamic(
+                        exact,
+                        Path(fresh) / file,
+                        op_types_to_quantize=_QUANTIZED,
+                        per_channel=True,
+                        reduce_range=True,  # 7 bits: the same numbers on processors without VNNI, which would overflow
+                        weight_type=quantization.QuantType.QInt8,
+                        use_external_data_format=weights.exists(),
+                    )
+                weights.unlink(missing_ok=True)
+                for made in sorted(Path(fresh).iterdir()):
+                    made.replace(self._folder / made.name)
 
-    def _vectors(self, inputs: dict[str, list[Any]]) -> dict[str, Vectors]:
-        exported = OnnxEncoder.load(str(self._folder), {"batch_size": 8})
-        return {side: _encode(exported, side, items) for side, items in inputs.items()}
+    def _exported(self, threads: int) -> OnnxEncoder:
+        return OnnxEncoder.load(str(self._folder), {"threads": threads, "batch_size": max(BATCHES)})
 
-    def _rates(self, inputs: dict[str, list[Any]], threads: int) -> list[Rate]:
-        exported = OnnxEncoder.load(str(self._folder), {"threads": threads, "batch_size": CHUNK})
-        rates: list[Rate] = []
-        for modality, items in inputs.items():
-            for batch in BATCHES:
-                chosen = (items * batch)[:batch]
-                both = _fastest(
-                    [lambda one=one, m=modality, c=chosen: _encode(one, m, c) for one in (exported, self._encoder)]
-                )
-                rates.append(Rate(modality, batch, batch / both[0], batch / both[1]))
-        return rates
+
+def _rates(encoders: Mapping[str, Encoder], inputs: Mapping[str, list[Any]]) -> Iterator[Rate]:
+    """How fast each encoder is on the same inputs; all of them take as many at once as they are handed here."""
+    for modality, items in inputs.items():
+        for batch in BATCHES:
+            chosen: list[Any] = (items[-TIMED:] * batch)[:batch]
+            took = _fastest([partial(_encode, encoder, modality, chosen) for encoder in encoders.values()])
+            yield Rate(modality, batch, **{name: batch / best for name, best in zip(encoders, took, strict=True)})
 
 
 def sample_inputs() -> dict[str, list[Any]]:
@@ -297,14 +311,14 @@ def _encode(encoder: Encoder, modality: str, items: Sequence[Any]) -> Vectors:
 def _fastest(calls: Sequence[Callable[[], object]]) -> list[float]:
     """The shortest time of each call, in seconds; they take turns, so that each meets the same machine."""
     best = [float("inf")] * len(calls)
+    began = time.perf_counter()
     for number in range(12):
-        began = time.perf_counter()
         for place, call in enumerate(calls):
             started = time.perf_counter()
             call()
             if number:  # the first makes buffers
                 best[place] = min(best[place], time.perf_counter() - started)
-        if number >= 2 and time.perf_counter() - began > SECONDS / 4:
+        if number >= 4 and time.perf_counter() - began > len(calls) * SECONDS:
             break
     return best
 

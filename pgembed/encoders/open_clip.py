@@ -172,11 +172,16 @@ class _Source:
     """What open_clip is asked for: its name of the model, the file of weights, and what a tag says beside them."""
 
     model: str
-    checkpoint: str | None  # None: the folder or repository that ``model`` names holds it
+    weights: str
     preprocess: Mapping[str, Any]
     quick_gelu: bool = False
     cache_dir: str | None = None
-    tokenizer: str | None = None
+    tokenizer: str | None = None  # a folder, or a repository on the hub; None: as the model's configuration says
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The weights, unless open_clip finds them itself: in the folder or repository that ``model`` names."""
+        return None if self.model.startswith((_REMOTE, _FOLDER)) else self.weights
 
 
 @dataclass(frozen=True)
@@ -204,18 +209,19 @@ def _source(spec: str, name: str, settings: Settings, open_clip: Any) -> Generat
         if checkpoint is not None or config is not None:
             raise EncoderError(f"Encoder '{spec}' brings its own configuration and weights.", "Drop those settings.")
         if name.startswith(_REMOTE):
-            _check_pickle(spec, _downloaded(spec, open_clip, cache, repository=name.removeprefix(_REMOTE)), pickles)
+            weights = _downloaded(spec, open_clip, cache, repository=name.removeprefix(_REMOTE))
         else:
-            _check_folder(spec, Path(name.removeprefix(_FOLDER)), pickles)
-        yield _Source(name, None, {}, cache_dir=cache, tokenizer=tokenizer)
+            weights = _weights_in(spec, Path(name.removeprefix(_FOLDER)), open_clip)
+        _check_pickle(spec, weights, pickles)
+        yield _Source(name, weights, {}, cache_dir=cache, tokenizer=tokenizer)
     elif config is not None:
         if checkpoint is None:
             raise EncoderError(
                 f"Encoder '{spec}' has a config but no weights.", 'Add the setting {"checkpoint": PATH}.'
             )
         with tempfile.TemporaryDirectory(prefix="pgembed-open-clip-") as folder:
-            _stage(spec, Path(config), Path(checkpoint), Path(folder))
-            yield _Source(_FOLDER + folder, None, {}, tokenizer=tokenizer)
+            remote = _stage(spec, Path(config), Path(checkpoint), Path(folder))
+            yield _Source(_FOLDER + folder, checkpoint, {}, cache_dir=cache, tokenizer=tokenizer or remote)
     else:
         model, _, tag = name.partition("/")
         facts = _tag_facts(spec, model, tag, open_clip)
@@ -275,6 +281,7 @@ def _tokenizer(source: _Source, config: Mapping[str, Any], open_clip: Any) -> An
     side: Mapping[str, Any] = config["text_cfg"]
     return open_clip.tokenizer.HFTokenizer(
         source.tokenizer,
+        cache_dir=source.cache_dir,
         context_length=side.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
         tokenizer_mode=side.get("tokenizer_mode"),
         **side.get("tokenizer_kwargs", {}),
@@ -283,10 +290,8 @@ def _tokenizer(source: _Source, config: Mapping[str, Any], open_clip: Any) -> An
 
 def _misfit(source: _Source, open_clip: Any, options: Mapping[str, Any]) -> str | None:  # noqa: ANN401
     """The first tensor on which the weights and the architecture differ, in words; None where they do not."""
-    folder = Path(source.model.removeprefix(_FOLDER))
     try:
-        checkpoint = source.checkpoint or open_clip.factory._find_checkpoint_in_dir(folder)
-        held: Mapping[str, Any] = open_clip.factory.load_state_dict(checkpoint)
+        held: Mapping[str, Any] = open_clip.factory.load_state_dict(source.weights)
         wanted: Mapping[str, Any] = open_clip.create_model(source.model, load_weights=False, **options).state_dict()
     except Exception:
         return None  # something else is wrong, and the error at hand says what
@@ -344,13 +349,17 @@ def _downloaded(
         ) from error
 
 
-def _stage(spec: str, config: Path, checkpoint: Path, folder: Path) -> None:
-    """Lay out a folder as open_clip reads it: configuration, weights, and tokenizer files from beside the config."""
+def _stage(spec: str, config: Path, checkpoint: Path, folder: Path) -> str | None:
+    """Lay out a folder as open_clip reads it: configuration, weights, and tokenizer files from beside the config.
+
+    Returns the repository on the hub that the configuration takes its tokenizer from, where no such files are there.
+    """
     _check_file(spec, str(config), "config")
     try:
         read: dict[str, Any] = json.loads(config.read_bytes())
         model: Mapping[str, Any] = read.get("model_cfg", read)
         missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(model)
+        remote: str | None = model.get("text_cfg", {}).get("hf_tokenizer_name")
     except (ValueError, TypeError, AttributeError) as error:
         raise EncoderError(f"The config '{config}' of '{spec}' is not a JSON object: {error}.") from error
     if missing:
@@ -359,9 +368,11 @@ def _stage(spec: str, config: Path, checkpoint: Path, folder: Path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps(whole))
     name = "open_clip_model.safetensors" if checkpoint.suffix == ".safetensors" else "open_clip_pytorch_model.bin"
     (folder / name).symlink_to(checkpoint.absolute())
-    for pattern in ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"):
-        for file in config.absolute().parent.glob(pattern):
-            (folder / file.name).symlink_to(file)
+    patterns = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
+    beside = [file for pattern in patterns for file in config.absolute().parent.glob(pattern)]
+    for file in beside:
+        (folder / file.name).symlink_to(file)
+    return None if beside else remote or None
 
 
 def _check_file(spec: str, path: str, what: str) -> None:
@@ -377,10 +388,12 @@ def _check_pickle(spec: str, path: str, allowed: bool) -> None:
         )
 
 
-def _check_folder(spec: str, folder: Path, pickles: bool) -> None:
+def _weights_in(spec: str, folder: Path, open_clip: Any) -> str:  # noqa: ANN401
+    """The file of weights that open_clip takes where a folder holds several."""
     _check_file(spec, str(folder / "open_clip_config.json"), "config")
-    if not pickles and not any(folder.glob("*.safetensors")):
+    found: str | None = open_clip.factory._find_checkpoint_in_dir(folder)
+    if found is None:
         raise EncoderError(
-            f"The folder '{folder}' of '{spec}' holds no .safetensors.",
-            'Convert its weights, or add the setting {"allow_pickle": true}.',
+            f"The folder '{folder}' of '{spec}' holds no weights.", "Put open_clip_model.safetensors there."
         )
+    return found

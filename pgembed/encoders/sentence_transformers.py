@@ -29,6 +29,7 @@ from pgembed.encoders.model_folder import (
     is_path,
     quiet,
     read_json,
+    read_modules,
     tokenizer_facts,
 )
 from pgembed.encoders.settings import Known, check_settings
@@ -82,7 +83,10 @@ class SentenceTransformerEncoder(Encoder):
             self.metric = _METRICS.get(str(model.similarity_fn_name), "cosine")
         self._prompts = {role: _prompt(spec, role, model, settings) for role in ("query", "document")}
         self._limit = LengthLimit(spec, model.tokenizer, model.max_seq_length)
-        self._reserved = {role: len(self._tokens(prompt.text, special=True)) for role, prompt in self._prompts.items()}
+        if self._limit.limit is not None:
+            # The library cuts long texts without a word, and keeps to itself what its tokenizer made of them.
+            self._preprocess = model.preprocess
+            model.preprocess = self._preprocess_and_count
         self.dim = self._choose_dimensions(settings.get("dimensions"))
         unused_poolers = getattr(model[0], "module_output_name", "") == "token_embeddings"
         self.fingerprint = named_fingerprint(
@@ -167,7 +171,6 @@ class SentenceTransformerEncoder(Encoder):
         return self._embed([{"image": picture} for picture in pixels], "query")
 
     def _embed_texts(self, texts: Sequence[str], role: Role) -> Vectors:
-        self._limit.cut(texts, self._reserved[role])  # the library cuts them itself; this tells
         # Bare strings that look like an address or a path of a picture would be fetched and read by the library.
         return self._embed([{"text": text} for text in texts], role)
 
@@ -201,11 +204,30 @@ class SentenceTransformerEncoder(Encoder):
         except Exception as error:
             raise EncoderError(f"The model of '{self.spec}' does not encode: {first_line(error)}.") from error
 
-    def _tokens(self, text: str, *, special: bool = False) -> list[int]:
+    def _tokens(self, text: str) -> list[int]:
         tokenizer = self._model.tokenizer
         if not getattr(tokenizer, "is_fast", False):  # others are no tokenizers of transformers
             return []
-        return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _preprocess_and_count(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> Any:  # noqa: ANN401
+        """What the library makes of a batch before its model sees it; counts the texts that were cut."""
+        features: Any = self._preprocess(inputs, prompt=prompt, **options)
+        encodings = getattr(features, "encodings", None)
+        for encoding in encodings or ():
+            if encoding.overflowing:  # what was cut off
+                pieces = (encoding, *encoding.overflowing)
+                words = sum(len(piece) - sum(piece.special_tokens_mask) for piece in pieces)
+                self._limit.note(words + sum(encoding.special_tokens_mask))
+        mask: Any = features.get("attention_mask")
+        if encodings is None and mask is not None:  # processors with pictures do not tell: look at the longest again
+            around: int | None = None
+            for given, length in zip(inputs, mask.sum(dim=1).tolist(), strict=True):
+                if length >= (self._limit.limit or 0) and "text" in given:
+                    if around is None:
+                        around = int(self._preprocess([{"text": ""}], prompt=prompt, **options)["attention_mask"].sum())
+                    self._limit.note(around + len(self._tokens(given["text"])))
+        return features
 
 
 def _modalities(spec: str, model: Any) -> frozenset[Modality]:  # noqa: ANN401
@@ -246,8 +268,7 @@ def _check_kind(spec: str, folder: Path, trusted: bool) -> None:
     kind = read_json(spec, config).get("model_type", "SentenceTransformer") if config.is_file() else None
     if kind not in (None, "SentenceTransformer"):
         raise EncoderError(f"The model of '{spec}' is a {kind}, which gives no vector for each input.")
-    modules: Any = json.loads((folder / "modules.json").read_bytes())
-    for kind in [str(module["type"]) for module in modules]:
+    for kind in read_modules(spec, folder / "modules.json"):
         if not kind.startswith("sentence_transformers.") and not trusted:
             raise EncoderError(
                 f"The model of '{spec}' has a module of its own, {kind}, which is code.",

@@ -6,7 +6,6 @@ suffice, as where a text must be padded to its full length, or a picture stands 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,9 +17,6 @@ from pgembed.errors import EncoderError
 Way = Literal["dual", "joint", "many"]
 Pooling = Literal["last", "mean", "cls", "latent", "none"]
 POOLINGS: tuple[str, ...] = ("last", "mean", "cls", "latent", "none")
-
-_TEXT, _IMAGE, _INSTRUCTION = "{text}", "{image}", "{instruction}"
-_MARK = "\N{OBJECT REPLACEMENT CHARACTER}pgembed\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -73,67 +69,6 @@ def with_pooling(spec: str, family: Family, asked: Pooling | None) -> Family:
             f"The model of '{spec}' has one output for each text and picture.", "Drop the setting 'pooling'."
         )
     return replace(family, pooling=asked)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What stands around an input: a text, or a picture's placeholder, which then is a part of ``before``."""
-
-    before: str
-    after: str = ""
-
-
-def make_prompt(
-    spec: str,
-    processor: Any,  # noqa: ANN401
-    family: Family,
-    *,
-    template: str | None,
-    instruction: str,
-    pictured: bool,
-    chat: bool,
-) -> Prompt:
-    """The prompt for texts, or for pictures, from the template, else from the processor's chat template.
-
-    A template holds ``{instruction}``, ``{image}`` and ``{text}``. In a chat template the instruction is the system's.
-    """
-    if family.way != "joint":
-        if template is not None:
-            raise EncoderError(f"The model of '{spec}' makes its prompts by itself.", "Drop the setting 'template'.")
-        return Prompt("" if pictured else instruction)
-    image = (family.image or getattr(processor, "image_token", None) or "") if pictured else ""
-    text = "" if pictured else _MARK
-    if template is not None:
-        if pictured and _IMAGE not in template:
-            raise EncoderError(f"The template of '{spec}' has no place for a picture.", "Write {image} into it.")
-        if not pictured and template.count(_TEXT) != 1:
-            raise EncoderError(f"The template of '{spec}' has not one place for a text.", "Write {text} into it, once.")
-        parts = {_INSTRUCTION: instruction, _IMAGE: image, _TEXT: text}
-        whole = re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], template)
-    elif chat and isinstance(getattr(processor, "chat_template", None), str):
-        whole = _chat(spec, processor, instruction, pictured=pictured)
-    else:
-        whole = image + instruction + text
-    if pictured:
-        return Prompt(whole)
-    before, mark, after = whole.partition(_MARK)
-    if not mark:
-        raise EncoderError(f"The chat template of '{spec}' leaves the text out.", "Give the setting 'template'.")
-    return Prompt(before, after)
-
-
-def _chat(spec: str, processor: Any, instruction: str, *, pictured: bool) -> str:  # noqa: ANN401
-    parts = [{"type": "image"}] if pictured else [{"type": "text", "text": _MARK}]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
-    if instruction:
-        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": instruction}]})
-    try:
-        return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:
-        raise EncoderError(
-            f"The chat template of '{spec}' does not take an instruction of the system, or a picture: {error}.",
-            "Give the setting 'template', with {instruction}, {image} and {text}.",
-        ) from error
 
 
 def pool(hidden: Any, mask: Any, how: Pooling, torch: Any) -> Any:  # noqa: ANN401

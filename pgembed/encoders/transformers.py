@@ -1,23 +1,23 @@
 """``transformers:NAME|PATH``: embedding models of that library, above all those that read text and pictures together.
 
     transformers:google/siglip2-base-patch16-224                     two towers: CLIP, SigLIP and their like
-    transformers:Alibaba-NLP/gme-Qwen2-VL-2B-Instruct                one model; the last token is the vector
+    transformers:Alibaba-NLP/gme-Qwen2-VL-2B-Instruct                with {"preset": "gme"}: one model reads both
     transformers:vidore/colqwen2-v1.0-hf                             many vectors; {"pooling": "mean"} makes one of them
-    transformers:/models/dse                                         a folder with config.json
+    transformers:/models/ours                                        a folder with config.json
 
-What a model reads is put together by its chat template, with the instruction of the role as the system's; the setting
-``template`` says it in full where a model was trained on something else, as ``<|im_start|>user\\n{image}{instruction}
-{text}<|im_end|>\\n<|endoftext|>``. torch is imported when a model is loaded, not before.
+What stands around texts and pictures is a matter of training. The setting ``preset`` names the prompts of a family
+(transformer_prompts.py), ``template`` says another in full, as ``<|im_start|>user\\n{image}{instruction}
+{text}<|im_end|>\\n<|endoftext|>``; without them it is the model's chat template, with the instruction of the role as
+the system's. torch is imported when a model is loaded, not before.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -35,17 +35,24 @@ from pgembed.encoders.model_folder import (
     tokenizer_facts,
 )
 from pgembed.encoders.settings import Known, check_settings
-from pgembed.encoders.torch_models import choose_device, first_line, tensor_facts
+from pgembed.encoders.torch_models import choose_device, first_line
 from pgembed.encoders.transformer_families import (
     FAMILIES,
     POOLINGS,
     Family,
-    LatentAttention,
-    Prompt,
     family_of,
-    make_prompt,
     pool,
     with_pooling,
+)
+from pgembed.encoders.transformer_loading import Loaded, is_late, load_model
+from pgembed.encoders.transformer_prompts import (
+    CHAT,
+    PRESETS,
+    ROLES,
+    Prompt,
+    find_preset,
+    make_prompts,
+    named_after,
 )
 from pgembed.errors import EncoderError, MissingExtra
 
@@ -57,9 +64,10 @@ if TYPE_CHECKING:
 _SETTINGS: Known = {
     "family": tuple(FAMILIES),  # how it is called, where its own model_type does not tell
     "pooling": POOLINGS,
+    "preset": (*PRESETS, CHAT),  # the prompts of a family, by its name; chat: the model's own chat template
+    "template": str,  # the whole prompt, with {instruction}, {image} and {text}
     "query_instruction": str,
     "document_instruction": str,
-    "template": str,  # the whole prompt, with {instruction}, {image} and {text}
     "dimensions": int,  # the first so many, for models trained so (Matryoshka)
     "normalize": bool,  # to unit length; true unless said otherwise
     "max_length": int,  # tokens that are read, those of the prompt included
@@ -73,20 +81,22 @@ _SETTINGS: Known = {
     "allow_pickle": bool,
     "trust_remote_code": bool,
 }
-ROLES: tuple[Role, ...] = ("query", "document")
 _Tokens = tuple[Any, Any]
+_BLANK = (28, 28)  # the size of a picture that stands for none
 _PROBE = "A probe of the tokenizer: naïve café, 3.14 ÷ 2; don't!"
+log = logging.getLogger("pgembed.encoders")
 
 
 class TransformersEncoder(Encoder):
     """A model of transformers. Vectors have unit length unless ``normalize`` is false.
 
-    With pooling ``none`` it gives many vectors for an input, by the methods ``embed_…_many``, and refuses to give one.
+    ``load`` refuses a model that gives many vectors for an input, since no column holds them; ``load_many`` is for
+    programs that want them, by the methods ``embed_…_many``.
     """
 
     scheme: ClassVar[str] = "transformers"
 
-    def __init__(self, spec: str, loaded: _Loaded, settings: Settings) -> None:
+    def __init__(self, spec: str, loaded: Loaded, settings: Settings) -> None:
         self.spec = spec
         self.batch_size = settings.get("batch_size", 16)
         self.normalized = settings.get("normalize", True)
@@ -99,10 +109,20 @@ class TransformersEncoder(Encoder):
         kind = settings.get("family", loaded.model.config.model_type)
         family = family_of(kind, loaded.model, reads=self._tokenizer is not None)
         self._family = with_pooling(spec, family, settings.get("pooling"))
-        _set_pixels(spec, self._family, self._viewer, settings)
-        self._prompts = self._make_prompts(settings)
+        preset = find_preset(spec, settings, kind)
+        usual: Settings = preset.settings if preset is not None else {}
+        edges = [settings.get(edge, usual.get(edge)) for edge in ("min_pixels", "max_pixels")]
+        _set_pixels(spec, self._family, self._viewer, *edges)
+        self._in_line = preset is not None and preset.in_line
+        self._prompts = make_prompts(spec, self._processor, self._family, preset, settings, self.modalities, kind)
+        if self._family.way == "joint" and self._viewer is not None and not {"preset", "template"} & set(settings):
+            log.warning(
+                "Encoder '%s' reads in its model's chat template. Where it was trained on other prompts, name them: the"
+                ' setting preset, or template; {"preset": "chat"} says that it was not.',
+                spec,
+            )
         self._reserved = {role: self._count_prompt(role) for role in ROLES}
-        self._limit = self._choose_limit(settings.get("max_length"))
+        self._limit = self._choose_limit(settings.get("max_length"), usual.get("max_length"))
         special: list[str] = getattr(self._tokenizer, "all_special_tokens", None) or ["\0"]
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
         self.dim = self._choose_dimensions(settings.get("dimensions"))
@@ -110,21 +130,38 @@ class TransformersEncoder(Encoder):
         self.fingerprint = named_fingerprint(
             weights="\n".join(loaded.weights),
             architecture=architecture_facts(loaded.folder) + type(loaded.model).__name__,
-            preprocessing=json.dumps([settings.get("min_pixels"), settings.get("max_pixels")]),
-            prompts=json.dumps([[*key, p.before, p.after] for key, p in sorted(self._prompts.items())]),
-            output=json.dumps([self._family.way, self._family.pooling, self.dim, self.normalized]),
+            preprocessing=json.dumps(edges),
+            prompts=json.dumps([[*key, p.before, p.after, p.blank] for key, p in sorted(self._prompts.items())]),
+            output=json.dumps([self._family.way, self._family.pooling, self.dim, self.normalized, self._in_line]),
             tokenizer=tokenizer_facts(loaded.folder) + json.dumps([probe, self._limit.limit]),
         )
 
     @classmethod
     def load(cls, name: str, settings: Settings) -> Self:
-        """Load a repository or a folder in the hub's layout; the module's head tells the settings.
+        """Load a repository or a folder in the hub's layout; docs/encoders.md tells the settings.
 
         Raises MissingExtra without transformers, EncoderError where the model is not there, would run code or read
-        pickles that were not allowed, lacks weights, or where a setting does not fit it.
+        pickles that were not allowed, lacks weights, gives many vectors for an input, or where a setting does not fit.
         """
+        return cls._loaded(name, settings, many=False)
+
+    @classmethod
+    def load_many(cls, name: str, settings: Settings) -> Self:
+        """``load``, also of what gives many vectors for an input: late interaction, or ``{"pooling": "none"}``."""
+        return cls._loaded(name, settings, many=True)
+
+    @classmethod
+    def _loaded(cls, name: str, settings: Settings, *, many: bool) -> Self:
         spec = f"{cls.scheme}:{name}"
         check_settings(spec, settings, _SETTINGS)
+        if settings.get("pooling") == "none" and not many:
+            raise _many_vectors(spec)
+        known = named_after(name)
+        if known is not None and not {"preset", "template"} & set(settings):
+            raise EncoderError(
+                f"The model of '{spec}' has the name of a family that was trained on prompts of its own.",
+                f'Add the setting {{"preset": "{known}"}}; where it is none of them, {{"preset": "{CHAT}"}}.',
+            )
         try:
             transformers: Any = importlib.import_module("transformers")
             torch: Any = importlib.import_module("torch")
@@ -139,9 +176,15 @@ class TransformersEncoder(Encoder):
             spec, folder, needed="config.json", pickles=settings.get("allow_pickle", False),
             hint="Give the folder of a model of transformers.",
         )  # fmt: skip
+        config = read_json(spec, folder / "config.json")
+        if not many and "pooling" not in settings and is_late(config, settings):
+            raise _many_vectors(spec)
         with quiet(transformers):
-            loaded = _load(spec, folder, settings, transformers, torch, device)
-        return cls(spec, loaded, settings)
+            loaded = load_model(spec, folder, config, settings, transformers, torch, device)
+        encoder = cls(spec, loaded, settings)
+        if encoder._gives_many and not many:
+            raise _many_vectors(spec)
+        return encoder
 
     @classmethod
     def needs(cls, name: str, settings: Settings) -> Needs:
@@ -194,11 +237,13 @@ class TransformersEncoder(Encoder):
     def _run_texts(self, texts: Sequence[str], role: Role) -> Iterator[_Tokens]:
         # What a tokenizer takes for a token of its own, as a picture's place, is no such thing in a row's text.
         plain = [self._special.sub(" ", text) for text in texts]
+        if self._family.way == "joint" and not self._reserved[role]:
+            plain = [text or " " for text in plain]  # no token at all has no vector
         fitting = self._limit.cut(plain, self._reserved[role])
         prompt = self._prompts[role, "text"]
         for start in range(0, len(texts), self.batch_size):
             # Where the text comes last the tokenizer cuts it; where the prompt goes on behind it, it must stay whole.
-            batch = (fitting if prompt.after else plain)[start : start + self.batch_size]
+            batch = (fitting if prompt.after or self._family.way == "many" else plain)[start : start + self.batch_size]
             yield self._run(self._text_inputs(batch, role), "get_text_features")
 
     def _run_pixels(self, pixels: Sequence[Any], role: Role) -> Iterator[_Tokens]:
@@ -215,6 +260,8 @@ class TransformersEncoder(Encoder):
             options |= {"truncation": True, "max_length": self._limit.limit}
         if self._family.padded:
             options["padding"] = "max_length"
+        if prompt.blank:
+            options["images"] = [[Image.new("RGB", _BLANK)] for _ in whole]
         return self._processor(whole, **options) if self._viewer is None else self._processor(text=whole, **options)
 
     def _pixel_inputs(self, pixels: Sequence[Any], role: Role) -> Mapping[str, Any]:
@@ -238,6 +285,9 @@ class TransformersEncoder(Encoder):
         given = {
             key: value.to(model.device, kind if value.is_floating_point() else None) for key, value in inputs.items()
         }
+        mask: Any = given.get("attention_mask")
+        if self._in_line and "image_grid_thw" in given:  # Qwen's models would count by the picture's rows and columns
+            given["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0).expand(3, -1, -1)
         with self._torch.inference_mode():
             if self._family.way == "dual":
                 found = getattr(model, tower)(**given)
@@ -247,18 +297,14 @@ class TransformersEncoder(Encoder):
                 one_each = "sentence_embeddings" if headless else "last_hidden_state"
                 found = _output(model(**given), "embeddings" if self._family.way == "many" else one_each)
             found = (found if found.ndim == 3 else found.unsqueeze(1)).float()
-            mask = given.get("attention_mask")
             if mask is None or mask.shape != found.shape[:2]:
                 mask = self._torch.ones(found.shape[:2], dtype=self._torch.int64, device=found.device)
         return found, mask
 
     def _one_each(self, batches: Iterable[_Tokens]) -> Vectors:
+        if self._gives_many:
+            raise _many_vectors(self.spec)
         how = self._family.pooling
-        if how == "none" and self._family.way != "dual":
-            raise EncoderError(
-                f"Encoder '{self.spec}' gives many vectors for an input, and a column holds one.",
-                'Add the setting {"pooling": "mean"}, or "last".',
-            )
         found: list[Vectors] = [np.zeros((0, self.dim), dtype=np.float32)]
         for tokens, mask in batches:
             if self._latent is not None and how == "latent":
@@ -285,39 +331,29 @@ class TransformersEncoder(Encoder):
         """Whether pictures need no prompt, so that they can be made into tensors one by one, in threads."""
         return self._family.way == "dual" or self._tokenizer is None
 
-    def _make_prompts(self, settings: Settings) -> dict[tuple[Role, str], Prompt]:
-        found: dict[tuple[Role, str], Prompt] = {}
-        for role in ROLES:
-            for modality in self.modalities & {"text", "image"}:
-                pictured = modality == "image"
-                found[role, modality] = make_prompt(
-                    self.spec,
-                    self._processor,
-                    self._family,
-                    template=settings.get("template"),
-                    instruction=settings.get(f"{role}_instruction", ""),
-                    pictured=pictured,
-                    chat=self._family.way == "joint" and self._viewer is not None,
-                )
-        return found
+    @property
+    def _gives_many(self) -> bool:
+        return self._family.pooling == "none" and self._family.way != "dual"
 
     def _count_prompt(self, role: Role) -> int:
         """How many tokens stand around a text."""
         if self._tokenizer is None:
             return 0
         prompt = self._prompts[role, "text"]
-        if self._family.way == "many":
-            return len(self._processor.process_queries(text=[prompt.before])["input_ids"][0])
+        if self._family.way == "many" or prompt.blank:
+            return int(self._text_inputs([""], role)["input_ids"].shape[1])
         special = self._options(prompt).get("add_special_tokens", True)
         return len(self._tokenizer(prompt.before + prompt.after, add_special_tokens=special)["input_ids"])
 
-    def _choose_limit(self, asked: int | None) -> LengthLimit:
+    def _choose_limit(self, asked: int | None, usual: int | None) -> LengthLimit:
         if self._tokenizer is None:
             return LengthLimit(self.spec, None, None)
         most = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         most = min(int(self._tokenizer.model_max_length), most if isinstance(most, int) and most > 0 else 10**9)
         if asked is not None and asked > most:
             raise EncoderError(f"The model of '{self.spec}' reads {most} tokens, not {asked}.", f"Give at most {most}.")
+        if usual is not None:
+            most = min(most, usual)
         prompt = max(self._reserved.values())
         if asked is not None and asked <= prompt:
             raise EncoderError(
@@ -346,71 +382,6 @@ class TransformersEncoder(Encoder):
         return asked or whole
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    model: Any
-    processor: Any
-    latent: LatentAttention | None
-    weights: list[str]
-    folder: Path
-
-
-def _load(
-    spec: str,
-    folder: Path,
-    settings: Settings,
-    transformers: Any,  # noqa: ANN401
-    torch: Any,  # noqa: ANN401
-    device: str,
-) -> _Loaded:
-    config = read_json(spec, folder / "config.json")
-    architecture = str((config.get("architectures") or [""])[0])
-    kind = getattr(transformers, architecture, None) if architecture.endswith("ForRetrieval") else None
-    precision = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    pickles, trusted = settings.get("allow_pickle", False), settings.get("trust_remote_code", False)
-    options: dict[str, Any] = {"trust_remote_code": trusted, "local_files_only": not trusted}
-    try:
-        model, report = (kind or transformers.AutoModel).from_pretrained(
-            str(folder),
-            dtype=precision.get(settings.get("precision", "auto"), "auto"),
-            use_safetensors=None if pickles else True,
-            output_loading_info=True,
-            **options,
-        )
-        processor = transformers.AutoProcessor.from_pretrained(str(folder), **options)
-    except Exception as error:
-        raise EncoderError(
-            f"transformers could not load '{spec}': {first_line(error)}.",
-            'Where it needs code of its own that you trust, add the setting {"trust_remote_code": true}.',
-        ) from error
-    # A pooler that was not trained is made anew each time, and not used: pooling is over tokens.
-    missing = {name for name in report["missing_keys"] if "pooler" not in name.split(".")}
-    if missing:
-        raise EncoderError(f"The weights of '{spec}' lack '{min(missing)}' and {len(missing) - 1} more.")
-    model.to(device).eval().requires_grad_(False)
-    model.config.get_text_config().use_cache = False
-    facts = [fact for fact in tensor_facts(model, torch) if fact.split()[0] not in report["missing_keys"]]
-    latent = None
-    if settings.get("pooling") == "latent":
-        latent = _latent(folder, config, torch, device)
-        facts += tensor_facts(latent, torch) if latent is not None else []
-    return _Loaded(model, processor, latent, facts, folder)
-
-
-def _latent(folder: Path, config: Mapping[str, Any], torch: Any, device: str) -> LatentAttention | None:  # noqa: ANN401
-    """The latent attention whose tensors stand beside the model's own; None where there are none."""
-    safetensors: Any = importlib.import_module("safetensors")
-    tensors: dict[str, Any] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safetensors.safe_open(str(file), "pt") as held:
-            for name in held.keys():  # noqa: SIM118
-                if name.startswith(LatentAttention.prefix):
-                    tensors[name.removeprefix(LatentAttention.prefix)] = held.get_tensor(name).float().to(device)
-    said: Any = config.get("latent_attention_config") or {}
-    heads = int(said.get("num_cross_heads", 8))
-    return LatentAttention(tensors, heads, torch) if tensors else None
-
-
 def _part(processor: Any, name: str, sign: str) -> Any:  # noqa: ANN401
     """A part of a processor, which is the part itself where the model takes one kind of input only."""
     return getattr(processor, name, None) or (processor if hasattr(processor, sign) else None)
@@ -424,9 +395,16 @@ def _output(output: Any, name: str) -> Any:  # noqa: ANN401
     return found
 
 
-def _set_pixels(spec: str, family: Family, viewer: Any, settings: Settings) -> None:  # noqa: ANN401
+def _many_vectors(spec: str) -> EncoderError:
+    return EncoderError(
+        f"Encoder '{spec}' gives many vectors for an input, and a column holds one.",
+        'Add the setting {"pooling": "mean"}, or "last".',
+    )
+
+
+def _set_pixels(spec: str, family: Family, viewer: Any, least: int | None, most: int | None) -> None:  # noqa: ANN401
     """Between how many pixels a picture is resized to. Raises EncoderError where the model's pictures have one size."""
-    edges = {"shortest_edge": settings.get("min_pixels"), "longest_edge": settings.get("max_pixels")}
+    edges = {"shortest_edge": least, "longest_edge": most}
     asked = {edge: pixels for edge, pixels in edges.items() if pixels is not None}
     if not asked:
         return

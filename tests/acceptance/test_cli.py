@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ import typer.main
 
 from pgembed import Text, connect
 from pgembed.cli.hints import as_commands
-from pgembed.cli.main import app
+from pgembed.cli.main import app, main
 from pgembed.cli.sheet import search_with_sheet
 from pgembed.client import Pgembed
+from tests.embedding_server import embedding_server
+from tests.open_clip_models import make_model
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = sorted((ROOT / "tests/data/photos").glob("*.jpg"))
@@ -50,6 +54,21 @@ class Cli:
 @pytest.fixture
 def cli(database_dsn: str) -> Cli:
     return Cli(database_dsn)
+
+
+@pytest.fixture
+def here(database_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs ``pgembed`` in this process, where torch is loaded but once."""
+    log = logging.getLogger("pgembed")
+    monkeypatch.setattr(log, "handlers", [*log.handlers])
+    monkeypatch.setattr(log, "level", log.level)
+
+    def run(*arguments: str, fails: int = 0) -> None:
+        with pytest.raises(SystemExit) as done:
+            main(["--dsn", database_dsn, *arguments])
+        assert (done.value.code or 0) == fails
+
+    return run
 
 
 @pytest.fixture
@@ -195,6 +214,180 @@ def test_install_version_uninstall(cli: Cli) -> None:
     assert "not installed" in error
     assert "pgembed install" in error
     assert cli("install", "--sql").startswith("\\set ON_ERROR_STOP on\n")
+
+
+# Which encoders may be loaded
+
+ALLOW = {"--allow-encoder", "--model-dir", "--allow-host", "--allow-model-code"}
+
+
+def test_every_command_that_loads_registered_encoders_takes_the_same_options() -> None:
+    taking = {
+        name
+        for name, command in commands().items()
+        if {option for parameter in command.params for option in parameter.opts} >= ALLOW
+    }
+    assert taking == {"worker", "search", "attach", "encoder test", "encoder export"}
+
+
+def test_an_encoder_behind_a_server_is_used_where_an_option_or_the_environment_allows_it(
+    cli: Cli, database: psycopg.Connection
+) -> None:
+    database.execute("CREATE TABLE product (id int PRIMARY KEY, title text)")
+    database.execute("INSERT INTO product VALUES (1, 'a red bicycle'), (2, 'a bowl of fruit')")
+    attach = ["attach", "product", "embedding", "--encoder", "far", "--text", "title"]
+    with embedding_server() as server:
+        host = f"127.0.0.1:{server.port}"
+        cli("encoder", "add", "far", "http:lite", "--settings", json.dumps({"url": server.url + "/v1"}))
+        cli(*attach)
+        database.execute("CREATE TABLE other (id int PRIMARY KEY, title text)")
+        database.execute("INSERT INTO other VALUES (1, 'a red bicycle'), (2, 'a bowl of fruit')")
+        attach[1] = "other"
+        asked = len(server.requests)
+        refused = [
+            cli("worker", "--until-idle", fails=1),
+            cli("search", "product", "a bicycle", fails=1),
+            cli("encoder", "test", "far", fails=1),
+            str(json.loads(cli(*attach, "--dry-run", "--json"))["problem"]),
+            cli(*attach, "--dry-run"),
+        ]
+        assert all(f"sends rows to {host}, which is not allowed here" in one for one in refused[:-1])
+        assert all(f"--allow-host {host}, or name it in PGEMBED_ALLOW_HOSTS." in one for one in refused[:-1])
+        assert "has 2 rows. Nothing was changed." in refused[-1]
+        assert len(server.requests) == asked
+        allow = ["--allow-host", host]
+        assert json.loads(cli("worker", "--until-idle", "--json", *allow))["written"] == 2
+        assert json.loads(cli("search", "product", "a bicycle", "--json", *allow))[0]["id"] == 1
+        assert json.loads(cli("encoder", "test", "far", "--json", *allow))["ok"]
+        assert json.loads(cli(*attach, "--dry-run", "--json", *allow))["calls"] == 1
+        cli.environment["PGEMBED_ALLOW_HOSTS"] = f"api.example.org, {host}"
+        assert json.loads(cli("search", "product", "a bowl", "--json"))[0]["id"] == 2
+        assert "is not allowed here" in cli("search", "product", "a bowl", "--allow-encoder", "builtin", fails=1)
+
+
+@pytest.mark.parametrize("command", [["encoder", "test", "odd"], ["encoder", "export", "odd", "out"]])
+def test_what_a_catalog_names_is_loaded_only_where_it_is_allowed(
+    cli: Cli,
+    database: psycopg.Connection,
+    tmp_path: Path,
+    command: list[str],
+    here: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    database.execute(
+        "SELECT pgembed.add_encoder('odd', %s, dim => 8, modalities => '{text}', fingerprint => 'f',"
+        " settings => '{\"allow_pickle\": true}')",
+        [f"sentence-transformers:{tmp_path}/model"],
+    )
+    error = cli(*command, fails=1)
+    assert f"reads {tmp_path}/model, which is outside of the model directory" in error
+    assert f"--model-dir {tmp_path}, or name that folder in PGEMBED_MODEL_DIR." in error
+    folder = ["--model-dir", str(tmp_path)]
+    error = cli(*command, *folder, fails=1)
+    assert "may run code that comes with its model" in error
+    assert "--allow-model-code, or set PGEMBED_ALLOW_MODEL_CODE=1." in error
+    environment = {
+        "PGEMBED_ALLOW_ENCODERS": "builtin", "PGEMBED_MODEL_DIR": str(tmp_path), "PGEMBED_ALLOW_MODEL_CODE": "1",
+    }  # fmt: skip
+    cli.environment |= environment
+    assert "--allow-encoder sentence-transformers, or name it in PGEMBED_ALLOW_ENCODERS." in cli(*command, fails=1)
+    kind = ["--allow-encoder", "sentence-transformers"]
+    for variables, options in ((environment, kind), ({}, [*kind, *folder, "--allow-model-code"])):
+        for name in environment:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        here(*command, *options, fails=1)
+        assert f"The folder '{tmp_path}/model' of 'sentence-transformers:" in capsys.readouterr().err
+
+
+def test_a_registered_encoder_is_exported_as_it_is_registered(
+    cli: Cli,
+    database_dsn: str,
+    here: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("pgembed.encoders.onnx_export.BATCHES", (2,))
+    monkeypatch.setattr("pgembed.encoders.onnx_export.SECONDS", 0.1)
+    model = make_model(tmp_path / "model", "clip-shallow")
+    with connect(database_dsn) as db:
+        row = db.add_encoder("shop", f"open_clip:local-dir:{model}", space="ours")
+    here("encoder", "export", "shop", str(tmp_path / "onnx"), "--json", "--model-dir", str(tmp_path))
+    told = json.loads(capsys.readouterr().out)
+    assert told["command"] == f"pgembed encoder add onnx onnx:{tmp_path / 'onnx'} --space ours"
+    assert max(told["parity"].values()) < 1e-3
+    assert "go with a spec" in cli("encoder", "export", "shop", "out", "--settings", '{"device": "cpu"}', fails=2)
+    (model / "open_clip_model.safetensors").unlink()
+    make_model(model, "clip-shallow", seed=5)  # other weights than those that are registered
+    here("encoder", "export", "shop", str(tmp_path / "other"), "--model-dir", str(tmp_path), fails=1)
+    assert f"Encoder 'shop' ({row.spec}) has other weights here" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+# What a load would cost, and how much of it is done
+
+
+def test_a_dry_run_tells_what_attaching_would_come_to(shop: Cli, database: psycopg.Connection) -> None:
+    attach = ["attach", "product", "other", "--encoder", "shop", "--text", "{title}", "--image", "photo", "--dry-run"]
+    found = json.loads(shop(*attach, "--json"))
+    assert found["action"] == "estimate"
+    assert (found["rows"], found["exact"], found["pictures"], found["problem"]) == (
+        len(PHOTOS),
+        True,
+        len(PHOTOS),
+        None,
+    )
+    assert (found["calls"], found["days"]) == (2, None)
+    assert found["tokens"] > 0
+    assert found["seconds"] > 0
+    said = shop(*attach)
+    assert re.search(rf"^text +{len(PHOTOS)} +\d+ B +~{found['tokens']}$", said, re.MULTILINE)
+    assert re.search(rf"^image +{len(PHOTOS)} +[\d,]+ kB", said, re.MULTILINE)
+    assert f"product has {len(PHOTOS)} rows. Nothing was changed." in said
+    assert "'shop' would take 2 calls and about" in said
+    assert database.execute("SELECT count(*) FROM pgembed.embedding").fetchone() == (1,)
+    assert "has a column 'price' already" in shop(*[*attach[:2], "price", *attach[3:]], fails=1)
+
+
+def test_a_worker_leaves_after_so_many_rows(cli: Cli, database: psycopg.Connection) -> None:
+    database.execute("CREATE TABLE product (id int PRIMARY KEY, title text)")
+    database.execute("INSERT INTO product SELECT n, 'a dog' FROM generate_series(1, 7) n")
+    cli("encoder", "add", "shop", "builtin:lite")
+    cli("attach", "product", "embedding", "--encoder", "shop", "--text", "title")
+    for written, left in ((3, 4), (3, 1), (1, 0)):
+        worker = ["worker", "--until-idle", "--max-rows", "3", "--json"]
+        assert json.loads(cli(*worker))["written"] == written
+        assert database.execute("SELECT count(*) FROM product WHERE embedding IS NULL").fetchone() == (left,)
+    assert "max-rows" in cli("worker", "--max-rows", "0", fails=2)
+
+
+def test_unknown_words_are_told_once(shop: Cli) -> None:
+    for more in ([], ["--where", "price >= 0"]):
+        done = shop.run("search", "product", "krasnye tufli", "--limit", "100", *more)
+        assert done.stderr.count("does not know most words") == 1
+        assert done.returncode == 0
+
+
+@pytest.mark.parametrize("typed", [["--help"], ["--version"], ["search", "--help"], []])
+def test_help_and_completion_load_neither_driver_nor_models(cli: Cli, typed: list[str]) -> None:
+    program = f"""
+import sys
+from pgembed.cli.main import main
+try:
+    main({typed})
+except SystemExit as end:
+    assert not end.code, end.code
+print("LOADED", *sorted({{"numpy", "psycopg", "PIL", "httpx", "structlog", "tenacity", "asyncio"}} & set(sys.modules)))
+"""
+    if not typed:
+        cli.environment |= {"_PGEMBED_COMPLETE": "complete_bash", "COMP_WORDS": "pgembed enc", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=cli.environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "LOADED", done.stdout
 
 
 def commands() -> dict[str, Any]:

@@ -75,6 +75,21 @@ def test_a_table_of_genes_is_searched_as_the_page_says(run, database: psycopg.Co
     assert all(float(line.split()[-1]) < 0.6 for line in others)
 
 
+def test_a_sequence_wrapped_over_lines_is_the_same_sequence(installed: Path) -> None:
+    program = "import sys, pgembed_dna; print(pgembed_dna.identity(*sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    target = "".join(random.Random(1).choices("ACGT", k=180))
+    wrapped = "\n".join(target[start : start + 60] for start in range(0, 180, 60)) + "\r\n"
+    for query, row in (
+        (target[50:130], wrapped),
+        (" " + "\t".join(re.findall(".{1,10}", target[50:130].lower())), target),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, query, row], env=environment, capture_output=True, text=True, check=True
+        )
+        assert float(done.stdout) == 1
+
+
 def test_its_refusals_are_sentences(run) -> None:
     said = run("-m", "pgembed.cli", "encoder", "add", "x", "dna:k9", status=1)
     assert "There is no encoder 'dna:k9'" in said

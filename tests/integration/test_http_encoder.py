@@ -14,10 +14,13 @@ from psycopg.types.json import Jsonb
 
 import pgembed
 from pgembed import EncoderPolicy, Text
+from pgembed.encoders.http.config import read_config
 from pgembed.errors import EncoderError, EncoderUnavailable
 from pgembed.worker import Summary, Worker, WorkerOptions
-from tests.embedding_server import LITE, Answer, EmbeddingServer, Request, embedding_server
+from tests.embedding_server import LITE, Answer, EmbeddingServer, Request, embedding_server, openai_answer
 from tests.fakes import Connection, Log, until
+
+ADD = "SELECT pgembed.add_encoder('h', 'http:m', dim => 8, modalities => '{text}', fingerprint => 'f', settings => %s)"
 
 
 class Shop:
@@ -98,6 +101,32 @@ def test_a_server_that_refuses_all_costs_no_row(shop: Shop, status: int) -> None
     assert shop.work() == Summary(written=40)
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Answer(body=b'{"data": [{"index": 0, "embed'), "is not JSON"),
+        (Answer(body=openai_answer([[1.0] * 256] * 40), cut=True), "cannot be reached: peer closed"),
+        (Answer(body=openai_answer([[1.0] * 256])), "gave 1 vectors for"),
+        (Answer(body=openai_answer([[1.0] * 256] * 41)), "gave 41 vectors for"),
+        (Answer(body=openai_answer([[1.0] * 128] * 40)), "gave a vector of 128 dimensions"),
+        (Answer(wait=2.0), "did not answer in time"),
+    ],
+    ids=["half an answer", "broken off", "too few", "too many", "too short", "never"],
+)
+def test_a_server_that_answers_wrongly_or_never_costs_no_row(
+    database: Connection, database_dsn: str, server: EmbeddingServer, answer: Answer, words: str
+) -> None:
+    shop = Shop(database, database_dsn, server, max_batch=40, read_timeout=0.3, timeout=0.5, retries=1)
+    shop.insert(40)
+    server.script = lambda request: answer if len(request.inputs) > 1 else None  # it loads, and does one plain text
+    with pytest.raises(EncoderUnavailable, match=words):
+        shop.work()
+    assert (shop.embedded, shop.failed) == (0, 0)
+    assert shop.one("SELECT count(*) FROM pgembed.job_1 WHERE attempts > 0 OR claimed_until > now()") == 0
+    server.script = lambda request: None
+    assert shop.work() == Summary(written=40)
+
+
 def test_bad_rows_fail_alone_and_good_ones_are_paid_once(shop: Shop) -> None:
     shop.insert(100, "bad 1", "bad 2")
 
@@ -142,6 +171,18 @@ def test_another_model_behind_the_same_address_is_refused(shop: Shop) -> None:
     assert (shop.embedded, shop.failed) == (0, 0)
 
 
+def test_weights_that_change_under_one_name_are_refused(shop: Shop) -> None:
+    shop.insert(3)
+    shop.server.embed_texts = lambda texts: LITE.embed_texts(texts)[:, ::-1]
+    with pytest.raises(EncoderError, match=r"'shop' \(http:lite\) has other weights \(its vector of a plain"):
+        shop.work()
+    assert (shop.embedded, shop.failed) == (0, 0)
+    shop.server.embed_texts = lambda texts: LITE.embed_texts(texts) * 1.0001 + 1e-5
+    with pgembed.connect(shop.dsn) as db:  # rounding is no other model, here as at a second registration
+        assert db.add_encoder("shop", "http:lite", settings=shop.settings) == db.encoder("shop")
+    assert shop.work() == Summary(written=3)
+
+
 def test_the_key_is_not_in_the_database(
     database: Connection, database_dsn: str, server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +197,60 @@ def test_the_key_is_not_in_the_database(
     assert shop.failed == 1
     for table in ("encoder", "embedding", "failure", "written"):
         assert "QWERTY" not in str(shop.conn.execute(f"SELECT * FROM pgembed.{table}".encode()).fetchall())
+
+
+@pytest.mark.parametrize(
+    ("settings", "place"),
+    [
+        ({"api_key": "sk-SECRET"}, "api_key"),
+        ({"APIKey": "SECRET"}, "APIKey"),
+        ({"token": "SECRET"}, "token"),
+        ({"url": "http://x", "headers": {"X-Api-Key": "SECRET"}}, "headers.X-Api-Key"),
+        ({"headers": {"Authorization": "SECRET"}}, "headers.Authorization"),
+        ({"query_string": {"sig": "SECRET"}}, "query_string.sig"),
+        ({"request": {"list": [1, {"auth": {"a": "SECRET"}}], "input": ["{text}"]}}, "request.list.auth"),
+        ({"document": {"access_token": "SECRET"}}, "document.access_token"),
+        ({"url": "https://user:SECRET@host/v1"}, "url"),
+        ({"headers": {"X-Custom": "Bearer SECRET"}}, "headers.X-Custom"),
+        ({"extra": {"x": "sk-SECRET0123456789"}}, "extra.x"),
+        ({"extra": {"x": ["AIza" + "SECRET" * 4]}}, "extra.x"),
+        ({"key_env": "sk-SECRET0123456789"}, "key_env"),
+    ],
+)
+def test_a_secret_does_not_reach_the_catalog_by_sql_either(
+    database: Connection, settings: dict[str, Any], place: str
+) -> None:
+    with pytest.raises(EncoderError):  # the same names as in Python
+        read_config("http:m", "m", settings)
+    with pytest.raises(psycopg.Error) as caught:
+        database.execute(ADD, [Jsonb(settings)])
+    assert f"encoder 'h' hold what looks like a secret, in '{place}'" in str(caught.value)
+    assert "key_env" in str(caught.value.diag.message_hint)
+    assert "SECRET" not in str(caught.value)
+    assert database.execute("SELECT count(*) FROM pgembed.encoder").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        None,
+        {"key_env": "SHOP_API_KEY", "key_header": "api-key"},
+        {"key_file": "/run/secrets/key", "tokenizer": "/models/tokenizer.json", "max_batch_tokens": 100},
+        {"api_key": None, "extra": {"task": "keys", "x": ["hf", 1, None]}, "url": "http://tei:8080/embed"},
+    ],
+)
+def test_what_is_no_secret_is_registered_by_sql(database: Connection, settings: dict[str, Any] | None) -> None:
+    database.execute(ADD, [settings if settings is None else Jsonb(settings)])
+    assert database.execute("SELECT settings FROM pgembed.encoder").fetchone() == (settings or {},)
+
+
+def test_an_error_names_the_settings_of_an_encoder_and_shows_no_value(database: Connection) -> None:
+    database.execute(ADD, [Jsonb({"url": "http://inner.example", "query": {"user": "shop"}})])
+    with pytest.raises(psycopg.Error, match=r"'h' is registered already: http:m, .* settings query, url\.") as caught:
+        database.execute(ADD, [Jsonb({"url": "http://other.example"})])
+    assert "example" not in str(caught.value)
+    assert "shop" not in str(caught.value).replace("'shop'", "")
 
 
 # Limits and budgets

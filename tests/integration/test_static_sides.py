@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 import pgembed
+from pgembed import Text
 from pgembed.encoders import Encoder, Modality, Settings
 from pgembed.encoders.builtin import TEXT_SETTINGS
 from pgembed.errors import EncoderError
@@ -123,6 +124,26 @@ def test_a_text_side_that_sql_cannot_follow_is_refused_with_the_first_text_that_
         db.add_encoder("small", "table:small", settings=settings)
     assert sides(database) == []
     assert db.encoders() == []
+
+
+@pytest.mark.parametrize("where", [None, "id > 0"])
+def test_unknown_words_are_told_once_a_search_though_it_runs_twice(
+    database: Connection, database_dsn: str, caplog: pytest.LogCaptureFixture, where: str | None
+) -> None:
+    database.execute("CREATE TABLE product (id integer PRIMARY KEY, title text)")
+    database.execute("INSERT INTO product VALUES (1, 'red shoe')")
+    database.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
+    database.execute("SELECT pgembed.attach('product', 'v', 'lite', '{\"text\": \"title\"}')")
+    with pgembed.connect(database_dsn) as db:
+        db.work(until_idle=True)
+        caplog.set_level("INFO", "pgembed")
+        for searches in (1, 2):  # the next search tells it again
+            assert len(db.search("product", Text("krasnye tufli"), where=where, limit=3)) == 1
+            assert caplog.text.count("does not know most words") == searches
+    with psycopg.connect(database_dsn) as conn, pgembed.connect(conn) as db:  # the caller's own transaction
+        conn.execute("SET LOCAL client_min_messages = debug1")
+        db.search("product", Text("krasnye tufli"), where=where, limit=3)
+        assert conn.execute("SHOW client_min_messages").fetchone() == ("debug1",)
 
 
 @pytest.mark.usefixtures("db")

@@ -27,9 +27,10 @@ from PIL import Image
 from pgembed.encoders import EncoderPolicy, load_encoder
 from pgembed.encoders.base import what_differs
 from pgembed.encoders.http import HttpEncoder
-from pgembed.encoders.http.config import read_config
+from pgembed.encoders.http.config import SETTINGS, read_config
 from pgembed.encoders.http.forms import FORMS, fill, find
 from pgembed.encoders.http.limits import Rate, batches
+from pgembed.encoders.http.sample import same, sketch
 from pgembed.errors import EncoderError, EncoderUnavailable, InvalidInput
 from pgembed.metering import count_tokens, rough_tokens
 from tests.embedding_server import LITE, Answer, EmbeddingServer, Request, embedding_server, openai_answer
@@ -256,6 +257,34 @@ def test_another_commit_of_the_model_is_noticed(server: EmbeddingServer) -> None
     server.then(Answer(body={"model_id": "lite", "model_sha": "def456"}))
     other = load(server, preset="tei", url=server.url)
     assert what_differs(plain.fingerprint, other.fingerprint) == "server"
+
+
+def test_weights_that_change_under_one_name_are_noticed_and_rounding_is_not(server: EmbeddingServer) -> None:
+    plain = load(server)
+    vector = LITE.embed_texts(["a photo"])[0]
+    noise = np.random.default_rng(1).normal(size=vector.size).astype(np.float32) / np.sqrt(vector.size)
+    for share, differs in ((0.0, False), (0.001, False), (0.02, False), (0.08, True), (1.0, True)):
+        server.then(Answer(body=openai_answer([(vector + share * noise).tolist()])))
+        loaded = load(server)
+        assert (loaded.differs_from(plain.fingerprint) is not None) == differs
+        assert loaded.space == plain.space
+    assert loaded.differs_from(plain.fingerprint) == "weights (its vector of a plain input is another)"
+    assert plain.differs_from(plain.fingerprint.partition(" ~")[0]) is None  # registered before there were samples
+    assert len(plain.fingerprint.partition(" ~")[2]) == 86
+    assert load(server, dimensions=64).differs_from(plain.fingerprint) == "dimensions"
+
+
+def test_the_cosine_of_sketches_is_that_of_the_vectors() -> None:
+    chance = np.random.default_rng(2)
+    for dim in (8, 384, 1000, 3072):
+        for wanted, noticed in ((0.9996, False), (0.998, True)):
+            one, other = chance.normal(size=(2, dim)).astype(np.float32)
+            other -= one * (one @ other) / (one @ one)
+            near = wanted * one + np.sqrt(1 - wanted**2) * other * np.linalg.norm(one) / np.linalg.norm(other)
+            assert same(sketch(one), sketch(near.astype(np.float32))) != noticed
+            assert same(sketch(one), sketch(5 * one))
+    assert sketch(np.zeros(8, np.float32)) == ""
+    assert same("", sketch(one))
 
 
 # Failures of the server: no row is at fault
@@ -668,6 +697,17 @@ def test_the_hosted_services_have_their_address_and_variable() -> None:
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(EncoderError, match=words):
         HttpEncoder.needs("m", settings)
+
+
+def test_the_page_names_every_setting_and_preset_and_its_examples_are_valid() -> None:
+    pages = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    page = pages.partition("\n## http\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w[\w-]*)`", page))
+    assert set(SETTINGS) | set(FORMS) <= named
+    examples = re.findall(r"--settings '(.+)'", page) + re.findall(r"```json\n(.+?)```", page, re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        read_config("http:m", "m", json.loads(example))
 
 
 # Rates, batches, tokens

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from pgembed.cli.main import main
-from pgembed.encoders import Needs, load_encoder, onnx_export
+from pgembed.encoders import Needs, load_encoder, onnx, onnx_export
 from pgembed.encoders.onnx import OnnxEncoder
 from pgembed.encoders.onnx_export import Exported, export
 from pgembed.encoders.onnx_inputs import Tokens, cleaner, pixels
@@ -148,6 +148,57 @@ def test_int8_says_what_it_loses_and_has_a_space_of_its_own(
     assert same(encoder, torch_encoder) < 0.1
     assert found.sizes["text.onnx"] < exported.sizes["text.onnx"] / 3
     assert found.sizes["image.onnx"] < exported.sizes["image.onnx"]  # small as it is, most of it are no weights
+    for rate, told in zip(found.rates, found.manifest.measured["rates"], strict=True):
+        assert rate.fp32 is not None
+        assert told["ratio_to_torch"] == round(rate.onnx / rate.torch, 3)
+        assert told["ratio_to_fp32"] == round(rate.onnx / rate.fp32, 3)
+
+
+def test_graphs_and_torch_are_timed_on_batches_of_the_same_size_with_the_same_threads(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: dict[str, set[int]] = {"onnx": set(), "torch": set()}
+    graph, side = onnx._Graph.run, OpenClipEncoder._vectors
+
+    def run(self: Any, value: Any) -> Any:  # noqa: ANN401
+        batches["onnx"].add(len(value))
+        return graph(self, value)
+
+    def vectors(self: Any, batch: Any, encode: Any) -> Any:  # noqa: ANN401
+        batches["torch"].add(len(batch))
+        return side(self, batch, encode)
+
+    def timed(calls: list[Any]) -> list[float]:
+        for of in batches.values():
+            of.clear()
+        for call in calls:
+            call()
+        assert len(batches["onnx"]) == 1
+        assert batches["onnx"] == batches["torch"]
+        return [1.0] * len(calls)
+
+    monkeypatch.setattr(onnx._Graph, "run", run)
+    monkeypatch.setattr(OpenClipEncoder, "_vectors", vectors)
+    monkeypatch.setattr(onnx_export, "_fastest", timed)
+    found = export(f"open_clip:local-dir:{model}", {}, tmp_path / "onnx")
+    assert found.threads == torch.get_num_threads()
+    assert {rate.batch_size for rate in found.rates} == {1, 8, 32}
+    assert {rate.fp32 for rate in found.rates} == {None}  # nothing was quantized
+
+
+def test_int8_is_smaller_where_weights_stand_in_files_of_their_own(
+    model: Path, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "ONE_FILE", 0)
+    monkeypatch.setattr(onnx_export, "BATCHES", (2,))
+    found = export(f"open_clip:local-dir:{model}", {}, tmp_path / "int8", int8=True)
+    assert sorted(os.listdir(found.folder)) == [
+        "image.onnx", "image.onnx.data", "manifest.json", "text.onnx", "text.onnx.data", "tokenizer.json",
+    ]  # fmt: skip
+    for side, part in (("text", 1 / 3), ("image", 1)):
+        weighs = sum(size for name, size in found.sizes.items() if name.startswith(side))
+        assert weighs < exported.sizes[f"{side}.onnx"] * part
+    assert same(OnnxEncoder.load(str(found.folder), {}), OnnxEncoder.load(str(exported.folder), {})) < 0.1
 
 
 # Tokenizers and pictures, against the originals
@@ -353,7 +404,7 @@ def test_the_command_says_what_was_written_and_how_to_register_it(
     assert command("open_clip:x", str(exported.folder), "--json", "--int8") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["command"] == exported.command("fp32")
-    assert {rate["batch_size"] for rate in told["rates"]} == {1, 32}
+    assert {rate["batch_size"] for rate in told["rates"]} == {1, 8, 32}
     assert calls == [
         ("open_clip:x", {"checkpoint": "a"}, exported.folder, False, None),
         ("open_clip:x", {}, exported.folder, True, None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,7 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pgembed.encoders import Needs, load_encoder
+from pgembed.encoders import EncoderPolicy, Needs, load_encoder
 from pgembed.encoders.batching import FIRST, MOST, Batcher
 from pgembed.encoders.open_clip import OpenClipEncoder
 from pgembed.errors import EncoderError, MissingExtra
@@ -181,8 +182,9 @@ def test_forms_of_one_model_agree(tiny: dict[str, Path]) -> None:
         assert np.array_equal(other.encode_text(TEXTS), first.encode_text(TEXTS))
 
 
-def test_half_precision_is_near(tiny: dict[str, Path]) -> None:
-    exact, half = load_tiny(tiny), load_tiny(tiny, precision="bf16")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near(tiny: dict[str, Path], precision: str) -> None:
+    exact, half = load_tiny(tiny), load_tiny(tiny, precision=precision)
     assert half.fingerprint != exact.fingerprint
     for a, b in (
         (exact.encode_text(TEXTS), half.encode_text(TEXTS)),
@@ -283,9 +285,24 @@ def test_a_pickle_is_read_only_when_asked_for_and_never_runs_code(tiny: dict[str
     with pytest.raises(EncoderError, match="could not load"):
         load_tiny(tiny, checkpoint=str(tmp_path / "evil.pt"), allow_pickle=True)
     assert not (tmp_path / "ran").exists()
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
-    with pytest.raises(EncoderError, match=r"holds no \.safetensors"):
-        OpenClipEncoder.load(f"local-dir:{tmp_path}", {})
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    with pytest.raises(EncoderError, match=r"holds no weights\. Put .*safetensors"):
+        OpenClipEncoder.load(f"local-dir:{tmp_path / 'bare'}", {})
+
+
+@pytest.mark.parametrize("beside", [None, "adapter.safetensors"])
+def test_the_file_that_open_clip_would_read_in_a_folder_is_the_one_that_is_checked(
+    tiny: dict[str, Path], tmp_path: Path, beside: str | None
+) -> None:
+    (tmp_path / "open_clip_config.json").write_bytes(tiny["config"].read_bytes())
+    (tmp_path / "open_clip_pytorch_model.bin").write_bytes(tiny["pickle"].read_bytes())
+    if beside is not None:
+        safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / beside)
+    with pytest.raises(EncoderError, match=r"open_clip_pytorch_model\.bin' .* may be a pickle.*allow_pickle"):
+        load_encoder(f"open_clip:local-dir:{tmp_path}", {}, policy=EncoderPolicy(model_dirs=(tmp_path,)))
+    settings = {"device": "cpu", "allow_pickle": True}
+    assert OpenClipEncoder.load(f"local-dir:{tmp_path}", settings).fingerprint == load_tiny(tiny).fingerprint
 
 
 class _Runs:
@@ -304,6 +321,7 @@ class _Runs:
         ("not json", "is not a JSON object"),
         ("[1]", "is not a JSON object"),
         ('{"embed_dim": 3}', "lacks text_cfg, vision_cfg"),
+        ('{"text_cfg": 3}', "is not a JSON object"),
         (json.dumps({**CONFIG, "vision_cfg": {"depth": 3}}), "could not load"),
     ],
 )
@@ -405,6 +423,38 @@ def test_offline_the_cache_serves_a_repository(tiny: dict[str, Path], tmp_path: 
     hub_cache(tmp_path, "org/repo", files)
     found = OpenClipEncoder.load("hf-hub:org/repo", {"cache_dir": str(tmp_path), "device": "cpu"})
     assert found.fingerprint == load_tiny(tiny).fingerprint
+
+
+@pytest.mark.usefixtures("offline")
+def test_weights_of_another_architecture_in_a_repository_name_the_first_tensor(
+    tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    wide = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "width": 64}}  # type: ignore[dict-item]
+    (tmp_path / "wide.json").write_text(json.dumps({"model_cfg": wide, "preprocess_cfg": PREPROCESS}))
+    files = {"open_clip_config.json": tmp_path / "wide.json", "open_clip_model.safetensors": tiny["safetensors"]}
+    hub_cache(tmp_path / "cache", "org/wide", files)
+    with pytest.raises(
+        EncoderError,
+        match=r"another architecture: 'positional_embedding' is \(77, 32\) there, and \(77, 64\) in the model",
+    ):
+        OpenClipEncoder.load("hf-hub:org/wide", {"cache_dir": str(tmp_path / "cache"), "device": "cpu"})
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_tokenizer_that_a_config_names_comes_from_the_cache_that_is_set(tmp_path: Path) -> None:
+    folder = open_clip_models.make_model(tmp_path / "model", "siglip")
+    files = {path.name: path for path in open_clip_models.make_tokenizer(tmp_path / "files").iterdir()}
+    files["config.json"] = tmp_path / "files" / "config.json"
+    files["config.json"].write_text("{}")
+    hub_cache(tmp_path / "cache", "nobody/nowhere", files)
+    (tmp_path / "alone").mkdir()  # the config and no tokenizer beside it
+    config = shutil.copy(folder / "open_clip_config.json", tmp_path / "alone")
+    settings = {"config": str(config), "checkpoint": str(folder / "open_clip_model.safetensors"), "device": "cpu"}
+    with pytest.raises(EncoderError, match=r'tokenizer of .* could not be loaded: .*"tokenizer": FOLDER'):
+        OpenClipEncoder.load("mine", settings)
+    named = OpenClipEncoder.load("mine", {**settings, "cache_dir": str(tmp_path / "cache")})
+    whole = OpenClipEncoder.load(f"local-dir:{folder}", {"device": "cpu"})
+    assert np.array_equal(named.encode_text(TEXTS), whole.encode_text(TEXTS))
 
 
 @pytest.mark.usefixtures("offline")

@@ -129,6 +129,43 @@ def test_long_texts_are_cut_and_told_once(caplog: pytest.LogCaptureFixture) -> N
     ]
 
 
+@pytest.mark.parametrize("family", ["bert", "clip", "qwen"])
+def test_texts_cut_in_models_of_every_kind_are_counted(
+    request: pytest.FixtureRequest, tmp_path: Path, family: str
+) -> None:
+    modules = sentence_transformers.sentence_transformer.modules
+    if family == "qwen":
+        reader = modules.Transformer(str(save_qwen(tmp_path / "qwen")))
+        SentenceTransformer(modules=[reader, modules.Pooling(32, "lasttoken")], device="cpu").save(
+            str(tmp_path / "model")
+        )
+    folders = {"bert": "prompted", "clip": "clip"}
+    folder = request.getfixturevalue(folders[family]) if family in folders else tmp_path / "model"
+    encoder = load(folder, query_prompt="find: ")
+    longest = encoder._limit.limit
+    assert longest is not None
+    encoder.encode_text(["short", "x" * (longest + 200)])
+    assert encoder.cut_texts == 1
+    encoder.encode_text(["x" * (longest - 7), "short"], role="query")
+    assert encoder.cut_texts == 2  # its prompt takes the rest
+
+
+def test_a_text_is_tokenized_once(minilm: SentenceTransformerEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    kind = type(minilm._model.tokenizer)
+    tokenize = kind._encode_plus
+
+    def counted(self: object, text: str | list[str], **options: object) -> object:
+        seen.extend([text] if isinstance(text, str) else text)
+        return tokenize(self, text, **options)
+
+    monkeypatch.setattr(kind, "_encode_plus", counted)
+    before = minilm.cut_texts
+    minilm.encode_text(["a " * 200, "a " * 400])  # the first has more bytes than the model reads tokens, and fits
+    assert sorted(map(len, seen)) == [400, 800]
+    assert minilm.cut_texts == before + 1
+
+
 def test_each_role_has_its_prompt(prompted: Path) -> None:
     model = SentenceTransformer(str(prompted), device="cpu")
     encoder = load(prompted)
@@ -235,8 +272,9 @@ def test_fingerprint_tells_what_differs(prompted: Path, tmp_path: Path) -> None:
     assert what_differs(first.fingerprint, load(folder).fingerprint) == "weights"
 
 
-def test_half_precision_is_near(minilm: SentenceTransformerEncoder) -> None:
-    half = load(MINILM, precision="bf16").encode_text(TEXTS)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near(minilm: SentenceTransformerEncoder, precision: str) -> None:
+    half = load(MINILM, precision=precision).encode_text(TEXTS)
     assert half.dtype == np.float32
     assert (half * minilm.encode_text(TEXTS)).sum(axis=1).min() > 0.99
     assert np.linalg.norm(half, axis=1) == pytest.approx(np.ones(len(TEXTS)), abs=1e-6)
@@ -283,6 +321,11 @@ def test_folders_that_hold_no_model_are_told(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     with pytest.raises(EncoderError, match="sentence-transformers could not load"):
         load(folder)
+    for content in ("[{", "{}", "[1]", '[{"type": 3}]', '[{"path": ""}]', "\\xff"):
+        (folder / "modules.json").write_text(content)
+        with pytest.raises(EncoderError, match=r"modules\.json' of .* is not a list of modules") as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
     (folder / "modules.json").unlink()
     with pytest.raises(EncoderError, match=r"holds no modules\.json\. .*transformers:"):
         load(folder)
@@ -294,6 +337,11 @@ def test_a_pickle_is_read_only_when_asked_for(prompted: Path, tmp_path: Path) ->
     torch.save(safetensors.torch.load_file(dense / "model.safetensors"), dense / "pytorch_model.bin")
     (dense / "model.safetensors").unlink()
     with pytest.raises(EncoderError, match=r"2_Dense/pytorch_model.bin.*may be a pickle.*allow_pickle"):
+        load(folder)
+    safetensors.torch.save_file(
+        {"a": torch.zeros(1)}, dense / "adapter.safetensors"
+    )  # none that the library would read
+    with pytest.raises(EncoderError, match=r"2_Dense/pytorch_model.bin.*may be a pickle"):
         load(folder)
     pickled = load(folder, allow_pickle=True)
     assert np.abs(pickled.encode_text(TEXTS) - load(prompted).encode_text(TEXTS)).max() == 0

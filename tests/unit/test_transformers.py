@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -61,6 +62,10 @@ def load(folder: Path, **settings: object) -> TransformersEncoder:
     return TransformersEncoder.load(str(folder), {"device": "cpu", **settings})
 
 
+def load_many(folder: Path, **settings: object) -> TransformersEncoder:
+    return TransformersEncoder.load_many(str(folder), {"device": "cpu", **settings})
+
+
 def unit(vectors: torch.Tensor) -> NDArray[np.float32]:
     return torch.nn.functional.normalize(vectors.float(), dim=-1).detach().numpy()
 
@@ -113,6 +118,144 @@ def test_a_template_says_the_whole_prompt(saved: Saved) -> None:
     whole = GME.replace("{text}", "").replace("{image}", placeholder).replace("{instruction}", "Look.")
     picture = pictures()[0]
     assert np.abs(encoder.encode_image([picture])[0] - unit(by_hand(folder, whole, picture)[-1])).max() <= 1e-5
+
+
+# Presets, against the model cards and their authors' code
+
+
+def of_gme(text: str | None, instruction: str = "You are a helpful assistant.") -> str:
+    """As embed() in gme_inference.py of Alibaba-NLP/gme-Qwen2-VL-2B-Instruct; a picture where there is no text."""
+    given = "<|vision_start|><|image_pad|><|vision_end|>" if text is None else text
+    return (
+        f"<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{given}<|im_end|>\n<|im_start|>assistant\n"
+        "<|endoftext|>"
+    )
+
+
+def of_dse(text: str) -> str:
+    """As the card of MrLight/dse-qwen2-2b-mrl-v1 has it, through Qwen2-VL's chat template: with a picture, a dummy one
+    for a text, and the token at the end."""
+    return (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|>"
+        f"<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
+    )
+
+
+def handed(encoder: TransformersEncoder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What the tokenizer is handed for one input, with a mark for each picture, however many tokens it has."""
+    seen: list[str] = []
+    kind = type(encoder._tokenizer)
+    tokenize = kind._encode_plus
+
+    def listen(self: object, text: list[str], **options: object) -> object:
+        seen[:] = text
+        return tokenize(self, text, **options)
+
+    monkeypatch.setattr(kind, "_encode_plus", listen)
+
+    def told(role: str, text: str | None = None) -> str:
+        if text is None:
+            encoder.encode_image(pictures()[:1], role=role)  # type: ignore[arg-type]
+        else:
+            encoder.encode_text([text], role=role)  # type: ignore[arg-type]
+        (whole,) = seen
+        return re.sub(r"(<\|image_pad\|>)+", r"\1", whole)
+
+    return told
+
+
+def test_gme_is_prompted_as_it_was_trained(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = "Find an image that matches the given text."
+    encoder = load(saved("qwen"), preset="gme", query_instruction=find)
+    told = handed(encoder, monkeypatch)
+    assert told("query", "a cat") == of_gme("a cat", find)
+    assert told("query") == of_gme(None, find)
+    assert told("document", "a cat") == of_gme("a cat")
+    assert told("document") == of_gme(None)
+    plain = handed(load(saved("qwen"), preset="gme"), monkeypatch)
+    assert plain("query", "a cat") == of_gme("a cat")
+
+
+def test_dse_is_prompted_as_it_was_trained(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = handed(load(saved("qwen"), preset="dse"), monkeypatch)
+    shown = of_dse("What is shown in this image?")
+    assert told("query", "Where is it?") == of_dse("Query: Where is it?")
+    assert told("document", "A llama.") == of_dse("Document: A llama.")
+    assert told("query") == told("document") == shown
+
+
+def test_vlm2vec_is_prompted_as_it_was_trained(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = handed(load(saved("qwen"), preset="vlm2vec"), monkeypatch)
+    assert told("query", "A cat and a dog.") == (
+        "Find me an everyday image that matches the given caption: A cat and a dog."
+    )
+    assert told("query") == "<|image_pad|> Find a day-to-day image that looks similar to the provided image."
+    assert told("document", "A cat and a dog") == "A cat and a dog"
+    assert told("document") == "<|image_pad|> Represent the given image."
+    asked = "Retrieve an image of this news caption."
+    told = handed(load(saved("qwen"), preset="vlm2vec", query_instruction=asked), monkeypatch)
+    assert told("query", "A vote.") == f"{asked} A vote."
+
+
+def in_line(folder: Path, prompt: str, picture: PIL.Image.Image, edges: tuple[int, int]) -> torch.Tensor:
+    """The last token's vector as forward() in gme_inference.py has it: the language model numbers its tokens itself."""
+    model, processor = loaded_by_hand(folder)
+    size = {"shortest_edge": edges[0], "longest_edge": edges[1]}
+    inputs = processor(text=[prompt], images=[picture], images_kwargs={"size": size}, return_tensors="pt")
+    with torch.no_grad():
+        tokens = model.get_input_embeddings()(inputs["input_ids"])
+        seen = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
+        tokens[inputs["input_ids"] == model.config.image_token_id] = seen
+        return model.model.language_model(inputs_embeds=tokens).last_hidden_state[0, -1]
+
+
+def test_presets_give_the_vectors_that_their_authors_code_gives(saved: Saved) -> None:
+    folder = saved("qwen")
+    own = 56 * 56, 112 * 112  # of the model's processor, which VLM2Vec keeps
+    gme, vlm2vec, dse = (load(folder, preset=name) for name in ("gme", "vlm2vec", "dse"))
+    for encoder, prompt, edges in (
+        (gme, of_gme(None), (256 * 28 * 28, 1280 * 28 * 28)),
+        (vlm2vec, "<|image_pad|> Represent the given image.", own),
+    ):
+        wanted = [unit(in_line(folder, prompt, picture, edges)) for picture in pictures()]
+        assert np.abs(encoder.encode_image(pictures()) - np.stack(wanted)).max() <= 1e-5
+    assert np.abs(gme.encode_text(["a cat"])[0] - unit(by_hand(folder, of_gme("a cat"))[-1])).max() <= 1e-5
+    assert np.abs(vlm2vec.encode_text(["a cat"])[0] - unit(by_hand(folder, "a cat")[-1])).max() <= 1e-5
+    assert np.isfinite(vlm2vec.encode_text(["", "a cat"])).all()
+
+    model, processor = loaded_by_hand(folder)
+    size = {"shortest_edge": 28 * 28, "longest_edge": 2560 * 28 * 28}
+    blank = PIL.Image.new("RGB", (28, 28))
+    for vector, text, picture in (
+        (dse.encode_text(["a cat"], role="query")[0], "Query: a cat", blank),
+        (dse.encode_text(["a llama"])[0], "Document: a llama", blank),
+        (dse.encode_image(pictures()[:1])[0], "What is shown in this image?", pictures()[0]),
+    ):
+        given = processor(text=[of_dse(text)], images=[picture], images_kwargs={"size": size}, return_tensors="pt")
+        with torch.no_grad():
+            tokens = model(**given, output_hidden_states=True).hidden_states[-1][0]
+        assert np.abs(vector - unit(tokens[-1])).max() <= 1e-5
+    together = dse.encode_text(TEXTS)
+    assert np.abs(together - np.concatenate([dse.encode_text([text]) for text in TEXTS])).max() <= 1e-5
+    cut = load(folder, preset="dse", max_length=100).encode_text(["x" * 300, "x" * 500])
+    assert np.abs(cut[0] - cut[1]).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [("gme-Qwen2-VL-2B-Instruct", "gme"), ("dse-qwen2-2b-mrl-v1", "dse"), ("VLM2Vec-V2.0", "vlm2vec"), ("dse", "dse")],
+)
+def test_a_model_named_after_a_family_is_not_prompted_otherwise_in_silence(
+    saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, preset: str
+) -> None:
+    (tmp_path / name).symlink_to(saved("qwen"))
+    with pytest.raises(EncoderError, match=rf'prompts of its own\. Add the setting {{"preset": "{preset}"}}'):
+        load(tmp_path / name)
+    for settings in ({"preset": preset}, {"template": GME}, {"preset": "chat"}):
+        load(tmp_path / name, **settings)
+    assert not caplog.records
+    load(saved("qwen"))
+    assert "reads in its model's chat template" in caplog.text
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
@@ -210,7 +353,7 @@ def test_late_interaction_models_give_many_vectors(saved: Saved, family: str) ->
     kind = {"colqwen": transformers.ColQwen2ForRetrieval, "colpali": transformers.ColPaliForRetrieval}[family]
     model = kind.from_pretrained(folder).eval()
     processor = transformers.AutoProcessor.from_pretrained(folder)
-    encoder = load(folder, batch_size=2)
+    encoder = load_many(folder, batch_size=2)
     queries = encoder.embed_query_texts_many(TEXTS)
     pages = encoder.embed_pixels_many(pictures())
     with torch.no_grad():
@@ -226,16 +369,41 @@ def test_late_interaction_models_give_many_vectors(saved: Saved, family: str) ->
     assert np.abs(mean - unit(torch.stack([each.mean(dim=0) for each in shown]))).max() <= 1e-5
 
 
+MANY = r"gives many vectors for an input, and a column holds one\. Add the setting .*pooling.*mean"
+
+
 def test_many_vectors_fit_no_column(saved: Saved) -> None:
-    for encoder in (load(saved("colqwen")), load(saved("qwen"), pooling="none")):
+    for encoder in (load_many(saved("colqwen")), load_many(saved("qwen"), pooling="none")):
         for encode, inputs in ((encoder.encode_text, TEXTS), (encoder.encode_image, pictures())):
-            with pytest.raises(EncoderError, match=r"many vectors for an input, and a column holds one.*pooling.*mean"):
+            with pytest.raises(EncoderError, match=MANY):
                 encode(inputs)
-    encoder = load(saved("qwen"), pooling="none", dimensions=8)
+    encoder = load_many(saved("qwen"), pooling="none", dimensions=8)
     many = encoder.embed_texts_many(TEXTS)
     assert [each.shape[1] for each in many] == [8] * len(TEXTS)
     assert many[0].shape[0] < many[-1].shape[0]
     assert encoder.embed_query_pixels_many([]) == []
+
+
+@pytest.mark.parametrize("family", ["colqwen", "colpali"])
+def test_late_interaction_is_refused_before_its_weights_are_read(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str
+) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("read weights")
+
+    monkeypatch.setattr(safetensors, "safe_open", fail)
+    with pytest.raises(EncoderError, match=MANY):
+        load_encoder(f"transformers:{saved(family)}", {"device": "cpu"})
+    folder = shutil.copytree(saved(family), tmp_path / "later")  # a family that is not known yet
+    change_json(folder / "config.json", model_type="colsomething", architectures=["ColSomethingForRetrieval"])
+    with pytest.raises(EncoderError, match=MANY):
+        load(folder)
+
+
+def test_pooling_none_is_refused_before_anything_is_looked_for(saved: Saved) -> None:
+    with pytest.raises(EncoderError, match=MANY):
+        load(Path("/nowhere"), pooling="none")
+    assert load_many(saved("qwen"), pooling="none").embed_texts_many(["a"])[0].shape[1] == 32
 
 
 class Latent(torch.nn.Module):
@@ -301,13 +469,13 @@ def test_dimensions_are_the_first_ones_and_lengths_are_kept_where_asked(saved: S
 
 def test_pictures_are_resized_between_the_pixels_asked_for(saved: Saved) -> None:
     folder = saved("qwen")
-    encoder = load(folder, pooling="none", max_pixels=56 * 56, min_pixels=28 * 28)
+    encoder = load_many(folder, pooling="none", max_pixels=56 * 56, min_pixels=28 * 28)
     processor = transformers.AutoProcessor.from_pretrained(folder)
     processor.image_processor.size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
     prompt = chat(folder, [{"type": "image"}])
     counts = [processor(text=[prompt], images=[each], return_tensors="pt")["input_ids"].shape[1] for each in pictures()]
     assert [len(each) for each in encoder.embed_pixels_many(pictures())] == counts
-    assert sum(counts) < sum(len(each) for each in load(folder, pooling="none").embed_pixels_many(pictures()))
+    assert sum(counts) < sum(len(each) for each in load_many(folder, pooling="none").embed_pixels_many(pictures()))
     assert what_differs(load(folder).fingerprint, load(folder, max_pixels=3200).fingerprint) == "preprocessing"
 
 
@@ -322,7 +490,7 @@ def test_long_texts_are_cut_before_the_end_of_the_prompt_and_told(
     saved: Saved, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = saved("qwen")
-    encoder = load(folder, max_length=40)
+    encoder = load(folder, max_length=40, preset="chat")
     reserved = len(by_hand(folder, chat(folder, [{"type": "text", "text": ""}])))
     kept = "abcdefghij" * 9
     with caplog.at_level(logging.WARNING, "pgembed"):
@@ -335,7 +503,16 @@ def test_long_texts_are_cut_before_the_end_of_the_prompt_and_told(
         " ones will be."
     ]
     assert load(saved("bert")).encode_text(["x" * 500]).shape == (1, 32)
-    assert load(saved("colqwen"), pooling="mean", max_length=60).encode_text(["x" * 900]).shape == (1, 16)
+
+
+@pytest.mark.parametrize("family", ["colqwen", "colpali"])
+def test_long_texts_of_late_interaction_models_are_cut(saved: Saved, family: str) -> None:
+    encoder = load_many(saved(family), max_length=60)
+    whole = len(encoder.embed_query_texts_many(["x"])[0])
+    queries = encoder.embed_query_texts_many(["x" * 900, "x" * (61 - whole), "x" * (62 - whole)])
+    assert [len(vectors) for vectors in queries] == [60, 60, 60]
+    assert encoder.cut_texts == 2
+    assert np.abs(queries[0] - queries[1]).max() <= 1e-5
 
 
 def test_fingerprint_tells_what_differs(saved: Saved, tmp_path: Path) -> None:
@@ -344,6 +521,8 @@ def test_fingerprint_tells_what_differs(saved: Saved, tmp_path: Path) -> None:
     for settings, part in (
         ({"query_instruction": "Find."}, "prompts"),
         ({"template": GME}, "prompts"),
+        ({"preset": "chat"}, "fingerprint"),
+        ({"preset": "dse"}, "preprocessing and prompts"),
         ({"pooling": "mean"}, "output"),
         ({"dimensions": 16}, "output"),
         ({"max_length": 100}, "tokenizer"),
@@ -360,8 +539,9 @@ def test_fingerprint_tells_what_differs(saved: Saved, tmp_path: Path) -> None:
     assert what_differs(first.fingerprint, load(folder).fingerprint) == "weights"
 
 
-def test_half_precision_is_near(saved: Saved) -> None:
-    exact, half = load(saved("qwen")), load(saved("qwen"), precision="bf16")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near(saved: Saved, precision: str) -> None:
+    exact, half = load(saved("qwen")), load(saved("qwen"), precision=precision)
     for a, b in (
         (exact.encode_text(TEXTS), half.encode_text(TEXTS)),
         (exact.encode_image(pictures()), half.encode_image(pictures())),
@@ -382,6 +562,13 @@ def test_half_precision_is_near(saved: Saved) -> None:
         ("qwen", {"min_pixels": 100000}, r"min_pixels 100000 above max_pixels 12544"),
         ("qwen", {"revision": "main"}, r"is a folder, which has no revision"),
         ("qwen", {"family": "gwen"}, r"'family' .* is 'gwen'. Use clip, "),
+        ("qwen", {"preset": "gme2"}, r"'preset' .* is 'gme2'. Use gme, dse, vlm2vec, chat"),
+        ("qwen", {"preset": "gme", "template": GME}, r"both a preset and a template"),
+        ("qwen", {"preset": "chat", "template": GME}, r"both a preset and a template"),
+        ("qwen", {"preset": "dse", "query_instruction": "Find."}, r"'dse' have no place for a query_instruction"),
+        ("bert", {"preset": "dse"}, r"preset 'dse' is for qwen2_vl; the model of .* is a bert"),
+        ("colqwen", {"preset": "gme", "pooling": "mean"}, r"preset 'gme' is for qwen2_vl; .* is a colqwen2"),
+        ("clip", {"preset": "chat"}, r"has no chat template for pictures"),
         ("clip", {"pooling": "mean"}, r"one output for each text and picture"),
         ("clip", {"template": "{image}{text}"}, r"makes its prompts by itself"),
         ("clip", {"max_pixels": 3000}, r"all of one size"),

@@ -9,8 +9,8 @@
 ``config.py`` lists the settings. The key comes from an environment variable or a file, never from the settings.
 
 The fingerprint is of the model's name, what the server says of it (text-embeddings-inference: name and commit; else the
-name in its answer), the dimensions, the request and the prompts. The address is not part of it: a server may move. A
-server whose weights change under one name, and that does not tell, is not noticed unless the dimensions differ.
+name in its answer), the dimensions, the request and the prompts; and of its vector of a plain input (sample.py), which
+tells that weights have changed under one name. The address is not part of it: a server may move.
 """
 
 from pgembed.encoders.http.encoder import HttpEncoder

@@ -51,11 +51,12 @@ SETTINGS: Known = {
     "timeout": float,  # for one request in all
     "retries": int,  # tries of one request, the first one too
     "patience": float,  # seconds for all tries of one request, and the longest wait that a server may ask for
-    "requests_per_minute": int,
-    "tokens_per_minute": int,
-    "rows_per_day": int,  # the worker's budget over 24 hours, for all embeddings of this encoder
-    "tokens_per_day": int,
+    "requests_per_minute": int,  # of one process: N workers send N times as many, so give each its share
+    "tokens_per_minute": int,  # of one process too
+    "rows_per_day": int,  # over 24 hours, for all workers and all embeddings of this encoder together
+    "tokens_per_day": int,  # the same
 }
+# The catalog refuses the same, for what is registered by SQL: sql/20_encoder.sql.
 _SECRET_NAME = re.compile(
     r"(^|[-_.])(api[-_]?key|apikey|key|token|secret|password|passwd|authorization|auth|cookie|credentials?|sig|signature)$",
     re.IGNORECASE,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import numpy as np
 from PIL import Image
 
-from pgembed.encoders.base import Encoder, Needs, Role, Settings, named_fingerprint
+from pgembed.encoders.base import Encoder, Needs, Role, Settings, named_fingerprint, what_differs
 from pgembed.encoders.http import pictures
 from pgembed.encoders.http.answers import Unusable, vectors_in
 from pgembed.encoders.http.config import Config, read_config
@@ -20,6 +20,7 @@ from pgembed.encoders.http.forms import Encoding, fill
 from pgembed.encoders.http.kept import Kept, key_of
 from pgembed.encoders.http.keys import read_key
 from pgembed.encoders.http.limits import batches
+from pgembed.encoders.http.sample import same, sketch
 from pgembed.encoders.http.server import Refused, Server
 from pgembed.errors import EncoderError, EncoderUnavailable, InvalidInput
 from pgembed.metering import Cost, rough_tokens
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pgembed.encoders.http.kept import Outcome
 
 PLAIN = "a photo"
+_SAMPLE = " ~"  # in a fingerprint: what follows is compared with tolerance
 MOST_AT_ONCE = 2048
 LEARNED_FROM = 1000  # tokens, before a server's own count of them is believed
 
@@ -54,17 +56,18 @@ class HttpEncoder(Encoder):
         self._encoding: Encoding = config.get("encoding", "base64")
         self._tokenizer = _tokenizer(config)
         self._concurrency = int(config.get("concurrency", 4))
-        told = self._told_by_server()
+        info = self._told_by_server()
         self.dim = 0  # until the first answer
-        self.latency, served = self._first_answer()  # seconds of one small request
+        self.latency, served, sample = self._first_answer()  # seconds of one small request
         self.batch_size = min(MOST_AT_ONCE, self._concurrency * self._form.max_batch)
-        self.fingerprint = named_fingerprint(
+        told = named_fingerprint(
             model=config.model,
-            server="\n".join((*told, served)),
+            server="\n".join((*info, served)),
             dimensions=str(self.dim),
             request=config.facts(),
             prompts="\n".join((config.prompt("document"), config.prompt("query"))),
         )
+        self.fingerprint = f"{told}{_SAMPLE}{sample}" if sample else told
 
     @classmethod
     def load(cls, name: str, settings: Settings) -> Self:
@@ -79,6 +82,14 @@ class HttpEncoder(Encoder):
     def needs(cls, name: str, settings: Settings) -> Needs:
         """The server that rows are sent to, and the files of key and tokenizer. Raises EncoderError as load does."""
         return read_config(f"{cls.scheme}:{name}", name, settings).needs
+
+    def differs_from(self, fingerprint: str) -> str | None:
+        """Also where all that the server tells is the same, and its vector of a plain input is another one."""
+        registered, _, sample = fingerprint.partition(_SAMPLE)
+        here, _, sample_here = self.fingerprint.partition(_SAMPLE)
+        if registered != here:
+            return what_differs(registered, here)
+        return None if same(sample, sample_here) else "weights (its vector of a plain input is another)"
 
     def preprocess(self, picture: Picture) -> bytes:
         """A picture as the file that is sent: a JPEG or PNG, its longer side at most ``image_side``."""
@@ -299,8 +310,9 @@ class HttpEncoder(Encoder):
             self._form = replace(self._form, max_tokens=tokens)
         return tuple(str(_field(info, name)) for name in ("model_id", "model_sha"))
 
-    def _first_answer(self) -> tuple[float, str]:
-        """Ask for one plain vector: learn the dimensions, the seconds it took, and the name the model is served by."""
+    def _first_answer(self) -> tuple[float, str, str]:
+        """Ask for one plain vector: learn the dimensions; the seconds it took, the name the model is served by, and the
+        vector in short."""
         modality = "text" if "text" in self.modalities else "image"
         plain = self._plain(modality)
         inputs = [{"text": plain} if isinstance(plain, str) else pictures.marks(plain)]
@@ -323,7 +335,7 @@ class HttpEncoder(Encoder):
             raise self._server.unusable(str(error)) from None
         self.dim = vector.shape[0]
         served = _field(answer, "model")
-        return seconds, served if isinstance(served, str) else ""
+        return seconds, served if isinstance(served, str) else "", sketch(vector)
 
 
 def _given(

@@ -2,6 +2,9 @@
 
 A request is a JSON template. ``{model}``, ``{dimensions}`` and ``{encoding}`` stand for values, and a field whose value
 is not given is left out; the one list that holds ``{text}``, ``{data_url}`` or ``{base64}`` is repeated once an input.
+``{data_url}`` and ``{base64}`` are the picture itself, as pgembed has read, checked and shrunk it. There is no mark for
+the picture's own URL: an encoder is given pictures, not where they lie, and a server that fetched them would do so from
+its own network, outside of what ``pgembed.media`` guards.
 A path into the answer names fields with dots; ``*`` is the list with one entry an input: ``data.*.embedding``.
 """
 
