@@ -85,6 +85,18 @@ def test_no_version_can_be_taken_back(scripts: ScriptDirectory) -> None:
 # One step by itself, with rows in place
 
 
+def step(conn: Connection, revision: str) -> None:
+    """Run one migration as an upgrade from the version before does, and say that the newest is there."""
+    scripts = ScriptDirectory(str(MIGRATIONS))
+    revisions = [script.revision for script in scripts.walk_revisions()][::-1]
+    chosen = list(schema._migrations())[revisions.index(revision)]
+    with conn.transaction():
+        conn.execute("SET LOCAL search_path = pg_catalog; SET LOCAL pgembed.vector_schema = 'public'")
+        conn.execute("UPDATE pgembed.schema_version SET version_num = %s", [revisions[revisions.index(revision) - 1]])
+        conn.execute(chosen.encode())
+        conn.execute("UPDATE pgembed.schema_version SET version_num = %s", [schema.head()])
+
+
 def test_0003_gives_the_logs_that_are_there_the_time_of_each_change(database: Connection, database_dsn: str) -> None:
     db = pgembed.connect(database)
     db.add_encoder("lite", "builtin:lite")
@@ -98,17 +110,37 @@ def test_0003_gives_the_logs_that_are_there_the_time_of_each_change(database: Co
     attached = database.execute(columns).fetchall()
     database.execute("INSERT INTO product VALUES (1, 'a dog')")
     database.execute("ALTER TABLE pgembed.change_1 DROP COLUMN changed_at")
-    database.execute("UPDATE pgembed.schema_version SET version_num = '0002'")
     with psycopg.connect(database_dsn) as writer:
         writer.execute("INSERT INTO product VALUES (2, 'a cat')")
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            schema.install(database)
-    schema.install(database)
+            step(database, "0003")
+    step(database, "0003")
     assert database.execute(columns).fetchall() == attached
     assert database.execute("SHOW lock_timeout").fetchone() == ("0",)
     database.execute("INSERT INTO product VALUES (3, 'a bird')")
     assert database.execute("SELECT bool_and(changed_at <= now()) FROM pgembed.change_1").fetchone() == (True,)
     assert db.work(until_idle=True).written == 3
+
+
+def test_0005_gives_the_jobs_that_are_there_since_when_they_wait(database: Connection) -> None:
+    db = pgembed.connect(database)
+    db.add_encoder("lite", "builtin:lite")
+    database.execute("CREATE TABLE product (id integer PRIMARY KEY, title text)")
+    db.attach("product", "embedding", encoder="lite", text="{title}")
+    database.execute("INSERT INTO product VALUES (1, 'a dog')")
+    before = facts_of_schema(database)
+    database.execute("ALTER TABLE pgembed.job_1 DROP COLUMN first_seq")
+    database.execute("ALTER TABLE pgembed.embedding DROP COLUMN paused CASCADE")
+    database.execute("UPDATE pgembed.embedding SET state = 'paused'")
+    step(database, "0005")
+    schema.install(database)
+    assert {name: facts for name, facts in facts_of_schema(database).items() if name != "columns"} == {
+        name: facts for name, facts in before.items() if name != "columns"
+    }
+    assert [(row.state, row.queued) for row in db.status()] == [("paused", 1)]
+    db.resume("product")
+    assert db.work(until_idle=True).written == 1
+    assert db.wait("product", timeout=0) == []
 
 
 def test_the_oldest_wait_begins_with_the_change(database: Connection) -> None:
