@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PARITY = 1e-3  # the largest difference of a number of two unit vectors that an fp32 export may have
 BATCHES = (1, 8, 32)  # inputs at once, of the graphs and of torch, when their speed is measured
-TIMED = 8  # of the samples, the last so many: texts as long as captions are, and pictures of all shapes
+TIMED = 8  # of the samples, the last so many: texts as long as captions, and pictures that are quickly made ready
 SECONDS = 2.0  # about how long each side of a comparison is timed
 ONE_FILE = 1_900_000_000  # bytes of weights: a larger graph keeps them in a file beside it
 _QUANTIZED = ["MatMul", "Gemm", "Gather"]

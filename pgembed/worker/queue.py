@@ -226,7 +226,7 @@ class Queue:
             "WITH written AS (UPDATE {table} t SET {target} = w.vector"
             " FROM (SELECT pg_catalog.unnest($1::bigint[]) AS seq, pg_catalog.unnest($2::{type}[]) AS vector) AS w"
             " JOIN {job} j ON j.seq = w.seq WHERE {same} AND {unchanged} RETURNING w.seq),"
-            " finished AS (DELETE FROM {job} f USING written WHERE f.seq = written.seq)"
+            " finished AS (DELETE FROM {job} WHERE seq = ANY(ARRAY(SELECT seq FROM written)))"
             " SELECT pg_catalog.array_agg(seq) FROM written"
         ).format(type=trusted(self.work.vector_type), **parts)
 
@@ -242,7 +242,7 @@ class Queue:
             " FROM (SELECT pg_catalog.unnest($1::bigint[]) AS seq, pg_catalog.unnest($2::{type}[]) AS vector) AS w"
             " JOIN {job} j ON j.seq = w.seq WHERE {unchanged}),"
             " written AS (INSERT INTO {side} ({side_keys}, vector) SELECT {own_keys}, vector FROM given),"
-            " finished AS (DELETE FROM {job} f USING given WHERE f.seq = given.seq RETURNING f.seq)"
+            " finished AS (DELETE FROM {job} WHERE seq = ANY(ARRAY(SELECT seq FROM given)) RETURNING seq)"
             " SELECT pg_catalog.array_agg(seq) FROM finished"
         ).format(
             type=trusted(self.work.vector_type),
