@@ -102,18 +102,35 @@ def template(server_dsn: str) -> Iterator[str]:
 
 CORE = {"install", "attach", "keeping_true", "worker", "search", "algebra", "sql_text"}  # of tests/integration
 ALL_CASES = {"keeping_true"}  # elsewhere the cases of parametrized tests run on the embedded server alone, to save time
+BOTH_STORAGES = {"worker", "worker_faults", "worker_processes"}
 ONE_SERVER = {"embedded_server", "server_dsn", "template"}  # a test that names one of them is about that server
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the core of the integration tests on both servers; on the full one as marked ``full_server``."""
+    """Run the core of the integration tests on both servers; on the full one as marked ``full_server``.
+
+    Tests of the worker run for both storages too, unless they are marked ``column_only``.
+    """
     folder, subject = metafunc.definition.path.parent.name, metafunc.definition.path.stem.removeprefix("test_")
+    if (
+        folder == "integration"
+        and subject in BOTH_STORAGES
+        and "table" in metafunc.fixturenames
+        and not any(metafunc.definition.iter_markers("column_only"))
+    ):
+        metafunc.parametrize("storage", ["column", "side"], indirect=True)
     if folder != "integration" or subject not in CORE or "server_kind" not in metafunc.fixturenames:
         return
     cases = subject in ALL_CASES or not any(metafunc.definition.iter_markers("parametrize"))
     if cases and not ONE_SERVER & set(metafunc.fixturenames):
         full = pytest.param("full", marks=pytest.mark.full_server)
         metafunc.parametrize("server_kind", ["embedded", full], indirect=True)
+
+
+@pytest.fixture
+def storage(request: pytest.FixtureRequest) -> str:
+    """Where the vectors of ``table`` stand: ``column`` or ``side``."""
+    return getattr(request, "param", "column")
 
 
 @pytest.fixture

@@ -70,15 +70,29 @@ def use_encoders(monkeypatch: pytest.MonkeyPatch, encoders: Mapping[str, Encoder
 class Table:
     """A table ``product(id, title)`` with an embedding of its titles by a FakeEncoder, and workers for it."""
 
-    def __init__(self, conn: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, conn: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch, storage: str = "column") -> None:
         self.conn = conn
         self.dsn = dsn
+        self.storage = storage
         self.encoder = FakeEncoder()
         self.encoders: dict[str, Encoder] = {self.encoder.spec: self.encoder}
         use_encoders(monkeypatch, self.encoders)
         register(conn, "fake", self.encoder)
         conn.execute("CREATE TABLE product (id integer PRIMARY KEY, title text)")
-        conn.execute("""SELECT pgembed.attach('product', 'embedding', 'fake', '{"text": "title"}')""")
+        self.attach()
+
+    def attach(self, table: str = "product", target: str = "embedding", text: str = "title") -> None:
+        """Attach the fake encoder, with the storage of this table."""
+        self.conn.execute(
+            "SELECT pgembed.attach(%s::regclass, %s, 'fake', jsonb_build_object('text', %s::text), storage => %s)",
+            [table, target, text, self.storage],
+        )
+
+    def rows(self, table: str = "product", target: str = "embedding") -> str:
+        """What FROM names to read a table's rows with their vectors, wherever these stand."""
+        if self.storage == "column":
+            return table
+        return f"(SELECT r.*, s.vector AS {target} FROM {table} r LEFT JOIN {table}_{target} s USING (id)) AS r"
 
     def insert(self, *titles: str | None) -> None:
         """Add rows, with ids that count from 1 on."""
@@ -107,7 +121,8 @@ class Table:
 
     def true_ids(self) -> list[int]:
         """The ids of rows whose vector is the one of their title."""
-        rows = self.conn.execute("SELECT id, title, embedding::real[] FROM product ORDER BY id").fetchall()
+        query = f"SELECT id, title, embedding::real[] FROM {self.rows()} ORDER BY id"
+        rows = self.conn.execute(query.encode()).fetchall()
         return [
             key
             for key, title, vector in rows
@@ -116,7 +131,8 @@ class Table:
 
     def embedded_ids(self) -> list[int]:
         """The ids of rows that have a vector at all."""
-        rows = self.conn.execute("SELECT id FROM product WHERE embedding IS NOT NULL ORDER BY id").fetchall()
+        query = f"SELECT id FROM {self.rows()} WHERE embedding IS NOT NULL ORDER BY id"
+        rows = self.conn.execute(query.encode()).fetchall()
         return [key for (key,) in rows]
 
     def failures(self) -> dict[str, str]:

@@ -16,8 +16,8 @@ from tests.fakes import Connection, FakeEncoder, Log, Table, deadlocks, register
 
 
 @pytest.fixture
-def table(database: Connection, database_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Table:
-    return Table(database, database_dsn, monkeypatch)
+def table(database: Connection, database_dsn: str, monkeypatch: pytest.MonkeyPatch, storage: str) -> Table:
+    return Table(database, database_dsn, monkeypatch, storage)
 
 
 # Modes
@@ -51,7 +51,7 @@ def test_once_embeds_one_batch_and_returns(table: Table) -> None:
 def test_once_takes_rows_that_were_there_before_attach(table: Table) -> None:
     table.conn.execute("SELECT pgembed.detach('product')")
     table.insert("red shoe", "blue car")
-    table.conn.execute("""SELECT pgembed.attach('product', 'embedding', 'fake', '{"text": "title"}')""")
+    table.attach()
     assert table.worker().run("once").written == 2
 
 
@@ -59,7 +59,7 @@ def test_backfill_goes_over_a_table_in_steps(table: Table, monkeypatch: pytest.M
     monkeypatch.setattr("pgembed.worker.queue.BACKFILL_LIMIT", 7)
     table.conn.execute("SELECT pgembed.detach('product')")
     table.conn.execute("INSERT INTO product SELECT i * 3, 'shoe ' || i FROM generate_series(-20, 20) AS i")
-    table.conn.execute("""SELECT pgembed.attach('product', 'embedding', 'fake', '{"text": "title"}')""")
+    table.attach()
     assert table.work(batch_size=5).written == 41
     assert len(table.true_ids()) == 41
 
@@ -79,7 +79,7 @@ def test_an_unknown_embedding_is_refused_with_those_there_are(table: Table) -> N
 
 def test_only_the_embeddings_asked_for_are_worked_on(table: Table) -> None:
     table.conn.execute("CREATE TABLE page (id integer PRIMARY KEY, title text)")
-    table.conn.execute("""SELECT pgembed.attach('page', 'embedding', 'fake', '{"text": "title"}')""")
+    table.attach("page")
     table.conn.execute("INSERT INTO page VALUES (1, 'home')")
     table.insert("red shoe")
     assert table.work(embeddings=("page",)).written == 1
@@ -203,6 +203,7 @@ def test_rows_that_change_keys_while_they_are_encoded_get_their_own_vectors(tabl
     assert table.true_ids() == [1, 2]
 
 
+@pytest.mark.column_only  # a side table is written beside it: test_side_tables.py
 def test_a_change_that_is_not_committed_yet_is_waited_for(table: Table) -> None:
     table.insert("red shoe", "blue car")
     with psycopg.connect(table.dsn) as other, table.working():
@@ -257,7 +258,7 @@ def test_an_embedding_attached_and_one_detached_while_a_worker_runs(
         table.conn.execute("SELECT pgembed.detach('product')")
         table.conn.execute("INSERT INTO page (title) VALUES ('about')")
         until(lambda: table.conn.execute("SELECT count(vector) FROM page").fetchone() == (2,))
-        table.conn.execute("""SELECT pgembed.attach('product', 'embedding', 'fake', '{"text": "title"}')""")
+        table.attach()
         until(lambda: table.true_ids() == [1, 2])
 
 
@@ -271,7 +272,7 @@ def test_detach_and_a_working_worker_do_not_deadlock(table: Table, monkeypatch: 
             time.sleep(0.02)
             table.conn.execute("SELECT pgembed.detach('product')")
             table.conn.execute("TRUNCATE product")
-            table.conn.execute("""SELECT pgembed.attach('product', 'embedding', 'fake', '{"text": "title"}')""")
+            table.attach()
     assert log.lines == []
     assert deadlocks(table.conn) == 0
 
