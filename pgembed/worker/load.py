@@ -105,7 +105,7 @@ class Loader:
         try:
             encoder = self.state.encoder(work)
             limit = self.options.batch_size or max(encoder.batch_size, 256)
-            rows, moved = self._claim(work, limit if room is None else min(limit, room))
+            moved = self._claim(work, limit if room is None else min(limit, room), rows)
             if rows:
                 batch = self._read(work, encoder, rows)
                 self.pipes.put(self.pipes.loaded, batch, meanwhile=self._renew)
@@ -121,17 +121,17 @@ class Loader:
             return False
         return bool(rows) or moved
 
-    def _claim(self, work: Work, limit: int) -> tuple[list[Row], bool]:
-        """The rows claimed, and whether the queue moved otherwise."""
+    def _claim(self, work: Work, limit: int, rows: list[Row]) -> bool:
+        """Add the rows claimed to ``rows``, also where what comes after fails; returns whether the queue moved."""
         statements = Queue(work)
         with self.conn.transaction():
             self.conn.execute(statements.lock)
             moved = self.conn.execute(statements.fold).rowcount > 0
-        rows = self._claim_some(work, limit)
+        rows += self._claim_some(work, limit)
         if len(rows) < limit and not self.state.is_resting(work) and self._backfill(work):
             moved = True
             rows += self._claim_some(work, limit - len(rows))
-        return rows, moved
+        return moved
 
     def _claim_some(self, work: Work, limit: int) -> list[Row]:
         statements = Queue(work)
