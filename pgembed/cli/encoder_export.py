@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from pgembed.cli.allowed import loads_encoders
 from pgembed.cli.app import Json, WrongUsage, database, examples
 from pgembed.cli.encoder import encoder, json_object
 from pgembed.cli.output import console, errors, print_json, print_table
+
+if TYPE_CHECKING:
+    from pgembed.encoders.onnx_export import Exported
 
 
 @encoder.command(
@@ -31,6 +34,9 @@ def encoder_export(
         bool, typer.Option("--int8", help="Weights in 8 bits: smaller and faster; the loss is measured.")
     ] = False,
     opset: Annotated[int | None, typer.Option(min=18, help="ONNX's version of operators; default: torch's.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Compare its speed with torch's: minutes for a large model.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Make an encoder into ONNX files for onnx:FOLDER, which needs no torch and takes less time on a processor.
@@ -49,7 +55,10 @@ def encoder_export(
             db.load_encoder(source)  # refuses what the options do not allow, and weights that are not the registered
         spec, given, space = row.spec, row.settings, row.space
     with errors.status("starting") as status:
-        found = export(spec, given, folder, space=space, int8=int8, opset=opset, say=lambda step: status.update(step))
+        found = export(
+            spec, given, folder, space=space, int8=int8, opset=opset, measure=measure,
+            say=lambda step: status.update(step),
+        )  # fmt: skip
     name = folder.absolute().name
     if as_json:
         print_json({"action": "encoder export", **vars(found), "command": found.command(name)})
@@ -61,6 +70,12 @@ def encoder_export(
         console.print(f"{modality}: no number differs from torch's by more than {difference:.1g}{exact}.", markup=False)
     for modality, (mean, worst) in found.loss.items():
         console.print(f"{modality}: int8 loses {mean:.4f} of the cosine, at worst {worst:.4f}.", markup=False)
+    if measure:
+        _print_rates(found)
+    console.print(f"Register it:\n{found.command(name)}", markup=False, soft_wrap=True)
+
+
+def _print_rates(found: Exported) -> None:
     print_table(
         [f"a second, {found.threads} threads", "batch", "onnx", "torch", "ratio"],
         [
@@ -69,4 +84,3 @@ def encoder_export(
         ],
         right=["batch", "onnx", "torch", "ratio"],
     )
-    console.print(f"Register it:\n{found.command(name)}", markup=False, soft_wrap=True)

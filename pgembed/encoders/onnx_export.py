@@ -89,9 +89,12 @@ def export(
     space: str | None = None,
     int8: bool = False,
     opset: int | None = None,
+    measure: bool = True,
     say: Say = lambda _: None,
 ) -> Exported:
     """Export an ``open_clip:`` encoder into a new folder; ``space`` is its space where that is not its own.
+
+    With ``measure`` its speed is compared with torch's, which takes minutes for a large model.
 
     Raises EncoderError, and leaves nothing behind, where a side cannot be exported or its vectors differ from torch's
     by more than PARITY; MissingExtra without onnx or onnxscript.
@@ -113,7 +116,7 @@ def export(
     encoder = OpenClipEncoder.load(name, {**plain, "device": "cpu", "batch_size": max(BATCHES)})
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.absolute().parent) as work:
-        exported = _Export(encoder, Path(work), opset, say).run(space or encoder.space, int8=int8)
+        exported = _Export(encoder, Path(work), opset, say).run(space or encoder.space, int8=int8, measure=measure)
         Path(work).chmod(0o755)
         if folder.is_dir():
             folder.rmdir()
@@ -130,7 +133,7 @@ class _Export:
         self._say = say
         self._torch: Any = importlib.import_module("torch")
 
-    def run(self, space: str, *, int8: bool) -> Exported:
+    def run(self, space: str, *, int8: bool, measure: bool) -> Exported:
         encoder, torch = self._encoder, self._torch
         self._say("exporting the tokenizer")
         text = self._tokenizer()
@@ -193,8 +196,10 @@ class _Export:
             for modality, items in inputs.items():
                 lost = 1 - (_encode(timed["onnx"], modality, items) * wanted[modality]).sum(axis=1)
                 loss[modality] = (float(lost.mean()), float(lost.max()))
-        self._say("measuring the speed")
-        rates = list(_rates(timed, inputs))
+        rates: list[Rate] = []
+        if measure:
+            self._say("measuring the speed")
+            rates = list(_rates(timed, inputs))
         measured = {
             "parity_of_fp32": parity,
             "loss_of_int8": {modality: {"mean": mean, "max": worst} for modality, (mean, worst) in loss.items()},

@@ -81,7 +81,7 @@ def test_vectors_are_those_of_torch(exported: Exported, torch_encoder: OpenClipE
 def test_every_architecture_can_be_exported(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_export, "BATCHES", (2,))
     model = make_model(tmp_path / "model", name)
-    found = export(f"open_clip:local-dir:{model}", {}, tmp_path / "onnx")
+    found = export(f"open_clip:local-dir:{model}", {}, tmp_path / "onnx", measure=False)
     torch_encoder = OpenClipEncoder.load(f"local-dir:{model}", {"device": "cpu"})
     assert same(OnnxEncoder.load(str(tmp_path / "onnx"), {}), torch_encoder) <= 1e-4
     assert found.manifest.text is not None
@@ -180,7 +180,7 @@ def test_graphs_and_torch_are_timed_on_batches_of_the_same_size_with_the_same_th
     monkeypatch.setattr(onnx._Graph, "run", run)
     monkeypatch.setattr(OpenClipEncoder, "_vectors", vectors)
     monkeypatch.setattr(onnx_export, "_fastest", timed)
-    found = export(f"open_clip:local-dir:{model}", {}, tmp_path / "onnx")
+    found = export(f"open_clip:local-dir:{model}", {}, tmp_path / "onnx", measure=False)
     assert found.threads == torch.get_num_threads()
     assert {rate.batch_size for rate in found.rates} == {1, 8, 32}
     assert {rate.fp32 for rate in found.rates} == {None}  # nothing was quantized
@@ -336,7 +336,7 @@ def test_an_export_that_differs_is_not_written(model: Path, tmp_path: Path, monk
     real = onnx_export._image_side
     monkeypatch.setattr(onnx_export, "_image_side", lambda encoder: replace(real(encoder), mean=(0.4, 0.5, 0.5)))
     with pytest.raises(EncoderError, match=r"exported image side of .* differs from torch by .*nothing was written"):
-        export(f"open_clip:local-dir:{model}", {}, tmp_path / "onnx")
+        export(f"open_clip:local-dir:{model}", {}, tmp_path / "onnx", measure=False)
     assert os.listdir(tmp_path) == []
 
 
@@ -346,7 +346,7 @@ def test_what_torch_cannot_export_is_one_sentence(model: Path, tmp_path: Path, m
 
     monkeypatch.setattr(torch.onnx, "export", broken)
     with pytest.raises(EncoderError, match=r"could not export text\.onnx .*: no such operator\."):
-        export(f"open_clip:local-dir:{model}", {}, tmp_path / "onnx")
+        export(f"open_clip:local-dir:{model}", {}, tmp_path / "onnx", measure=False)
     assert os.listdir(tmp_path) == []
 
 
