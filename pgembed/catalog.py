@@ -5,7 +5,7 @@ Each call is a plan (plans.py), which the synchronous and the asynchronous clien
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -197,6 +197,21 @@ def reconcile(table: str, target: str | None, where: str | None) -> Plan[int]:
     """Queue rows that no trigger saw; returns how many."""
     rows = yield Call(sql.SQL("SELECT pgembed.reconcile(%s::regclass, %s, %s) AS n"), [table, target, where])
     return int(rows[0]["n"])
+
+
+def requeue(table: str, keys: Sequence[Sequence[str]], target: str | None) -> Plan[int]:
+    """Queue rows by their keys; returns how many."""
+    rows = yield Call(
+        sql.SQL("SELECT pgembed.requeue(%s::regclass, %s, %s) AS n"),
+        [table, Jsonb([list(key) for key in keys]), target],
+    )
+    return int(rows[0]["n"])
+
+
+def embedding_id(table: str, target: str | None) -> Plan[int]:
+    """The id of a table's embedding, or of the one that is named."""
+    rows = yield Call(sql.SQL("SELECT id FROM pgembed._embedding(%s::regclass, %s)"), [table, target])
+    return int(rows[0]["id"])
 
 
 def wait(table: str, target: str | None, timeout: float) -> Plan[list[FailedRow]]:

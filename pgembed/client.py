@@ -20,7 +20,8 @@ from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run
 from pgembed.searching import Search, Searcher, SearchRow
 from pgembed.told import told
-from pgembed.worker import Progress, Summary, Worker, WorkerOptions
+from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
+from pgembed.worker.verification import SAMPLE
 
 T = TypeVar("T")
 WorkMode = Literal["forever", "until_idle", "once"]
@@ -161,6 +162,35 @@ class Pgembed:
     def reconcile(self, table: str, target: str | None = None, *, where: str | None = None) -> int:
         """Queue rows that no trigger saw: those without a vector, or all that match; returns how many."""
         return self._run(catalog.reconcile(table, target, where))
+
+    def requeue(self, table: str, keys: Sequence[Sequence[str]], target: str | None = None) -> int:
+        """Queue rows by their keys, each its columns as texts, that do not wait already; returns how many."""
+        return self._run(catalog.requeue(table, keys, target))
+
+    def verify(
+        self,
+        table: str,
+        target: str | None = None,
+        *,
+        sample: int | None = SAMPLE,
+        repair: bool = False,
+        media: MediaPolicy | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Verification:
+        """Encode ``sample`` rows again, or all where it is None, and compare: the report tells what does not match.
+
+        Rows that wait in the queue, or were given up, are counted apart. ``repair`` queues what does not match; nothing
+        else is written. ``media`` says what rows may name, as for a worker (default: the client's, without its paths
+        but those below a root). ``on_progress`` is told of rows done and about how many there are. It works on a
+        connection of its own. Raises EncoderMismatch where the model is not the registered one, CatalogError.
+        """
+        identity = self._run(catalog.embedding_id(table, target))
+        options = self._searcher.verify_options(sample=sample, repair=repair, media=media)
+        try:
+            return verify(self._connections.new, identity, options, on_progress)
+        except psycopg.Error as error:
+            mine = told(error)
+            raise mine from (None if mine is error else error)
 
     def wait(self, table: str, target: str | None = None, *, timeout: float = 60.0) -> list[FailedRow]:
         """Wait until every row that was committed before the call has its vector; returns those that failed.

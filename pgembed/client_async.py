@@ -21,7 +21,8 @@ from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run_async
 from pgembed.searching import Search, Searcher, SearchRow
 from pgembed.told import told
-from pgembed.worker import Progress, Summary, Worker, WorkerOptions
+from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
+from pgembed.worker.verification import SAMPLE
 
 T = TypeVar("T")
 
@@ -148,6 +149,29 @@ class AsyncPgembed:
     async def reconcile(self, table: str, target: str | None = None, *, where: str | None = None) -> int:
         """See Pgembed.reconcile."""
         return await self._run(catalog.reconcile(table, target, where))
+
+    async def requeue(self, table: str, keys: Sequence[Sequence[str]], target: str | None = None) -> int:
+        """See Pgembed.requeue."""
+        return await self._run(catalog.requeue(table, keys, target))
+
+    async def verify(
+        self,
+        table: str,
+        target: str | None = None,
+        *,
+        sample: int | None = SAMPLE,
+        repair: bool = False,
+        media: MediaPolicy | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Verification:
+        """See Pgembed.verify; ``on_progress`` is called in a thread."""
+        identity = await self._run(catalog.embedding_id(table, target))
+        options = self._searcher.verify_options(sample=sample, repair=repair, media=media)
+        try:
+            return await asyncio.to_thread(verify, self._connections.new, identity, options, on_progress)
+        except psycopg.Error as error:
+            mine = told(error)
+            raise mine from (None if mine is error else error)
 
     async def wait(self, table: str, target: str | None = None, *, timeout: float = 60.0) -> list[FailedRow]:
         """See Pgembed.wait."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
@@ -27,6 +27,7 @@ from pgembed.query import (
     search_row_factory,
     to_encode,
 )
+from pgembed.worker import VerifyOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,6 +113,11 @@ class Searcher:
                     policy=self.policy,
                 )
             return self._encoders[row.fingerprint]
+
+    def verify_options(self, *, sample: int | None, repair: bool, media: MediaPolicy | None) -> VerifyOptions:
+        """What a verification may load and read: any path is for the person who asks, not for what rows name."""
+        media = media or replace(self.media, any_path=False)
+        return VerifyOptions(sample=sample, repair=repair, media=media, encoders=self.policy)
 
     def prepare(
         self,

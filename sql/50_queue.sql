@@ -52,6 +52,44 @@ BEGIN
 END
 $$;
 
+-- Queue rows by their keys, each an array of texts as in pgembed.failures, that do not wait already; returns how many
+-- were queued. A key without a row is taken too: a worker takes away what is left of it.
+--
+--     SELECT pgembed.requeue('product', '[["1"], ["2"]]');
+--
+-- For people, and for `pgembed verify --repair`.
+CREATE OR REPLACE FUNCTION pgembed.requeue(relation regclass, keys jsonb, target text DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    embedding pgembed.embedding := pgembed._embedding(relation, target);
+    width CONSTANT integer := jsonb_array_length(embedding.key_columns);
+    queue_key CONSTANT text := pgembed._key_list(embedding, 'key_%s');
+    wrong jsonb;
+    queued bigint;
+BEGIN
+    IF jsonb_typeof(keys) IS DISTINCT FROM 'array' THEN
+        wrong := coalesce(keys, 'null');
+    ELSE
+        SELECT k INTO wrong FROM jsonb_array_elements(keys) AS k
+        WHERE CASE WHEN jsonb_typeof(k) = 'array' THEN jsonb_array_length(k) <> width OR k @> '[null]' ELSE true END
+        LIMIT 1;
+    END IF;
+    IF wrong IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = pg_catalog.format('%s is no key of %s, which has %s column(s).', wrong, relation, width),
+            HINT = 'Keys are an array of arrays, as in pgembed.failures: [["1"], ["2"]].';
+    END IF;
+    EXECUTE pg_catalog.format('INSERT INTO pgembed.%I (%s) SELECT DISTINCT %s FROM jsonb_array_elements($1) AS k (key) '
+        'WHERE (%3$s) NOT IN (SELECT %2$s FROM pgembed.%1$I) AND (%3$s) NOT IN (SELECT %2$s FROM pgembed.%4$I)',
+        'change_' || embedding.id, queue_key, pgembed._typed_key(embedding, 'k.key'), 'job_' || embedding.id)
+    USING keys;
+    GET DIAGNOSTICS queued = ROW_COUNT;
+    RETURN queued;
+END
+$$;
+
 -- Queue the vectors of a side table whose rows are gone, for a worker to take away; returns how many. Called by
 -- reconcile.
 CREATE OR REPLACE FUNCTION pgembed._queue_left_over(embedding pgembed.embedding) RETURNS bigint

@@ -38,6 +38,12 @@ def worker(
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures given as https URLs.")] = False,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Leave once so many rows are written.")] = None,
     decode_threads: Annotated[int, typer.Option(min=1, help="Threads that decode pictures.")] = 4,
+    sweep_every: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Seconds between looks for rows that no trigger saw; 0: never. Only one that runs on."
+        ),
+    ] = 300.0,
     as_json: Json = False,
 ) -> None:
     """Encode what waits: a progress bar on a terminal, JSON lines elsewhere. SIGTERM finishes the batch in hand."""
@@ -56,6 +62,7 @@ def worker(
         encoders=settings.encoders or EncoderPolicy.from_environment(),
         max_rows=max_rows,
         decode_threads=decode_threads,
+        sweep_every=sweep_every,
     )
     configure_logging()
     log: Any = structlog.get_logger("pgembed.worker")

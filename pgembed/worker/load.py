@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future, wait
+from typing import Any
 
 import psycopg
 from psycopg.rows import class_row
@@ -14,15 +14,13 @@ from psycopg.types.json import Jsonb
 
 from pgembed.encoders import Encoder
 from pgembed.errors import InvalidInput, NotInstalled, PgembedError
-from pgembed.media import MediaReader
 from pgembed.worker.batch import Batch, Row
+from pgembed.worker.decode import Decoder
 from pgembed.worker.faults import is_lost
 from pgembed.worker.pipes import Pipes
 from pgembed.worker.queue import Queue, Work
+from pgembed.worker.sweep import Sweep
 from pgembed.worker.write import give_back, is_detached
-
-if TYPE_CHECKING:
-    from pgembed.inputs import SourceKind
 
 READ_ROWS = 64  # read at once, so that no more pictures than these lie in memory undecoded, twice
 REFRESH = 2.0  # seconds between looks at the catalog
@@ -36,14 +34,13 @@ class Loader:
         self.state = pipes.state
         self.options = pipes.options
         self.conn = conn
-        self.media = MediaReader(self.options.media)
-        self.pool = ThreadPoolExecutor(self.options.decode_threads, thread_name_prefix="pgembed-decode")
+        self.decoder = Decoder(self.options.media, self.options.decode_threads)
+        self.sweep = Sweep(self.state, conn)
         self.renewed = time.monotonic()
         self.works: list[Work] = []
 
     def close(self) -> None:
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        self.media.close()
+        self.decoder.close()
 
     def run(self) -> None:
         self._give_back_from_before()
@@ -57,6 +54,8 @@ class Loader:
             self._renew()
             if self.pipes.mode == "once":
                 return
+            if self.pipes.mode == "forever" and self.sweep.step(self.works):
+                continue
             if any(busy):
                 continue
             if self.pipes.mode == "until_idle":
@@ -186,14 +185,7 @@ class Loader:
             for seq, there, *values in self._fetch(work, rows[start : start + READ_ROWS]):
                 row = by_seq.pop(seq)
                 row.gone = not there
-                for modality, value in zip(work.modalities, values, strict=True):
-                    if value is None:
-                        continue
-                    if modality == "text":
-                        row.inputs[modality] = value
-                    else:
-                        decoding.append(future := self._decode(work, encoder, modality, value))
-                        row.inputs[modality] = future
+                decoding += self.decoder.fill(work, encoder, row, values)
                 kept.append(row)
             wait(before)
         spoiled = [row for row in by_seq.values() if row.error is not None]
@@ -211,10 +203,6 @@ class Loader:
                 return []
             middle = len(rows) // 2
             return self._fetch(work, rows[:middle]) + self._fetch(work, rows[middle:])
-
-    def _decode(self, work: Work, encoder: Encoder, modality: str, value: str | bytes) -> Future[Any]:
-        kind: SourceKind = work.inputs[modality]["as"]
-        return self.pool.submit(lambda: encoder.preprocess(self.media.open(value, kind)))
 
     def _renew(self) -> None:
         if time.monotonic() - self.renewed < self.options.lease / 3:

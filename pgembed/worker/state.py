@@ -33,6 +33,9 @@ class WorkerOptions:
     max_attempts: int = 5
     max_rows: int | None = None  # leave once so many rows are written
     decode_threads: int = 4
+    sweep_every: float = (
+        300.0  # seconds between looks for rows that no trigger saw, of one that runs for ever; 0: never
+    )
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,14 @@ class State:
         self._held: dict[int, set[int]] = {}  # seqs claimed and not yet written, by embedding
         self._resting: dict[int, float] = {}  # until when, by embedding: the day's budget is spent
         self._lock = threading.Lock()
+        self.swept_at = time.monotonic()
 
     def start(self) -> None:
         """Begin a run: nothing counted, no embedding in trouble."""
         self.summary = Summary()
         self._trouble.clear()
         self._resting.clear()
+        self.swept_at = time.monotonic()
 
     def encoder(self, work: Work) -> Encoder:
         """The encoder of an embedding, loaded once. Raises EncoderMismatch where it is not the registered one."""

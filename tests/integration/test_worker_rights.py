@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
 from pgembed.worker import Worker, WorkerOptions
-from tests.fakes import Log, Table
+from tests.fakes import Log, Table, until
 
 ROLE = f"pgembed_worker_{os.getpid()}"
 RIGHTS = f"""
@@ -39,9 +40,9 @@ def table(database: psycopg.Connection, database_dsn: str, monkeypatch: pytest.M
     return table
 
 
-def worker(table: Table, batch_size: int | None = None) -> tuple[Worker, Log]:
+def worker(table: Table, batch_size: int | None = None, sweep_every: float = 0) -> tuple[Worker, Log]:
     """A worker that runs as the role, and what it logs."""
-    options = WorkerOptions(poll=0.02, batch_size=batch_size)
+    options = WorkerOptions(poll=0.02, batch_size=batch_size, sweep_every=sweep_every)
     running = Worker(lambda: psycopg.connect(make_conninfo(table.dsn, user=ROLE)), options)
     running.state.log = log = Log()
     return running, log
@@ -91,3 +92,18 @@ def test_a_budget_is_not_overrun_by_a_role_that_may_not_count(table: Table, monk
     table.conn.execute(f"GRANT UPDATE (state) ON pgembed.embedding TO {ROLE}".encode())
     running, _ = worker(table)
     assert running.run("until_idle").written == 1
+
+
+def test_the_sweep_needs_no_right_to_write_the_log(table: Table) -> None:
+    table.conn.execute(f"REVOKE INSERT ON pgembed.change_1 FROM {ROLE}".encode())
+    table.conn.execute(f"GRANT UPDATE (state) ON pgembed.embedding TO {ROLE}".encode())
+    table.conn.execute("SET session_replication_role = replica; INSERT INTO product VALUES (1, 'red shoe')")
+    running, log = worker(table, sweep_every=0.1)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(running.run)
+        try:
+            until(lambda: table.true_ids() == [1])
+        finally:
+            running.stop()
+        done.result(30)
+    assert [line for line in log.lines if "sweep found" not in line] == []
