@@ -17,6 +17,7 @@ import pytest
 
 from pgembed.embedded import EmbeddedServer, binaries
 from pgembed.errors import MissingExtra, PgembedError
+from tests.fakes import until
 
 PROGRAM = """
 import os, sys
@@ -87,6 +88,7 @@ def test_server_stops_when_its_process_is_killed(tmp_path: Path) -> None:
         psycopg.connect(dsn).close()
         process.send_signal(signal.SIGKILL)
     assert wait_until_stopped(dsn)
+    until(lambda: not (tmp_path / "data/postmaster.pid").exists())  # it still writes, after it has closed its socket
 
 
 def test_server_may_outlive_its_process(tmp_path: Path) -> None:
