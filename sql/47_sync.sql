@@ -45,11 +45,13 @@ BEGIN
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.oid = embedding.relation;
     present.key_columns := pgembed._key_columns(embedding.relation);
+    present.side := coalesce(pgembed._side_of(embedding, embedding.relation), embedding.side);
     IF present IS NOT DISTINCT FROM embedding THEN
         RETURN 0;
     END IF;
     UPDATE pgembed.embedding AS e
-    SET schema_name = present.schema_name, table_name = present.table_name, key_columns = present.key_columns
+    SET schema_name = present.schema_name, table_name = present.table_name, key_columns = present.key_columns,
+        side = present.side
     WHERE e.id = embedding.id;
     RETURN 1;
 END

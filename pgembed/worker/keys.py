@@ -231,15 +231,17 @@ class KeyQueue(Queue):
         )
 
     def _has_no_job(self) -> sql.Composed:
-        same = sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(sql.Identifier("j", f"key_{n}"), sql.Identifier("w", f"key_{n}"))
-            for n in self._numbers
-        )
-        return sql.SQL("NOT EXISTS (SELECT FROM {} j WHERE {})").format(self._job, same)
+        return sql.SQL("NOT EXISTS (SELECT FROM {} q WHERE {})").format(self._job, self._same_in_queue())
 
     def _logged(self) -> sql.Composed:
-        """Key w is in the log, which has no index: it is read once, not once a key."""
-        return sql.SQL("(({}) IN (SELECT {} FROM {} c))").format(self._keys("w"), self._keys("c"), self._change)
+        """Key w is in the log."""
+        return sql.SQL("EXISTS (SELECT FROM {} q WHERE {})").format(self._change, self._same_in_queue())
+
+    def _same_in_queue(self) -> sql.Composed:
+        return sql.SQL(" AND ").join(
+            sql.SQL("{} = {}").format(sql.Identifier("q", f"key_{n}"), sql.Identifier("w", f"key_{n}"))
+            for n in self._numbers
+        )
 
     def _waits(self) -> sql.Composed:
         return sql.SQL("(NOT {} OR {})").format(self._has_no_job(), self._logged())

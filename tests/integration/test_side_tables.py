@@ -378,3 +378,19 @@ def test_doctor_tells_what_is_wrong_with_a_side_table(table: Table) -> None:
         with pytest.raises((CatalogError, psycopg.Error), match="gone"):
             search()
     conn.execute("SELECT pgembed.detach('product')")
+
+
+def test_sync_finds_a_side_table_that_was_put_back(table: Table) -> None:
+    conn = table.conn
+    table.insert("red shoe")
+    table.work()
+    conn.execute("CREATE TABLE kept (LIKE product_embedding INCLUDING ALL)")
+    conn.execute("INSERT INTO kept TABLE product_embedding; DROP TABLE product_embedding")
+    conn.execute("ALTER TABLE kept RENAME TO product_embedding")
+    conn.execute("ALTER INDEX kept_pkey RENAME TO pgembed_2_key")
+    (remedy,) = [each.remedy for each in pgembed.connect(conn).doctor() if "side table" in each.subject]
+    assert remedy is not None
+    conn.execute(remedy.encode())
+    conn.execute("UPDATE product SET title = 'blue car'")
+    table.work()
+    assert true(conn) == [1]

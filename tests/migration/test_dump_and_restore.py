@@ -14,18 +14,22 @@ from tests.full_server import FullServer
 
 pytestmark = pytest.mark.full_server
 
-SEARCH = "SELECT title FROM product ORDER BY embedding <=> (SELECT pgembed.encode_text('lite', 'puppy')) LIMIT 1"
+SEARCH = """
+SELECT (item).title FROM pgembed.search(NULL::product, (SELECT pgembed.encode_text('lite', 'puppy')), k => 1)
+"""
 
 
-@pytest.fixture
-def restored(full_server: FullServer, full_database_dsn: str, full_bare_dsn: str) -> Iterator[Connection]:
+@pytest.fixture(params=["column", "side"])
+def restored(
+    request: pytest.FixtureRequest, full_server: FullServer, full_database_dsn: str, full_bare_dsn: str
+) -> Iterator[Connection]:
     """A restored database with an attached table: two rows with vectors, and one that waits in the queue."""
     with psycopg.connect(full_database_dsn, autocommit=True) as conn:
         conn.execute("CREATE TABLE product (id integer PRIMARY KEY, title text)")
         conn.execute("INSERT INTO product VALUES (1, 'a red apple'), (2, 'a dog in the snow')")
         db = pgembed.connect(conn)
         db.add_encoder("lite", "builtin:lite")
-        db.attach("product", "embedding", encoder="lite", text="{title}")
+        db.attach("product", "embedding", encoder="lite", text="{title}", storage=request.param)
         db.work(until_idle=True)
         conn.execute("INSERT INTO product VALUES (3, 'a wooden chair')")
     dump = full_server.run("pg_dump", "-Fc", full_database_dsn).stdout
