@@ -19,7 +19,7 @@ from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run
 from pgembed.searching import Search, Searcher, SearchRow
-from pgembed.told import told
+from pgembed.told import in_own_words
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
 
@@ -186,11 +186,8 @@ class Pgembed:
         """
         identity = self._run(catalog.embedding_id(table, target))
         options = self._searcher.verify_options(sample=sample, repair=repair, media=media)
-        try:
+        with in_own_words():
             return verify(self._connections.new, identity, options, on_progress)
-        except psycopg.Error as error:
-            mine = told(error)
-            raise mine from (None if mine is error else error)
 
     def wait(self, table: str, target: str | None = None, *, timeout: float = 60.0) -> list[FailedRow]:
         """Wait until every row that was committed before the call has its vector; returns those that failed.
@@ -299,12 +296,8 @@ class Pgembed:
         return self._with(lambda conn: run(conn, plan))
 
     def _with(self, call: Callable[[psycopg.Connection[Any]], T]) -> T:
-        try:
-            with self._connections.get() as conn:
-                return call(conn)
-        except psycopg.Error as error:
-            mine = told(error)
-            raise mine from (None if mine is error else error)
+        with in_own_words(), self._connections.get() as conn:
+            return call(conn)
 
 
 def mode_of(until_idle: bool, once: bool) -> WorkMode:

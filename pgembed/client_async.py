@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import psycopg
-
 from pgembed import catalog, sampling, schema
 from pgembed.catalog import EncoderRow, FailedRow, FailureRow, Finding, InputSpec, StatusRow
 from pgembed.client import Pgembed, mode_of
@@ -20,7 +18,7 @@ from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run_async
 from pgembed.searching import Search, Searcher, SearchRow
-from pgembed.told import told
+from pgembed.told import in_own_words
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
 
@@ -167,11 +165,8 @@ class AsyncPgembed:
         """See Pgembed.verify; ``on_progress`` is called in a thread."""
         identity = await self._run(catalog.embedding_id(table, target))
         options = self._searcher.verify_options(sample=sample, repair=repair, media=media)
-        try:
+        with in_own_words():
             return await asyncio.to_thread(verify, self._connections.new, identity, options, on_progress)
-        except psycopg.Error as error:
-            mine = told(error)
-            raise mine from (None if mine is error else error)
 
     async def wait(self, table: str, target: str | None = None, *, timeout: float = 60.0) -> list[FailedRow]:
         """See Pgembed.wait."""
@@ -247,12 +242,9 @@ class AsyncPgembed:
         return await self._run(plan)
 
     async def _run(self, plan: Plan[T]) -> T:
-        try:
+        with in_own_words():
             async with self._connections.get() as conn:
                 return await run_async(conn, plan)
-        except psycopg.Error as error:
-            mine = told(error)
-            raise mine from (None if mine is error else error)
 
     def _in_sync(self, call: Callable[[Pgembed], T]) -> T:
         """Run a rare call on a synchronous connection of its own, in a thread."""

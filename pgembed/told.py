@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import psycopg
 
 from pgembed.errors import CatalogError, InvalidQuery, NotInstalled, WaitTimeout
@@ -13,8 +16,17 @@ def is_connection_trouble(error: psycopg.Error) -> bool:
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and state[:3] in ("", "080", "57P")
 
 
-def told(error: psycopg.Error) -> Exception:
-    """An error of the database as pgembed's own: the sentence and the hint that the function raised."""
+@contextmanager
+def in_own_words() -> Generator[None]:
+    """Raise an error of the database as pgembed's own; one of the connection stays as it is."""
+    try:
+        yield
+    except psycopg.Error as error:
+        mine = _told(error)
+        raise mine from (None if mine is error else error)
+
+
+def _told(error: psycopg.Error) -> Exception:
     if is_connection_trouble(error):
         return error
     message = error.diag.message_primary or str(error).strip()

@@ -2,10 +2,10 @@
 -- primary key. Writing one leaves the user's row as it is: no trigger of the user's fires, no row version is made, and
 -- no writer at REPEATABLE READ fails.
 --
--- Triggers take a vector away with its row. A foreign key would cost each vector as much again as its write, and would
--- have TRUNCATE and DROP TABLE of the user's table fail.
+-- Triggers take a vector away with its row. A foreign key would cost each vector half as much again as its write, and
+-- would have TRUNCATE and DROP TABLE of the user's table fail.
 
--- Refuse what cannot have a side table. Called by attach and estimate.
+-- Refuse what cannot have a side table. Called by attach.
 CREATE OR REPLACE FUNCTION pgembed._check_side(relation regclass, target text, stale text) RETURNS void
 LANGUAGE plpgsql STABLE
 AS $$

@@ -33,9 +33,7 @@ class WorkerOptions:
     max_attempts: int = 5
     max_rows: int | None = None  # leave once so many rows are written
     decode_threads: int = 4
-    sweep_every: float = (
-        300.0  # seconds between looks for rows that no trigger saw, of one that runs for ever; 0: never
-    )
+    sweep_every: float = 300.0  # seconds between looks for rows that no trigger saw, where it runs for ever; 0: never
 
 
 @dataclass(frozen=True)
