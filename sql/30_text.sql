@@ -182,10 +182,16 @@ RETURN pgembed._sum_of_tokens(model, pgembed.static_tokens(model, input));
 -- Whether most of a text is made of words that the vocabulary has not, or has only in short pieces: another language,
 -- or names. Long pieces are words (fire ##fighter). Called by encode_text.
 CREATE OR REPLACE FUNCTION pgembed._mostly_unknown(input text, tokens text[]) RETURNS boolean
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-BEGIN ATOMIC
-    SELECT 2 * coalesce(sum(letters) FILTER (WHERE pieces = 1 OR letters >= 4 * pieces), 0)
-        < length(regexp_replace(input, '\s', '', 'g'))
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+AS $$
+DECLARE
+    whole text := array_to_string(tokens, '');
+    total bigint := length(regexp_replace(input, '\s', '', 'g'));
+BEGIN
+    IF whole NOT LIKE '%##%' THEN  -- no word in pieces, as in most queries
+        RETURN 2 * length(whole) < total;
+    END IF;
+    RETURN 2 * coalesce(sum(letters) FILTER (WHERE pieces = 1 OR letters >= 4 * pieces), 0) < total
     FROM (
         SELECT count(*) AS pieces, sum(length(replace(token, '##', ''))) AS letters
         FROM (
@@ -194,7 +200,8 @@ BEGIN ATOMIC
         ) AS numbered
         GROUP BY word
     ) AS words;
-END;
+END
+$$;
 
 -- What the query cache knows an input by: SHA-256 of encoder, fingerprint, modality (each ended by a zero byte) and
 -- the input's bytes. Called by _cached_vector, and by whoever fills the cache.

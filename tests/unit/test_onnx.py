@@ -180,7 +180,7 @@ def test_graphs_and_torch_are_timed_on_batches_of_the_same_size_with_the_same_th
     monkeypatch.setattr(onnx._Graph, "run", run)
     monkeypatch.setattr(OpenClipEncoder, "_vectors", vectors)
     monkeypatch.setattr(onnx_export, "_fastest", timed)
-    found = export(f"open_clip:local-dir:{model}", {}, tmp_path / "onnx", measure=False)
+    found = export(f"open_clip:local-dir:{model}", {}, tmp_path / "onnx")
     assert found.threads == torch.get_num_threads()
     assert {rate.batch_size for rate in found.rates} == {1, 8, 32}
     assert {rate.fp32 for rate in found.rates} == {None}  # nothing was quantized
