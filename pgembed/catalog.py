@@ -140,7 +140,7 @@ def remove_encoder(name: str) -> Plan[None]:
 
 
 def attach(
-    table: str, target: str, encoder: str, inputs: Mapping[str, InputSpec | None], stale: str, storage: str
+    table: str, target: str, encoder: str, inputs: Mapping[str, InputSpec | None], stale: str, storage: str, mode: str
 ) -> Plan[int]:
     """Attach an embedding; returns its id."""
     given = {modality: value for modality, value in inputs.items() if value is not None}
@@ -150,8 +150,8 @@ def attach(
             "Give text='{title}', image='photo' or screenshot='page'.",
         )
     rows = yield Call(
-        sql.SQL("SELECT pgembed.attach(%s::regclass, %s, %s, %s, %s, %s) AS id"),
-        [table, target, encoder, Jsonb(given), stale, storage],
+        sql.SQL("SELECT pgembed.attach(%s::regclass, %s, %s, %s, %s, %s, %s) AS id"),
+        [table, target, encoder, Jsonb(given), stale, storage, mode],
     )
     return int(rows[0]["id"])
 

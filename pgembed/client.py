@@ -121,18 +121,21 @@ class Pgembed:
         screenshot: InputSpec | None = None,
         stale: str = "keep",
         storage: str = "column",
+        mode: str = "queue",
     ) -> int:
         """Attach an embedding: make a place for its vectors and keep them true; returns the embedding's id.
 
         ``storage`` is ``"column"``, a vector column ``target`` in the table, or ``"side"``, a table
         ``<table>_<target>`` beside it: then writing vectors fires no trigger of the table and makes no row versions.
+        ``mode`` is ``"queue"``, where workers encode, or for texts of an encoder with a static text side ``"instant"``:
+        a row then has its vector in the transaction that writes it.
 
         ``text`` is a column or a template (``"{title}. {body}"``), ``image`` and ``screenshot`` a bytea column, or
         ``{"column": "photo", "as": "path"}`` (or ``"url"``) for a text column; a mapping may give a ``weight`` too.
         Raises CatalogError where the table, its columns or the encoder do not fit; nothing is changed then.
         """
         inputs = {"text": text, "image": image, "screenshot": screenshot}
-        return self._run(catalog.attach(table, target, encoder, inputs, stale, storage))
+        return self._run(catalog.attach(table, target, encoder, inputs, stale, storage, mode))
 
     def estimate(self, table: str, target: str, *, encoder: str, **inputs: InputSpec | None) -> Estimate:
         """What ``attach`` with these arguments would come to; nothing is changed. Refuses what attach refuses."""

@@ -114,10 +114,11 @@ class AsyncPgembed:
         screenshot: InputSpec | None = None,
         stale: str = "keep",
         storage: str = "column",
+        mode: str = "queue",
     ) -> int:
         """See Pgembed.attach."""
         inputs: Mapping[str, InputSpec | None] = {"text": text, "image": image, "screenshot": screenshot}
-        return await self._run(catalog.attach(table, target, encoder, inputs, stale, storage))
+        return await self._run(catalog.attach(table, target, encoder, inputs, stale, storage, mode))
 
     async def estimate(self, table: str, target: str, *, encoder: str, **inputs: InputSpec | None) -> Estimate:
         """See Pgembed.estimate."""

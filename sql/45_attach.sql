@@ -2,20 +2,24 @@
 -- They are run by owners and superusers, so they pin search_path: nothing that others made is called by mistake.
 
 DROP FUNCTION IF EXISTS pgembed.attach(regclass, text, text, jsonb, text);
+DROP FUNCTION IF EXISTS pgembed.attach(regclass, text, text, jsonb, text, text);
 DROP FUNCTION IF EXISTS pgembed._notice_what_writing_does(regclass);
+DROP FUNCTION IF EXISTS pgembed._notice_what_writing_does(regclass, text);
 
 -- Attach an embedding to a table: make a place for its vectors, keep them true from now on, and let workers fill it
 -- for the rows that are there. Returns its id at once. Everybody calls this one: psql, Python, migrations.
 --
 -- storage  'column' adds a vector column to the table, called target; 'side' makes a table <table>_<target> beside it.
 -- stale    what becomes of the vector of a row whose inputs change, until it is encoded again: 'keep' or 'null'.
+-- mode     'queue' has workers encode; 'instant' encodes texts in the transaction that changes the row, without any.
 CREATE OR REPLACE FUNCTION pgembed.attach(
     relation regclass,
     target text,
     encoder text,
     inputs jsonb,
     stale text DEFAULT 'keep',
-    storage text DEFAULT 'column'
+    storage text DEFAULT 'column',
+    mode text DEFAULT 'queue'
 ) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -41,10 +45,18 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('storage is ''column'' or ''side'', not %s.', coalesce(quote_literal(storage), 'NULL')),
             HINT = '''column'' keeps vectors in the rows; ''side'' keeps them in a table of their own.';
-    ELSIF storage = 'side' THEN
-        PERFORM pgembed._check_side(relation, target, stale);
+    ELSIF mode NOT IN ('queue', 'instant') OR mode IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('mode is ''queue'' or ''instant'', not %s.', coalesce(quote_literal(mode), 'NULL')),
+            HINT = '''queue'' has workers encode; ''instant'' encodes texts in the transaction that changes the row.';
     END IF;
     checked := pgembed._checked_inputs(relation, model, inputs);
+    IF mode = 'instant' THEN
+        PERFORM pgembed._check_instant(relation, model, checked, stale, storage);
+    END IF;
+    IF storage = 'side' THEN
+        PERFORM pgembed._check_side(relation, target, stale);
+    END IF;
     IF stale = 'null' THEN
         PERFORM pgembed._check_none_generated(relation, checked);
     END IF;
@@ -52,8 +64,8 @@ BEGIN
     PERFORM pgembed._lock_table(relation);
     PERFORM pgembed._check_target(relation, target, model); -- again: another attach may have been faster
     INSERT INTO pgembed.embedding
-        (schema_name, table_name, relation, target, encoder, inputs, key_columns, stale, storage)
-    VALUES (space_name, relation_name, relation, target, encoder, checked, keys, stale, storage)
+        (schema_name, table_name, relation, target, encoder, inputs, key_columns, stale, storage, mode)
+    VALUES (space_name, relation_name, relation, target, encoder, checked, keys, stale, storage, mode)
     RETURNING id INTO new_id;
     IF storage = 'side' THEN
         PERFORM pgembed._create_side(new_id, model.dim);
@@ -63,7 +75,7 @@ BEGIN
     PERFORM pgembed._create_queue(new_id, keys);
     PERFORM pgembed._create_triggers(new_id);
     PERFORM pgembed._keep_searches();
-    PERFORM pgembed._notice_what_writing_does(relation, storage);
+    PERFORM pgembed._notice_what_writing_does(relation, storage, mode);
     RETURN new_id;
 END
 $$;
@@ -353,13 +365,15 @@ BEGIN ATOMIC
 END;
 
 -- Tell the person who attaches what writing vectors will set off, and what would set off less.
-CREATE OR REPLACE FUNCTION pgembed._notice_what_writing_does(relation regclass, storage text) RETURNS void
+CREATE OR REPLACE FUNCTION pgembed._notice_what_writing_does(relation regclass, storage text, mode text) RETURNS void
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     names text;
 BEGIN
-    IF storage = 'column' THEN
+    IF mode = 'instant' THEN
+        RETURN; -- vectors are part of what the application writes anyway
+    ELSIF storage = 'column' THEN
         SELECT string_agg(tgname, ', ' ORDER BY tgname) INTO names FROM pg_catalog.pg_trigger AS t
         WHERE t.tgrelid = relation AND NOT t.tgisinternal AND t.tgtype & 16 <> 0
             AND t.tgname !~ '^(zzz_)?pgembed_[0-9]+_';

@@ -1,5 +1,7 @@
 -- What attach puts beside and on a table: the queue's two tables, and the triggers that append to its log.
 
+DROP FUNCTION IF EXISTS pgembed._create_trigger_function(text, text);
+
 -- The two tables of an embedding's queue: the log that triggers append to, and the jobs that workers hold. Keys stand
 -- in columns key_1, key_2, ... so that no name of the user's can clash with the queue's own.
 CREATE OR REPLACE FUNCTION pgembed._create_queue(embedding_id integer, keys jsonb) RETURNS void
@@ -30,7 +32,7 @@ AS $$
 DECLARE
     function_name text;
 BEGIN
-    FOREACH function_name IN ARRAY ARRAY['append_row_', 'append_rows_', 'clear_', 'drop_', 'empty_'] LOOP
+    FOREACH function_name IN ARRAY ARRAY['append_row_', 'append_rows_', 'instant_', 'clear_', 'drop_', 'empty_'] LOOP
         EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I() CASCADE', function_name || embedding_id);
     END LOOP;
     EXECUTE format('DROP TABLE IF EXISTS pgembed.%I, pgembed.%I', 'change_' || embedding_id, 'job_' || embedding_id);
@@ -73,6 +75,17 @@ DECLARE
     log_columns text;
 BEGIN
     SELECT * INTO embedding FROM pgembed.embedding WHERE id = embedding_id;
+    IF embedding.storage = 'side' THEN
+        PERFORM pgembed._create_side_triggers(embedding_id);
+    END IF;
+    IF embedding.mode = 'instant' THEN
+        IF embedding.storage = 'side' THEN
+            PERFORM pgembed._create_instant_side_triggers(embedding_id);
+        ELSE
+            PERFORM pgembed._create_instant_triggers(embedding_id);
+        END IF;
+        RETURN;
+    END IF;
     SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = embedding.relation;
     SELECT array_agg(quote_ident(key ->> 'name') ORDER BY ordinal), string_agg('key_' || ordinal, ', ' ORDER BY ordinal)
     INTO key_names, log_columns
@@ -109,19 +122,25 @@ BEGIN
             'zzz_pgembed_' || embedding_id || '_clear', embedding.relation::regclass, differs,
             'clear_' || embedding_id);
     END IF;
-    IF embedding.storage = 'side' THEN
-        PERFORM pgembed._create_side_triggers(embedding_id);
-    END IF;
 END
 $$;
 
 -- Make a function for triggers that does with the rights of whoever attaches what an application may not do itself.
-CREATE OR REPLACE FUNCTION pgembed._create_trigger_function(name text, body text) RETURNS void
+-- One that `renders` values as text does it as the workers do, whatever the session's settings.
+CREATE OR REPLACE FUNCTION pgembed._create_trigger_function(name text, body text, renders boolean DEFAULT false)
+RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
     EXECUTE pg_catalog.format('CREATE FUNCTION pgembed.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
-        'SET search_path = pg_catalog, pg_temp AS %L', name, body);
+        'SET search_path = pg_catalog, pg_temp %s AS %L', name,
+        CASE WHEN renders THEN pgembed._rendering() ELSE '' END, body);
     EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', name);
 END
 $$;
+
+-- The settings under which values are rendered as texts, as clauses of CREATE FUNCTION; workers have the same.
+CREATE OR REPLACE FUNCTION pgembed._rendering() RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN 'SET timezone = ''UTC'' SET datestyle = ''ISO, YMD'' SET intervalstyle = ''postgres'' '
+    'SET extra_float_digits = 1 SET bytea_output = ''hex''';

@@ -165,7 +165,8 @@ SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relna
         SELECT jsonb_build_object('schema', m.nspname, 'table', s.relname,
             'keys', (SELECT jsonb_agg(k.side_name ORDER BY k.ordinal) FROM pgembed._side_keys(e) AS k))
         FROM pg_catalog.pg_namespace AS m WHERE m.oid = s.relnamespace
-    ) END AS side
+    ) END AS side,
+    e.mode
 FROM pgembed.embedding AS e
 JOIN pgembed.encoder AS o ON o.name = e.encoder
 LEFT JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = e.relation AND g.tgname = format('pgembed_%s_update', e.id)

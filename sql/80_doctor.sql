@@ -196,7 +196,8 @@ BEGIN
     WHERE t.tgrelid = embedding.relation AND t.tgenabled <> 'D'
         AND t.tgname ~ pg_catalog.format('^(zzz_)?pgembed_%s_', embedding.id);
     part := 'triggers';
-    ok := n = CASE WHEN embedding.storage = 'side' THEN 4 WHEN embedding.stale = 'null' THEN 3 ELSE 2 END;
+    ok := n = CASE WHEN embedding.storage = 'side' OR embedding.mode = 'instant' THEN 4
+        WHEN embedding.stale = 'null' THEN 3 ELSE 2 END;
     finding := pg_catalog.format('%s enabled', n);
     remedy := CASE WHEN NOT ok THEN pg_catalog.format(
         'Enable them: ALTER TABLE %s ENABLE TRIGGER USER; then SELECT pgembed.reconcile(%L, %L);',

@@ -52,6 +52,13 @@ def attach(
             " trigger of yours."
         ),
     ] = "column",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="Who encodes: workers, from the queue; or, for texts of an encoder such as builtin:lite, triggers in"
+            " the transaction that writes the row: instant."
+        ),
+    ] = "queue",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Change nothing; tell rows, tokens, pictures, calls and time.")
     ] = False,
@@ -74,7 +81,15 @@ def attach(
             return
         made = while_the_table_is_in_use(
             lambda: db.attach(
-                table, target, encoder=encoder, text=text, image=picture, screenshot=page, stale=stale, storage=storage
+                table,
+                target,
+                encoder=encoder,
+                text=text,
+                image=picture,
+                screenshot=page,
+                stale=stale,
+                storage=storage,
+                mode=mode,
             )
         )
     say_done(

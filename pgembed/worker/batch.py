@@ -33,11 +33,12 @@ class Row:
 
 @dataclass
 class Batch:
-    """Rows of one embedding that were claimed together."""
+    """Rows of one embedding that were claimed together; none where SQL encodes, and takes the rows that wait itself."""
 
     work: Work
     rows: list[Row]
     began_at: float  # when it was claimed, by time.monotonic()
+    limit: int = 0  # rows to be encoded by SQL
     tokens: int = 0  # of the texts that were encoded, where a budget is counted in tokens
 
 

@@ -23,6 +23,7 @@ from pgembed.worker.sweep import Sweep
 from pgembed.worker.write import give_back, is_detached
 
 READ_ROWS = 64  # read at once, so that no more pictures than these lie in memory undecoded, twice
+FILL_ROWS = 1_000  # encoded by SQL in one transaction
 REFRESH = 2.0  # seconds between looks at the catalog
 
 
@@ -102,6 +103,8 @@ class Loader:
             return False
         rows: list[Row] = []
         try:
+            if work.mode == "instant":
+                return self._fill(work, self.options.batch_size or FILL_ROWS, room)
             encoder = self.state.encoder(work)
             limit = self.options.batch_size or max(encoder.batch_size, 256)
             moved = self._claim(work, limit if room is None else min(limit, room), rows)
@@ -119,6 +122,16 @@ class Loader:
                 self._give_back(work, seqs)
             return False
         return bool(rows) or moved
+
+    def _fill(self, work: Work, limit: int, room: int | None) -> bool:
+        """Where SQL encodes: see that there are jobs, and have the last stage take them."""
+        with self.conn.transaction():
+            moved = self.conn.execute("SELECT pgembed._fill_queue($1)", [work.id]).fetchone() == (True,)
+        with self.conn.transaction():
+            due = self.conn.execute(Queue(work).any_due).fetchone() == (True,)
+        if due:
+            self.pipes.put(self.pipes.loaded, Batch(work, [], time.monotonic(), min(limit, room or limit)))
+        return moved or due
 
     def _claim(self, work: Work, limit: int, rows: list[Row]) -> bool:
         """Add the rows claimed to ``rows``, also where what comes after fails; returns whether the queue moved."""

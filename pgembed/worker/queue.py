@@ -46,6 +46,7 @@ class Work:
     vector_type: str
     vector_oid: int
     side: dict[str, Any] | None = None  # the table of its vectors, where they do not stand in the rows
+    mode: str = "queue"  # "instant": triggers encode, and SQL what they leave to the queue
 
     @property
     def name(self) -> str:
@@ -414,6 +415,11 @@ class Queue:
     def attached(self) -> sql.Composed:
         """Whether the embedding is still in the catalog."""
         return sql.SQL("SELECT EXISTS (SELECT FROM pgembed.embedding WHERE id = {})").format(self.work.id)
+
+    @cached_property
+    def any_due(self) -> sql.Composed:
+        """Whether a job is there whose time has come."""
+        return sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE available_at <= clock_timestamp())").format(self._job)
 
     @cached_property
     def any_left(self) -> sql.Composed:

@@ -123,7 +123,7 @@ class Session(Pipes):
         for batch in self.take(self.loaded):
             if leaving:
                 abandon(batch)  # asked to stop: one batch was finished, the others are given back
-            else:
+            elif batch.rows:
                 try:
                     encode(self.state.encoder(batch.work), batch)
                 except Exception as error:  # an encoder may raise anything, and must not stop the others' work

@@ -59,10 +59,13 @@ class Writer:
             seqs = [row.seq for row in batch.rows]
             written = failed = 0
             try:
-                if batch.work.has_budget:
-                    self._spend(batch)
-                written = self._write(batch.work, batch.rows)
-                failed = self._settle(batch.work, [row for row in batch.rows if row.error is not None])
+                if batch.work.mode == "instant":
+                    written, failed = self._fill(batch)
+                else:
+                    if batch.work.has_budget:
+                        self._spend(batch)
+                    written = self._write(batch.work, batch.rows)
+                    failed = self._settle(batch.work, [row for row in batch.rows if row.error is not None])
             except psycopg.Error as error:
                 if is_lost(self.conn, error):
                     raise  # what is held stays held, until the next session gives it back
@@ -76,6 +79,19 @@ class Writer:
             self.state.let_go(batch.work, seqs)  # after they are counted: what is neither held nor counted is free
         for tally in self.tallies.values():
             self._count(tally)
+
+    def _fill(self, batch: Batch) -> tuple[int, int]:
+        """Have SQL encode rows that wait, and count them."""
+        statement = "SELECT written, failed FROM pgembed._fill_rows($1, $2)"
+        for left in reversed(range(CONFLICT_TRIES)):
+            try:
+                with self.conn.transaction():
+                    return self.conn.execute(statement, [batch.work.id, batch.limit]).fetchall()[0]
+            except psycopg.Error as error:
+                if not is_conflict(error) or not left:
+                    raise
+                time.sleep(random.uniform(0, 0.1))
+        return 0, 0
 
     def _write(self, work: Work, rows: Sequence[Row]) -> int:
         """Write the rows that have no error; where one row spoils the write, find it by halves."""
@@ -127,12 +143,12 @@ class Writer:
         tally = self.tallies.setdefault(batch.work.id, Tally(batch.work))
         tally.add(written, batch.began_at)
         tally.left = max(0, tally.left - written - failed)
-        if not batch.work.has_budget:
+        if not batch.work.has_budget and batch.work.mode == "queue":
             tally.uncounted += written
         if time.monotonic() - tally.counted_at > COUNT_EVERY:
             self._count(tally)
         if self.state.on_progress is not None:
-            skipped = sum(1 for row in batch.rows if row.error is None) - written
+            skipped = max(0, sum(1 for row in batch.rows if row.error is None) - written)
             rate = round(tally.written / tally.busy, 1) if tally.busy else 0.0
             self.state.on_progress(Progress(batch.work.name, written, failed, skipped, tally.left, rate))
 
