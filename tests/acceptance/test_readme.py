@@ -13,6 +13,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.psql import psql
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -84,7 +86,9 @@ def test_every_block_works_as_printed(database_dsn: str, tmp_path: Path, stand_i
                     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
                     ran["bash"] += 1
             elif kind == "sql":
-                conn.execute(block.encode())
+                (tmp_path / "block.sql").write_text(block)
+                done = psql(database_dsn, tmp_path / "block.sql", "-v", "ON_ERROR_STOP=1")
+                assert done.returncode == 0, done.stderr
                 ran["sql"] += 1
                 if "CREATE TABLE product" in block:
                     fill(conn)
