@@ -5,6 +5,8 @@ VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 TRAIN_VENV ?= .venv-train
 ARGS ?=
+# Tests run in processes side by side, a module in one of them, each with servers of its own.
+SPREAD ?= -n auto --maxprocesses=4 --dist loadscope
 NOT_RUN := $(abspath $(VENV))/tests-not-run.txt
 
 # Benchmarks and training read pictures and texts from here; tests need none of it.
@@ -24,9 +26,9 @@ demo: $(DEMO_VENV)/.installed ## search thousands of real pictures in an embedde
 test: lint ## lint, types and all tests, with a coverage figure: what CI runs
 	@rm -f $(NOT_RUN)*
 	$(VENV)/bin/coverage erase
-	PGEMBED_NOT_RUN_FILE=$(NOT_RUN).1 $(VENV)/bin/coverage run -m pytest -m "not full_server" \
+	PGEMBED_NOT_RUN_FILE=$(NOT_RUN).1 $(VENV)/bin/coverage run -m pytest $(SPREAD) -m "not full_server" \
 		tests/unit tests/integration tests/acceptance tests/migration
-	PGEMBED_NOT_RUN_FILE=$(NOT_RUN).2 $(VENV)/bin/coverage run -m pytest -m full_server tests
+	PGEMBED_NOT_RUN_FILE=$(NOT_RUN).2 $(VENV)/bin/coverage run -m pytest $(SPREAD) -m full_server tests
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report --skip-covered --sort=cover
 	@echo; cat $(NOT_RUN).* 2>/dev/null || echo "All tests ran."

@@ -172,7 +172,7 @@ def bare_database(bare_dsn: str) -> Iterator[Connection]:
 
 # The full server: for tests marked full_server
 
-_why_not: dict[str, str] = {}  # the reason why no full server can be had, told at the end
+NO_FULL_SERVER = "no full server: "
 
 
 @pytest.fixture(scope="session")
@@ -181,10 +181,9 @@ def full_server() -> Iterator[FullServer]:
     try:
         server = any_full_server()
     except NotAvailable as reason:
-        _why_not["reason"] = str(reason)
         if os.environ.get("PGEMBED_REQUIRE_FULL_SERVER"):
             pytest.fail(f"a full server is required, and none can be had: {reason}", pytrace=False)
-        pytest.skip(f"no full server: {reason}")
+        pytest.skip(f"{NO_FULL_SERVER}{reason}")
     yield server
     server.stop()
 
@@ -222,10 +221,11 @@ def full_bare_dsn(full_server_dsn: str) -> Iterator[str]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly which tests did not run for want of a full server, here and, for the end of the run, in a file."""
     skipped = terminalreporter.stats.get("skipped", [])
-    missing = [report for report in skipped if "no full server:" in str(report.longrepr)]
+    missing = [report for report in skipped if NO_FULL_SERVER in str(report.longrepr)]
     if not missing:
         return
-    line = f"NOT RUN: {len(missing)} full-server tests: {_why_not.get('reason', 'see above')}"
+    reason = str(missing[0].longrepr[-1]).split(NO_FULL_SERVER)[-1]  # the tests may have run in other processes
+    line = f"NOT RUN: {len(missing)} full-server tests: {reason}"
     names = [f"  {report.nodeid}" for report in missing]
     terminalreporter.write_sep("=", line, red=True, bold=True)
     terminalreporter.write_line("\n".join(names))
