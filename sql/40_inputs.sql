@@ -46,6 +46,61 @@ BEGIN
 END
 $$;
 
+-- The type under a domain, or the type itself.
+CREATE OR REPLACE FUNCTION pgembed._base_type(type oid) RETURNS oid
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH RECURSIVE under AS (
+        SELECT type AS oid
+        UNION ALL
+        SELECT t.typbasetype FROM under JOIN pg_catalog.pg_type AS t ON t.oid = under.oid AND t.typtype = 'd'
+    )
+    SELECT u.oid FROM under AS u JOIN pg_catalog.pg_type AS t ON t.oid = u.oid WHERE t.typtype <> 'd';
+END;
+
+-- What stands in a template's braces, in its two parts: a column's name, and what of the column is meant, where it is
+-- a part. {attrs.color.name} is a path into json or jsonb, {doc/item/title} one into xml; a column that has the whole
+-- as its name comes first.
+CREATE OR REPLACE FUNCTION pgembed._column_and_path(names text[], written text, OUT name text, OUT path text)
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    parts text[] := regexp_match(written, '^([^./]+)([./].+)$');
+BEGIN
+    name := written;
+    IF written <> ALL (names) AND parts[1] = ANY (names) THEN
+        name := parts[1];
+        path := parts[2];
+    END IF;
+END
+$$;
+
+-- One column of a row as text over alias t, or a part of it: arrays as their elements with commas between them.
+CREATE OR REPLACE FUNCTION pgembed._rendered_sql(attribute pg_catalog.pg_attribute, path text) RETURNS text
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    type regtype := pgembed._base_type(attribute.atttypid);
+    category "char" := (SELECT t.typcategory FROM pg_catalog.pg_type AS t WHERE t.oid = type);
+BEGIN
+    IF path LIKE '.%' AND type IN ('json'::regtype, 'jsonb'::regtype) THEN
+        RETURN format('(t.%I OPERATOR(pg_catalog.#>>) %L::text[])', attribute.attname,
+            string_to_array(substr(path, 2), '.'));
+    ELSIF path LIKE '/%' AND type = 'xml'::regtype THEN
+        RETURN format('(SELECT pg_catalog.string_agg(x.part, '' '') FROM XMLTABLE(%L PASSING t.%I '
+            'COLUMNS part text PATH ''.'') AS x)', path, attribute.attname);
+    ELSIF path IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
+            MESSAGE = format('Column ''%s'' is %s, which has no part ''%s''.', attribute.attname,
+                format_type(attribute.atttypid, attribute.atttypmod), path),
+            HINT = 'Parts: {column.key} of json and jsonb, {column/path} of xml.';
+    ELSIF category = 'A' THEN
+        RETURN format('pg_catalog.array_to_string(t.%I, '', '')', attribute.attname);
+    END IF;
+    RETURN format('t.%I::text', attribute.attname);
+END
+$$;
+
 -- The inputs that a person gave to attach, checked and completed: each with its weight, its columns by name and
 -- number, and for pictures the form they have ('bytes', 'path' or 'url').
 CREATE OR REPLACE FUNCTION pgembed._checked_inputs(relation oid, encoder pgembed.encoder, inputs jsonb) RETURNS jsonb
@@ -108,13 +163,18 @@ AS $$
 DECLARE
     template text := coalesce(input ->> 'template',
         '{' || replace(replace(input ->> 'column', '{', ''), '}', '') || '}');
+    names text[] := (SELECT array_agg(a.attname) FROM pg_catalog.pg_attribute AS a
+        WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped);
     part record;
+    meant record;
     attribute pg_catalog.pg_attribute;
     columns jsonb := '{}';
 BEGIN
     FOR part IN SELECT * FROM pgembed._template_parts(template) WHERE column_name IS NOT NULL LOOP
-        attribute := pgembed._column(relation, part.column_name);
-        IF attribute.atttypid = 'bytea'::regtype THEN
+        meant := pgembed._column_and_path(names, part.column_name);
+        attribute := pgembed._column(relation, meant.name);
+        PERFORM pgembed._rendered_sql(attribute, meant.path);
+        IF pgembed._base_type(attribute.atttypid) = 'bytea'::regtype THEN
             RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
                 MESSAGE = format('Column ''%s'' of %s is bytea, which is not text.', attribute.attname,
                     relation::regclass),
@@ -194,9 +254,14 @@ BEGIN
             CASE facts ->> 'as' WHEN 'bytes' THEN 't.%s' ELSE 'nullif(pg_catalog.btrim(t.%s::text), '''')' END,
             names ->> (facts ->> 'column'));
     END IF;
-    SELECT string_agg(CASE WHEN column_name IS NULL THEN quote_literal(literal)
-        ELSE 't.' || (names ->> column_name) || '::text' END, ', ' ORDER BY ordinal)
-    INTO rendered FROM pgembed._template_parts(facts ->> 'template');
+    SELECT string_agg(CASE WHEN p.column_name IS NULL THEN quote_literal(p.literal)
+        ELSE pgembed._rendered_sql(a, m.path) END, ', ' ORDER BY p.ordinal)
+    INTO rendered
+    FROM pgembed._template_parts(facts ->> 'template') AS p
+    CROSS JOIN LATERAL pgembed._column_and_path(
+        ARRAY(SELECT jsonb_object_keys(facts -> 'columns')), p.column_name) AS m
+    LEFT JOIN pg_catalog.pg_attribute AS a
+        ON a.attrelid = relation AND a.attnum = (facts -> 'columns' ->> m.name)::smallint;
     RETURN format('CASE WHEN pg_catalog.num_nonnulls(%s) > 0 THEN nullif(pg_catalog.btrim(pg_catalog.concat(%s), E'' \t\r\n''), '''') END',
         (SELECT string_agg('t.' || value, ', ') FROM jsonb_each_text(names)), rendered);
 END

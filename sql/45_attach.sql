@@ -247,9 +247,8 @@ BEGIN
         WHEN found_class.relkind NOT IN ('r', 'p') THEN 'not a table'
         WHEN found_class.relpersistence = 't' THEN 'a temporary table'
         WHEN found_class.relispartition THEN 'a partition'
-        WHEN EXISTS (SELECT FROM pg_catalog.pg_inherits AS i
-            WHERE i.inhrelid = relation OR (i.inhparent = relation AND found_class.relkind = 'r'))
-            THEN 'part of an inheritance tree'
+        WHEN found_class.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhparent = relation)
+            THEN 'a table that others inherit from'
     END;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
@@ -257,6 +256,8 @@ BEGIN
             HINT = CASE
             WHEN found_class.relkind IN ('v', 'm') THEN 'Attach to the table under it.'
             WHEN found_class.relispartition THEN 'Attach to the partitioned table that it is part of.'
+            WHEN found_class.relkind = 'r' AND found_class.relpersistence <> 't'
+                THEN 'Attach to each table that inherits from it, which has a key of its own.'
             ELSE 'Attach to a table that holds the rows itself.'
         END;
     END IF;

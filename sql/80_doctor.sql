@@ -216,6 +216,16 @@ BEGIN
         RETURN;
     END IF;
 
+    IF EXISTS (SELECT FROM pg_catalog.pg_inherits AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.inhparent
+        WHERE i.inhparent = embedding.relation AND c.relkind = 'r') THEN
+        part := 'inheritance';
+        ok := false;
+        finding := 'other tables inherit from it now, whose rows have keys of their own';
+        remedy := pg_catalog.format('Take them off (ALTER TABLE ... NO INHERIT %s), or detach it and attach to each of them.',
+            relation);
+        RETURN NEXT;
+    END IF;
+
     SELECT count(*) INTO n FROM pg_catalog.pg_class AS c WHERE c.relnamespace = 'pgembed'::regnamespace
         AND c.relname IN ('change_' || embedding.id, 'job_' || embedding.id);
     IF n < 2 THEN

@@ -108,7 +108,7 @@ REFUSED = {
     "inheritance": (
         "parent",
         {},
-        "public.parent is part of an inheritance tree; an embedding needs an ordinary table.",
+        "public.parent is a table that others inherit from; an embedding needs an ordinary table.",
     ),
     "temporary table": ("fleeting", {}, "fleeting is a temporary table; an embedding needs an ordinary table."),
     "lone brace": (
