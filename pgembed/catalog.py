@@ -234,6 +234,21 @@ def resume(table: str, target: str | None) -> Plan[int]:
     return int(rows[0]["n"])
 
 
+def unhook(table: str) -> Plan[int]:
+    """Take the triggers off a table; returns how many embeddings it has."""
+    rows = yield Call(sql.SQL("SELECT pgembed.unhook(%s::regclass) AS n"), [table])
+    return int(rows[0]["n"])
+
+
+def sync(table: str | None, *, requeue: bool) -> Plan[int]:
+    """Put the embeddings of a table right after it was altered, or follow the renames of all tables."""
+    if table is None:
+        rows = yield Call(sql.SQL("SELECT pgembed.sync() AS n"))
+    else:
+        rows = yield Call(sql.SQL("SELECT pgembed.sync(%s::regclass, %s) AS n"), [table, requeue])
+    return int(rows[0]["n"])
+
+
 def doctor() -> Plan[list[Finding]]:
     """What SQL can see of the health of this installation."""
     rows = yield Call(sql.SQL("SELECT * FROM pgembed.doctor()"))

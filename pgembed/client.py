@@ -208,6 +208,18 @@ class Pgembed:
         """Go on with what was paused; returns how many had been."""
         return self._run(catalog.resume(table, target))
 
+    def unhook(self, table: str) -> int:
+        """Take pgembed's triggers off a table, for a migration that changes a column they name; ``sync`` puts them
+        back. Returns how many embeddings the table has."""
+        return self._run(catalog.unhook(table))
+
+    def sync(self, table: str | None = None, *, requeue: bool = True) -> int:
+        """Put a table's embeddings right after it was altered: triggers, queue, vector column; its rows are queued
+        again unless ``requeue`` is false. Returns how many it has. Without a table it follows renames, as every worker
+        does when it starts, and returns how many embeddings were out of date. Raises CatalogError where an input is
+        gone."""
+        return self._run(catalog.sync(table, requeue=requeue))
+
     def worker(
         self, options: WorkerOptions | None = None, *, on_progress: Callable[[Progress], None] | None = None
     ) -> Worker:

@@ -181,6 +181,14 @@ class AsyncPgembed:
         """See Pgembed.resume."""
         return await self._run(catalog.resume(table, target))
 
+    async def unhook(self, table: str) -> int:
+        """See Pgembed.unhook."""
+        return await self._run(catalog.unhook(table))
+
+    async def sync(self, table: str | None = None, *, requeue: bool = True) -> int:
+        """See Pgembed.sync."""
+        return await self._run(catalog.sync(table, requeue=requeue))
+
     async def work(
         self,
         options: WorkerOptions | None = None,

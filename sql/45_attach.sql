@@ -118,6 +118,12 @@ RETURN (SELECT t.tgrelid FROM pg_catalog.pg_trigger AS t
     WHERE t.tgparentid = 0 AND t.tgname = 'pgembed_' || embedding_id || '_update'
         AND p.pronamespace = 'pgembed'::regnamespace);
 
+-- The table of an embedding whose triggers were taken off, by number and name; NULL where there is none.
+CREATE OR REPLACE FUNCTION pgembed._unhooked_table(embedding pgembed.embedding) RETURNS regclass
+LANGUAGE sql STABLE
+RETURN (SELECT c.oid FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.oid = (embedding).relation AND c.relname = (embedding).table_name AND n.nspname = (embedding).schema_name);
+
 -- Forget an embedding whose table is gone; what is left of its queue is dropped.
 CREATE OR REPLACE FUNCTION pgembed.forget(embedding_id integer) RETURNS void
 LANGUAGE plpgsql
@@ -148,6 +154,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     embedding pgembed.embedding;
+    relation regclass;
     names text;
 BEGIN
     SELECT string_agg(format('%I.%I.%I', e.schema_name, e.table_name, e.target), ', ' ORDER BY e.id) INTO names
@@ -158,10 +165,11 @@ BEGIN
             HINT = 'Detach them first, or run it with detach_all (on the command line: --detach-all); their vectors will be dropped.';
     END IF;
     FOR embedding IN SELECT * FROM pgembed.embedding LOOP
-        IF pgembed._table_of(embedding.id) IS NULL THEN
+        relation := coalesce(pgembed._table_of(embedding.id), pgembed._unhooked_table(embedding));
+        IF relation IS NULL THEN
             PERFORM pgembed.forget(embedding.id);
         ELSE
-            PERFORM pgembed._detach(embedding, pgembed._table_of(embedding.id));
+            PERFORM pgembed._detach(embedding, relation);
         END IF;
     END LOOP;
     names := pgembed._dependents();

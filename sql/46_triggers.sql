@@ -25,17 +25,27 @@ BEGIN
 END
 $$;
 
--- Drop the queue of an embedding and the functions of its triggers, and with them the triggers.
+-- Drop the queue of an embedding and its triggers.
 CREATE OR REPLACE FUNCTION pgembed._drop_queue(embedding_id integer) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgembed._drop_triggers(embedding_id);
+    EXECUTE format('DROP TABLE IF EXISTS pgembed.%I, pgembed.%I', 'change_' || embedding_id, 'job_' || embedding_id);
+    DELETE FROM pgembed.missed AS m WHERE m.embedding = embedding_id;
+END
+$$;
+
+-- Drop the triggers of an embedding with their functions.
+CREATE OR REPLACE FUNCTION pgembed._drop_triggers(embedding_id integer) RETURNS void
 LANGUAGE plpgsql
 AS $$
 DECLARE
     function_name text;
 BEGIN
     FOREACH function_name IN ARRAY ARRAY['append_row_', 'append_rows_', 'instant_', 'clear_', 'drop_', 'empty_'] LOOP
-        EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I() CASCADE', function_name || embedding_id);
+        EXECUTE pg_catalog.format('DROP FUNCTION IF EXISTS pgembed.%I() CASCADE', function_name || embedding_id);
     END LOOP;
-    EXECUTE format('DROP TABLE IF EXISTS pgembed.%I, pgembed.%I', 'change_' || embedding_id, 'job_' || embedding_id);
 END
 $$;
 
@@ -94,7 +104,7 @@ BEGIN
     differs := pgembed._differs_sql(embedding.relation, input_names || key_names);
 
     -- A new row without inputs is appended too: it may have taken the place of a deleted one that a worker encodes now.
-    PERFORM pgembed._create_trigger_function('append_row_' || embedding_id, format(
+    PERFORM pgembed._create_trigger_function(embedding, 'append_row', key_names, format(
         'BEGIN %sINSERT INTO pgembed.%I (%s) VALUES (%s); RETURN NULL; END',
         pgembed._left_behind_sql(embedding), 'change_' || embedding_id, log_columns,
         (SELECT string_agg('NEW.' || name, ', ' ORDER BY o) FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
@@ -105,7 +115,7 @@ BEGIN
         EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pgembed.%I()',
             'pgembed_' || embedding_id || '_insert', embedding.relation::regclass, 'append_row_' || embedding_id);
     ELSE
-        PERFORM pgembed._create_trigger_function('append_rows_' || embedding_id, format(
+        PERFORM pgembed._create_trigger_function(embedding, 'append_rows', key_names, format(
             'BEGIN INSERT INTO pgembed.%I (%s) SELECT %s FROM new_rows AS new_row; RETURN NULL; END',
             'change_' || embedding_id, log_columns,
             (SELECT string_agg('new_row.' || name, ', ' ORDER BY o)
@@ -116,7 +126,7 @@ BEGIN
     END IF;
 
     IF embedding.stale = 'null' THEN
-        PERFORM pgembed._create_trigger_function('clear_' || embedding_id,
+        PERFORM pgembed._create_trigger_function(embedding, 'clear', ARRAY[quote_ident(embedding.target)],
             format('BEGIN NEW.%I := NULL; RETURN NEW; END', embedding.target));
         EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
             'zzz_pgembed_' || embedding_id || '_clear', embedding.relation::regclass, differs,
@@ -125,19 +135,42 @@ BEGIN
 END
 $$;
 
--- Make a function for triggers that does with the rights of whoever attaches what an application may not do itself.
--- One that `renders` values as text does it as the workers do, whatever the session's settings.
-CREATE OR REPLACE FUNCTION pgembed._create_trigger_function(name text, body text, renders boolean DEFAULT false)
-RETURNS void
+-- Make a function for triggers, <kind>_<id>: it does with the rights of whoever attaches what an application may not
+-- do itself. Its body names `columns` (quoted), which somebody may rename or drop: no statement of an application
+-- fails for that. What happens then is missed, noted in pgembed.missed, and put right by sync; a worker calls it where
+-- it may. One that `renders` values as text does it as the workers do, whatever the session's settings.
+CREATE OR REPLACE FUNCTION pgembed._create_trigger_function(
+    embedding pgembed.embedding, kind text, columns text[], body text, renders boolean DEFAULT false
+) RETURNS void
 LANGUAGE plpgsql
 AS $$
+DECLARE
+    name CONSTANT text := kind || '_' || embedding.id;
 BEGIN
     EXECUTE pg_catalog.format('CREATE FUNCTION pgembed.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
         'SET search_path = pg_catalog, pg_temp %s AS %L', name,
-        CASE WHEN renders THEN pgembed._rendering() ELSE '' END, body);
+        CASE WHEN renders THEN pgembed._rendering() ELSE '' END,
+        format('BEGIN IF %s THEN %s; END IF; INSERT INTO pgembed.missed (embedding) VALUES (%s); RETURN NEW; END',
+            pgembed._still_named_sql(embedding.relation, columns), body, embedding.id));
     EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', name);
 END
 $$;
+
+-- That a trigger's table still has these columns (quoted names) where it had them, as SQL; in a table that was restored
+-- they may have other numbers.
+CREATE OR REPLACE FUNCTION pgembed._still_named_sql(relation oid, columns text[]) RETURNS text
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT CASE count(*) WHEN 0 THEN 'true' ELSE format('(SELECT count(*) = %s FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = %s '
+        'AND a.attname = ANY (%L::name[]) AND NOT a.attisdropped AND (a.attrelid <> %s OR %s))',
+        count(*), CASE WHEN max(c.relkind) = 'p'
+            THEN 'coalesce(pg_catalog.pg_partition_root(TG_RELID), TG_RELID)' ELSE 'TG_RELID' END,
+        array_agg(a.attname), relation,
+        string_agg(format('a.attname = %L AND a.attnum = %s', a.attname, a.attnum), ' OR ')) END
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND NOT a.attisdropped
+    WHERE c.oid = relation AND quote_ident(a.attname) = ANY (columns);
+END;
 
 -- The settings under which values are rendered as texts, as clauses of CREATE FUNCTION; workers have the same.
 CREATE OR REPLACE FUNCTION pgembed._rendering() RETURNS text

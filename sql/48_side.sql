@@ -196,6 +196,7 @@ DECLARE
     same text;
     keys text;
     log_columns text;
+    key_names text[];
     side text;
     old_rows text;
 BEGIN
@@ -203,11 +204,11 @@ BEGIN
     SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = embedding.relation;
     SELECT string_agg(pg_catalog.format('s.%I = o.%I', k.side_name, k.row_name), ' AND ' ORDER BY k.ordinal),
         string_agg('o.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),
-        string_agg('key_' || k.ordinal, ', ' ORDER BY k.ordinal)
-    INTO same, keys, log_columns FROM pgembed._side_keys(embedding) AS k;
+        string_agg('key_' || k.ordinal, ', ' ORDER BY k.ordinal), array_agg(quote_ident(k.row_name))
+    INTO same, keys, log_columns, key_names FROM pgembed._side_keys(embedding) AS k;
     side := embedding.side::regclass;
     old_rows := CASE WHEN partitioned THEN '(SELECT OLD.*)' ELSE 'old_rows' END;
-    PERFORM pgembed._create_trigger_function('drop_' || embedding_id, pg_catalog.format(
+    PERFORM pgembed._create_trigger_function(embedding, 'drop', key_names, pg_catalog.format(
         'BEGIN IF current_setting(''transaction_isolation'') LIKE ''read %%'' THEN DELETE FROM %s AS s USING %s AS o WHERE %s; '
         'ELSE INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS o; END IF; RETURN NULL; END',
         side, old_rows, same, 'change_' || embedding_id, log_columns, keys, old_rows));
@@ -216,7 +217,7 @@ BEGIN
         CASE WHEN partitioned THEN 'FOR EACH ROW' ELSE 'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT' END,
         'drop_' || embedding_id);
     -- to wait for whoever reads the side table could deadlock
-    PERFORM pgembed._create_trigger_function('empty_' || embedding_id, pg_catalog.format(
+    PERFORM pgembed._create_trigger_function(embedding, 'empty', '{}', pg_catalog.format(
         'BEGIN BEGIN LOCK TABLE %1$s IN ACCESS EXCLUSIVE MODE NOWAIT; TRUNCATE %1$s; '
         'EXCEPTION WHEN lock_not_available THEN DELETE FROM %1$s; END; '
         'RETURN NULL; EXCEPTION WHEN serialization_failure THEN RETURN NULL; END', side));

@@ -34,14 +34,7 @@ DECLARE
     condition text;
     queued bigint;
 BEGIN
-    condition := coalesce('(' || "where" || E'\n)', pg_catalog.format('%s AND pg_catalog.num_nonnulls(%s) > 0 '
-        'AND NOT EXISTS (SELECT FROM pgembed.failure AS f WHERE f.embedding = %s AND (%s) = (%s)) '
-        'AND NOT EXISTS (SELECT FROM pgembed.%I WHERE (%s) = (%s)) '
-        'AND NOT EXISTS (SELECT FROM pgembed.%I WHERE (%s) = (%s))',
-        pgembed._no_vector_sql(embedding), pgembed._present_sql(embedding),
-        embedding.id, pgembed._typed_key(embedding, 'f.key'), row_key,
-        'job_' || embedding.id, queue_key, row_key,
-        'change_' || embedding.id, queue_key, row_key));
+    condition := coalesce('(' || "where" || E'\n)', pgembed._unseen_sql(embedding));
     EXECUTE pg_catalog.format('INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS t WHERE %s',
         'change_' || embedding.id, queue_key, row_key, relation, condition);
     GET DIAGNOSTICS queued = ROW_COUNT;
@@ -49,6 +42,26 @@ BEGIN
         queued := queued + pgembed._queue_left_over(embedding);
     END IF;
     RETURN queued;
+END
+$$;
+
+-- That a row of the user's table, alias t, has inputs, no vector and no failure, and does not wait, as SQL. Called by
+-- reconcile and doctor.
+CREATE OR REPLACE FUNCTION pgembed._unseen_sql(embedding pgembed.embedding) RETURNS text
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    row_key text := pgembed._key_columns_sql(embedding);
+    queue_key text := pgembed._key_list(embedding, 'key_%s');
+BEGIN
+    RETURN pg_catalog.format('%s AND pg_catalog.num_nonnulls(%s) > 0 '
+        'AND NOT EXISTS (SELECT FROM pgembed.failure AS f WHERE f.embedding = %s AND (%s) = (%s)) '
+        'AND NOT EXISTS (SELECT FROM pgembed.%I WHERE (%s) = (%s)) '
+        'AND NOT EXISTS (SELECT FROM pgembed.%I WHERE (%s) = (%s))',
+        pgembed._no_vector_sql(embedding), pgembed._present_sql(embedding),
+        embedding.id, pgembed._typed_key(embedding, 'f.key'), row_key,
+        'job_' || embedding.id, queue_key, row_key,
+        'change_' || embedding.id, queue_key, row_key);
 END
 $$;
 

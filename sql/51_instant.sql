@@ -112,6 +112,7 @@ DECLARE
     parts record;
     relation regclass;
     partitioned boolean;
+    names text[];
     empty text;
     keys text;
 BEGIN
@@ -119,11 +120,12 @@ BEGIN
     relation := embedding.relation;
     SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = relation;
     parts := pgembed._instant_parts(embedding);
+    names := parts.columns || parts.keys || quote_ident(embedding.target);
     empty := pg_catalog.format('NEW.%I IS NULL AND pg_catalog.num_nonnulls(%s) > 0', embedding.target,
         (SELECT string_agg('NEW.' || c, ', ') FROM unnest(parts.columns) AS c));
     keys := (SELECT string_agg('NEW.' || k, ', ' ORDER BY o) FROM unnest(parts.keys) WITH ORDINALITY AS u (k, o));
 
-    PERFORM pgembed._create_trigger_function('instant_' || embedding_id, pg_catalog.format(
+    PERFORM pgembed._create_trigger_function(embedding, 'instant', names, pg_catalog.format(
         'BEGIN NEW.%1$I := NULL; IF NOT %2$s THEN BEGIN SELECT %3$s INTO NEW.%1$I FROM (SELECT NEW.*) AS t; '
         'EXCEPTION WHEN others THEN NEW.%1$I := NULL; END; END IF; RETURN NEW; END',
         embedding.target, pgembed._later_sql(), parts.vector), renders => true);
@@ -133,7 +135,7 @@ BEGIN
         'zzz_pgembed_' || embedding_id || '_update', relation, pgembed._differs_sql(relation, parts.columns),
         'instant_' || embedding_id);
 
-    PERFORM pgembed._create_trigger_function('append_row_' || embedding_id, pg_catalog.format(
+    PERFORM pgembed._create_trigger_function(embedding, 'append_row', names, pg_catalog.format(
         'BEGIN IF %s THEN INSERT INTO pgembed.%I (%s) VALUES (%s); ELSE %s END IF; RETURN NULL; END', empty,
         'change_' || embedding_id, parts.queue_keys, keys, pgembed._forgive_sql(embedding, '(SELECT NEW.*)')),
         renders => true);
@@ -144,7 +146,7 @@ BEGIN
         EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pgembed.%I()',
             'pgembed_' || embedding_id || '_insert', relation, 'append_row_' || embedding_id);
     ELSE
-        PERFORM pgembed._create_trigger_function('append_rows_' || embedding_id, pg_catalog.format(
+        PERFORM pgembed._create_trigger_function(embedding, 'append_rows', names, pg_catalog.format(
             'BEGIN INSERT INTO pgembed.%I (%s) SELECT %s FROM new_rows AS t '
             'WHERE t.%I IS NULL AND %s; %s RETURN NULL; END',
             'change_' || embedding_id, parts.queue_keys,
@@ -219,7 +221,7 @@ BEGIN
     SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = relation;
     parts := pgembed._instant_parts(embedding);
 
-    PERFORM pgembed._create_trigger_function('append_row_' || embedding_id,
+    PERFORM pgembed._create_trigger_function(embedding, 'append_row', parts.columns || parts.keys,
         pgembed._instant_row_body(embedding, parts.vector, parts.present), renders => true);
     EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
         'pgembed_' || embedding_id || '_update', relation,
@@ -228,7 +230,7 @@ BEGIN
         EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pgembed.%I()',
             'pgembed_' || embedding_id || '_insert', relation, 'append_row_' || embedding_id);
     ELSE
-        PERFORM pgembed._create_trigger_function('append_rows_' || embedding_id,
+        PERFORM pgembed._create_trigger_function(embedding, 'append_rows', parts.columns || parts.keys,
             pgembed._instant_rows_body(embedding, parts.vector, parts.present), renders => true);
         EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
             'FOR EACH STATEMENT EXECUTE FUNCTION pgembed.%I()',

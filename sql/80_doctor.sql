@@ -108,7 +108,8 @@ BEGIN
         ('embedding', '{UPDATE}', 'state'),
         ('embedding', '{UPDATE}', 'backfill_after'),
         ('failure', '{SELECT,INSERT,UPDATE,DELETE}', NULL),
-        ('written', '{SELECT,INSERT,UPDATE,DELETE}', NULL)
+        ('written', '{SELECT,INSERT,UPDATE,DELETE}', NULL),
+        ('missed', '{SELECT}', NULL)
     ) AS v (name, rights, of_column)
     JOIN pg_catalog.pg_class AS c ON c.relnamespace = 'pgembed'::regnamespace AND c.relname = v.name
     WHERE embedding.id IS NULL;
@@ -182,15 +183,26 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     relation regclass := embedding.relation;
+    named text;
     n bigint;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = embedding.relation) THEN
         ok := false;
         finding := 'The table is gone.';
-        remedy := pg_catalog.format('SELECT pgembed.forget(%s);', embedding.id);
+        named := pg_catalog.format('%I.%I', embedding.schema_name, embedding.table_name);
+        remedy := pg_catalog.format(CASE WHEN to_regclass(named) IS NOT NULL
+            THEN 'Another has its name: SELECT pgembed.sync(%2$L); has it take its place. Or: SELECT pgembed.forget(%1$s);'
+            ELSE 'SELECT pgembed.forget(%s);' END, embedding.id, named);
         RETURN NEXT;
         RETURN;
     END IF;
+
+    part := 'columns';
+    ok := false;
+    FOR finding, remedy IN SELECT c.finding, c.remedy FROM pgembed._examine_columns(embedding) AS c LOOP
+        RETURN NEXT;
+        RETURN;
+    END LOOP;
 
     SELECT count(*) INTO n FROM pg_catalog.pg_trigger AS t
     WHERE t.tgrelid = embedding.relation AND t.tgenabled <> 'D'
@@ -199,9 +211,11 @@ BEGIN
     ok := n = CASE WHEN embedding.storage = 'side' OR embedding.mode = 'instant' THEN 4
         WHEN embedding.stale = 'null' THEN 3 ELSE 2 END;
     finding := pg_catalog.format('%s enabled', n);
-    remedy := CASE WHEN NOT ok THEN pg_catalog.format(
-        'Enable them: ALTER TABLE %s ENABLE TRIGGER USER; then SELECT pgembed.reconcile(%L, %L);',
-        relation, relation, embedding.target) END;
+    remedy := CASE WHEN NOT ok THEN pg_catalog.format(CASE
+        WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger AS t WHERE t.tgrelid = embedding.relation
+            AND t.tgenabled = 'D' AND t.tgname ~ pg_catalog.format('^(zzz_)?pgembed_%s_', embedding.id))
+            THEN 'Enable them: ALTER TABLE %s ENABLE TRIGGER USER; then SELECT pgembed.reconcile(%L, %L);'
+        ELSE 'Make them anew: SELECT pgembed.sync(%2$L);' END, relation, relation, embedding.target) END;
     RETURN NEXT;
 
     IF embedding.storage = 'side'
@@ -256,6 +270,7 @@ DECLARE
     workers bigint;
     stale bigint;
     since interval;
+    unseen bigint;
     valid bigint;
     invalid text;
 BEGIN
@@ -299,6 +314,20 @@ BEGIN
     remedy := CASE WHEN NOT ok THEN pg_catalog.format(
         'See SELECT * FROM pgembed.failures; then SELECT pgembed.retry(%L, %L);', relation, embedding.target) END;
     RETURN NEXT;
+
+    IF state.state = 'ready' AND state.exact THEN
+        EXECUTE pg_catalog.format('SELECT count(*) FROM (SELECT FROM %s AS t WHERE %s LIMIT 1000) AS u', relation,
+            pgembed._unseen_sql(embedding))
+        INTO unseen;
+        part := 'rows';
+        ok := unseen = 0;
+        finding := CASE unseen WHEN 0 THEN 'none without a vector that does not wait'
+            ELSE pg_catalog.format('%s%s without a vector that do not wait: no trigger saw them', unseen,
+                CASE unseen WHEN 1000 THEN ' or more' ELSE '' END) END;
+        remedy := CASE WHEN NOT ok THEN pg_catalog.format('SELECT pgembed.reconcile(%L, %L);', relation,
+            embedding.target) END;
+        RETURN NEXT;
+    END IF;
 
     SELECT count(*) FILTER (WHERE i.indisvalid),
         string_agg(i.indexrelid::regclass::text, ', ') FILTER (WHERE NOT i.indisvalid)

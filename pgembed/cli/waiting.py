@@ -36,7 +36,7 @@ def pause(table: TableName, target: Target = None, as_json: Json = False) -> Non
     with database() as db:
         count = db.pause(table, target)
     say_done(
-        f"{_embeddings(count)} paused; go on: pgembed resume {table}",
+        f"{embeddings(count)} paused; go on: pgembed resume {table}",
         as_json=as_json, action="pause", table=table, target=target, embeddings=count,
     )  # fmt: skip
 
@@ -47,10 +47,11 @@ def resume(table: TableName, target: Target = None, as_json: Json = False) -> No
     with database() as db:
         count = db.resume(table, target)
     say_done(
-        f"{_embeddings(count)} resumed.",
+        f"{embeddings(count)} resumed.",
         as_json=as_json, action="resume", table=table, target=target, embeddings=count,
     )  # fmt: skip
 
 
-def _embeddings(count: int) -> str:
+def embeddings(count: int) -> str:
+    """So many embeddings, in words."""
     return "1 embedding" if count == 1 else f"{count} embeddings"

@@ -16,7 +16,7 @@ from pgembed.encoders import Encoder
 from pgembed.errors import InvalidInput, NotInstalled, PgembedError
 from pgembed.worker.batch import Batch, Row
 from pgembed.worker.decode import Decoder
-from pgembed.worker.faults import is_lost
+from pgembed.worker.faults import is_conflict, is_lost
 from pgembed.worker.pipes import Pipes
 from pgembed.worker.queue import Queue, Work
 from pgembed.worker.sweep import Sweep
@@ -39,6 +39,7 @@ class Loader:
         self.sweep = Sweep(self.state, conn)
         self.renewed = time.monotonic()
         self.works: list[Work] = []
+        self.unsynced: set[int] = set()  # tables that could not be put right: told once
 
     def close(self) -> None:
         self.decoder.close()
@@ -49,6 +50,7 @@ class Loader:
         refreshed = -10.0
         while not self.state.stop.is_set() and not self.pipes.broken.is_set() and not self.state.is_done():
             if time.monotonic() - refreshed > REFRESH:
+                self._sync_missed()
                 self.works = self._works()
                 refreshed = time.monotonic()
             busy = [self._serve(work) for work in self.works if not self.state.stop.is_set()]
@@ -80,6 +82,31 @@ class Loader:
             self.state.log.warning(
                 "catalog out of date", error=error.diag.message_primary, remedy="as its owner: SELECT pgembed.sync();"
             )
+
+    def _sync_missed(self) -> None:
+        """Put tables right whose triggers know a column by a name that it no longer has, where this role may."""
+        statement = (
+            "SELECT DISTINCT e.relation FROM pgembed.missed m JOIN pgembed.embedding e ON e.id = m.embedding"
+            " JOIN pg_catalog.pg_class c ON c.oid = e.relation"
+        )
+        try:
+            with self.conn.transaction():
+                tables = [table for (table,) in self.conn.execute(statement).fetchall()]
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.InsufficientPrivilege):
+            return  # an older schema, or none, or a right that doctor names: what comes next says so
+        for table in set(tables) - self.unsynced:
+            try:
+                with self.conn.transaction():
+                    self.conn.execute("SELECT pgembed.sync($1::oid::regclass)", [table])
+            except psycopg.Error as error:
+                if is_lost(self.conn, error):
+                    raise
+                if is_conflict(error) or isinstance(error, psycopg.errors.LockNotAvailable):
+                    continue  # in use: the next time
+                self.unsynced.add(table)
+                self.state.log.warning(
+                    "a table was altered", error=error.diag.message_primary, remedy="as its owner: pgembed doctor"
+                )
 
     def _works(self) -> list[Work]:
         try:

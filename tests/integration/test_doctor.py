@@ -63,7 +63,7 @@ def test_a_database_in_order_has_no_remedies(table: Table) -> None:
     table.work()
     found = examined(table.dsn)
     assert [(one.subject, one.remedy) for one in found.values() if not one.ok or one.remedy] == []
-    parts = ["triggers", "rights", "queue", "leases", "failures", "index"]
+    parts = ["triggers", "rights", "queue", "leases", "failures", "rows", "index"]
     assert [name for name in found if "product" in name] == [f"public.product.embedding {part}" for part in parts]
 
 

@@ -1,0 +1,230 @@
+"""What happens to tables behind the triggers' back: doctor names it, one command puts it right, no statement fails."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+import pgembed
+from pgembed.errors import CatalogError
+from tests.conftest import Connection
+
+
+@pytest.fixture(params=["column", "side"])
+def kept(request: pytest.FixtureRequest) -> str:
+    """Where vectors stand."""
+    return request.param
+
+
+@pytest.fixture(params=["queue", "instant"])
+def mode(request: pytest.FixtureRequest) -> str:
+    """Who encodes."""
+    return request.param
+
+
+@pytest.fixture
+def db(database: Connection, database_dsn: str, kept: str, mode: str) -> pgembed.Pgembed:
+    """A client of a database with a table of three rows that have their vectors."""
+    database.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
+    database.execute("CREATE TABLE item (id integer PRIMARY KEY, title text, other text, price int)")
+    database.execute("INSERT INTO item VALUES (1, 'a dog'), (2, 'a red shoe'), (3, NULL)")
+    client = pgembed.connect(database_dsn)
+    client.attach("item", "embedding", encoder="lite", text="{title}", storage=kept, mode=mode)
+    client.work(until_idle=True)
+    assert_true(database)
+    return client
+
+
+def assert_true(conn: Connection, text: str = "title", *, rows: int = 2) -> None:
+    """Every row with a text has the vector of it, no other has one, and nothing waits or failed."""
+    ((storage,),) = conn.execute("SELECT storage FROM pgembed.embedding").fetchall()
+    place = "embedding" if storage == "column" else "(SELECT s.vector FROM item_embedding s WHERE s.id = t.id)"
+    found = conn.execute(
+        f"SELECT id, {place} <-> pgembed.encode_text('lite', {text}) FROM item t WHERE {text} IS NOT NULL".encode()
+    ).fetchall()
+    assert len(found) == rows
+    assert [distance for _, distance in found] == [pytest.approx(0, abs=1e-5)] * rows
+    assert conn.execute(f"SELECT id FROM item t WHERE {text} IS NULL AND {place} IS NOT NULL".encode()).fetchall() == []
+    assert conn.execute("SELECT queued, failed FROM pgembed.status").fetchall() == [(0, 0)]
+
+
+def findings(db: pgembed.Pgembed) -> list[str]:
+    """What doctor finds wrong with the embedding, but for the workers that are not connected."""
+    return [
+        f"{finding.finding} | {finding.remedy}"
+        for finding in db.doctor()
+        if not finding.ok and "item" in finding.subject
+    ]
+
+
+def put_right(db: pgembed.Pgembed, conn: Connection, text: str = "title", *, rows: int = 2) -> None:
+    """Run the command that doctor names first; then all is well."""
+    command = findings(db)[0].split(" | ")[1].split(": ")[-1]
+    assert command.startswith("SELECT pgembed.")
+    conn.execute(command.encode())
+    db.work(until_idle=True)
+    assert findings(db) == []
+    assert_true(conn, text, rows=rows)
+
+
+def test_a_column_changes_its_type_between_unhook_and_sync(db: pgembed.Pgembed, database: Connection) -> None:
+    with pytest.raises(psycopg.errors.FeatureNotSupported, match="used in a trigger definition"):
+        database.execute("ALTER TABLE item ALTER title TYPE varchar(5)")
+    with database.transaction():
+        database.execute("SELECT pgembed.unhook('item')")
+        database.execute("ALTER TABLE item ALTER title TYPE varchar(5) USING left(title, 5)")
+        database.execute("SELECT pgembed.sync('item')")
+    db.work(until_idle=True)
+    assert_true(database)
+
+
+def test_what_changes_while_unhooked_is_queued_by_sync(db: pgembed.Pgembed, database: Connection) -> None:
+    assert db.unhook("item") == 1
+    database.execute("UPDATE item SET title = 'a cat' WHERE id = 1")
+    database.execute("INSERT INTO item VALUES (4, 'a frog')")
+    database.execute("DELETE FROM item WHERE id = 2")
+    assert "Make them anew" in findings(db)[0]
+    put_right(db, database)
+
+
+def test_triggers_that_were_dropped(db: pgembed.Pgembed, database: Connection) -> None:
+    for (name,) in database.execute("SELECT tgname FROM pg_trigger WHERE tgrelid = 'item'::regclass").fetchall():
+        database.execute(f'DROP TRIGGER "{name}" ON item'.encode())
+    database.execute("UPDATE item SET title = 'a cat' WHERE id = 1")
+    put_right(db, database)
+
+
+def test_a_column_that_is_dropped_and_added_again(db: pgembed.Pgembed, database: Connection) -> None:
+    database.execute("ALTER TABLE item DROP title CASCADE")
+    database.execute("INSERT INTO item VALUES (4, 'no trigger')")
+    sentence = "Table item has no column 'title' any more, from which its vectors are made."
+    (finding,) = findings(db)
+    assert finding.startswith(sentence)
+    with pytest.raises(CatalogError, match=r"has no column 'title' any more"):
+        db.sync("item")
+    database.execute("ALTER TABLE item ADD title text")
+    database.execute("UPDATE item SET title = 'a boat'")
+    assert db.sync("item") == 1
+    db.work(until_idle=True)
+    assert findings(db) == []
+    assert_true(database, rows=4)
+    database.execute("UPDATE item SET title = 'a ship' WHERE id = 1")
+    db.work(until_idle=True)
+    assert_true(database, rows=4)
+
+
+def test_columns_that_are_renamed_keep_their_part(db: pgembed.Pgembed, database: Connection) -> None:
+    database.execute("ALTER TABLE item RENAME title TO heading")
+    database.execute("ALTER TABLE item RENAME other TO title")
+    database.execute("UPDATE item SET title = 'not this', heading = 'a cat' WHERE id = 1")
+    db.work(until_idle=True)
+    assert_true(database, "heading")
+    assert db.sync("item") == 1
+    db.work(until_idle=True)
+    assert_true(database, "heading")
+
+
+def test_a_column_of_which_no_text_can_be_made(db: pgembed.Pgembed, database: Connection) -> None:
+    db.unhook("item")
+    database.execute("ALTER TABLE item ALTER title TYPE bytea USING title::bytea")
+    with pytest.raises(CatalogError, match=r"Column 'title' of public.item is bytea now, of which no text can be made"):
+        db.sync("item")
+    assert any("is bytea now" in finding for finding in findings(db))
+    database.execute("INSERT INTO item VALUES (4, '\\x00')")
+
+
+def test_names_that_move_fail_no_statement_and_are_put_right_by_a_worker(
+    db: pgembed.Pgembed, database: Connection, mode: str
+) -> None:
+    database.execute("ALTER TABLE item RENAME id TO number")
+    database.execute("ALTER TABLE item RENAME price TO id")
+    database.execute("INSERT INTO item (number, title) VALUES (4, 'a frog')")
+    database.execute("UPDATE item SET title = 'a cat' WHERE number = 1")
+    database.execute("UPDATE item SET number = 12 WHERE number = 2")
+    database.execute("DELETE FROM item WHERE number = 3")
+    database.execute("INSERT INTO item (number, title) VALUES (5, 'a fish'), (6, 'a boat')")
+    assert any("changes were missed. | SELECT pgembed.sync(" in finding for finding in findings(db))
+    db.work(until_idle=True)
+    assert findings(db) == []
+    ((storage,),) = database.execute("SELECT storage FROM pgembed.embedding").fetchall()
+    place = "embedding" if storage == "column" else "(SELECT s.vector FROM item_embedding s WHERE s.id = t.number)"
+    apart = database.execute(f"SELECT {place} <-> pgembed.encode_text('lite', title) FROM item t".encode()).fetchall()
+    assert apart == [(pytest.approx(0, abs=1e-5),)] * 5
+    if storage == "side":
+        assert database.execute("SELECT count(*) FROM item_embedding").fetchall() == [(5,)]
+
+
+@pytest.mark.parametrize(("type_sql", "key"), [("bigint", "5000000000"), ("text", "'five'"), ("numeric", "5.5")])
+def test_a_key_of_another_type(db: pgembed.Pgembed, database: Connection, type_sql: str, key: str) -> None:
+    db.unhook("item")
+    database.execute(f"ALTER TABLE item ALTER id TYPE {type_sql}".encode())
+    db.sync("item")
+    database.execute(f"INSERT INTO item VALUES ({key}, 'a frog')".encode())
+    db.work(until_idle=True)
+    assert findings(db) == []
+    assert_true(database, rows=3)
+
+
+def test_another_key_altogether(db: pgembed.Pgembed, database: Connection, kept: str) -> None:
+    db.unhook("item")
+    database.execute("ALTER TABLE item DROP CONSTRAINT item_pkey, ADD lot int DEFAULT 7, ADD PRIMARY KEY (lot, id)")
+    db.sync("item")
+    database.execute("INSERT INTO item VALUES (4, 'a frog')")
+    db.work(until_idle=True)
+    assert findings(db) == []
+    assert_true(database, rows=3)
+
+
+def test_a_vector_column_that_is_dropped_or_renamed(database: Connection, database_dsn: str) -> None:
+    database.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
+    database.execute("CREATE TABLE item (id integer PRIMARY KEY, title text)")
+    database.execute("INSERT INTO item VALUES (1, 'a dog'), (2, 'a red shoe')")
+    db = pgembed.connect(database_dsn)
+    db.attach("item", "embedding", encoder="lite", text="{title}")
+    db.work(until_idle=True)
+    database.execute("ALTER TABLE item RENAME embedding TO vec")
+    with pytest.raises(CatalogError, match=r"has no column 'embedding' any more; renamed, it may be 'vec'"):
+        db.sync("item")
+    database.execute("INSERT INTO item VALUES (3, 'a frog')")
+    database.execute("ALTER TABLE item DROP vec")
+    assert any("The vector column 'embedding' is gone." in finding for finding in findings(db))
+    put_right(db, database, rows=3)
+
+
+def test_a_table_that_takes_the_place_of_another(db: pgembed.Pgembed, database: Connection) -> None:
+    database.execute("CREATE TABLE fresh (price int, title text, id integer PRIMARY KEY)")
+    database.execute("INSERT INTO fresh (id, title) SELECT id + 10, title || ' indeed' FROM item")
+    with database.transaction():
+        database.execute("DROP TABLE item")
+        database.execute("ALTER TABLE fresh RENAME TO item")
+    (finding,) = findings(db)
+    assert finding.startswith("The table is gone. | Another has its name: SELECT pgembed.sync('public.item');")
+    database.execute("SELECT pgembed.sync('public.item')")
+    db.work(until_idle=True)
+    assert findings(db) == []
+    assert_true(database)
+
+
+def test_a_partition_that_comes_with_rows(database: Connection, database_dsn: str, kept: str, mode: str) -> None:
+    database.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
+    database.execute("CREATE TABLE item (id integer PRIMARY KEY, title text) PARTITION BY RANGE (id)")
+    db = pgembed.connect(database_dsn)
+    db.attach("item", "embedding", encoder="lite", text="{title}", storage=kept, mode=mode)
+    db.work(until_idle=True)
+    database.execute("CREATE TABLE lot (LIKE item)")
+    database.execute("INSERT INTO lot (id, title) VALUES (1, 'a dog'), (2, 'a cat')")
+    database.execute("ALTER TABLE item ATTACH PARTITION lot FOR VALUES FROM (0) TO (10)")
+    assert findings(db)[0].startswith("2 without a vector that do not wait")
+    put_right(db, database)
+    database.execute("UPDATE lot SET title = 'a frog' WHERE id = 1")
+    db.work(until_idle=True)
+    assert_true(database)
+
+
+def test_uninstall_while_unhooked_leaves_the_table_as_it_was(db: pgembed.Pgembed, database: Connection) -> None:
+    db.unhook("item")
+    db.uninstall(detach_all=True)
+    columns = database.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'item'::regclass AND attnum > 0"
+                               " AND NOT attisdropped").fetchall()  # fmt: skip
+    assert columns == [("id",), ("title",), ("other",), ("price",)]
+    assert database.execute("SELECT to_regclass('item_embedding')").fetchall() == [(None,)]
