@@ -1,5 +1,7 @@
 -- What attach puts beside and on a table: the queue's two tables, and the triggers that append to its log.
 
+DROP FUNCTION IF EXISTS pgembed._create_trigger_function(text, text);
+
 -- The two tables of an embedding's queue: the log that triggers append to, and the jobs that workers hold. Keys stand
 -- in columns key_1, key_2, ... so that no name of the user's can clash with the queue's own.
 CREATE OR REPLACE FUNCTION pgembed._create_queue(embedding_id integer, keys jsonb) RETURNS void
@@ -20,6 +22,10 @@ BEGIN
         'claimed_until timestamptz, error text, first_seq bigint, PRIMARY KEY (%s)) WITH (fillfactor = 70)',
         'job_' || embedding_id, definition, names);
     EXECUTE format('CREATE UNIQUE INDEX ON pgembed.%I (seq)', 'job_' || embedding_id);
+    IF pgembed._owner() <> quote_ident(current_user)::regrole THEN
+        EXECUTE format('ALTER TABLE pgembed.%I OWNER TO %s', 'change_' || embedding_id, pgembed._owner());
+        EXECUTE format('ALTER TABLE pgembed.%I OWNER TO %s', 'job_' || embedding_id, pgembed._owner());
+    END IF;
 END
 $$;
 
@@ -34,6 +40,7 @@ BEGIN
         EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I() CASCADE', function_name || embedding_id);
     END LOOP;
     EXECUTE format('DROP TABLE IF EXISTS pgembed.%I, pgembed.%I', 'change_' || embedding_id, 'job_' || embedding_id);
+    DELETE FROM pgembed.backfill AS b WHERE b.embedding = embedding_id;
 END
 $$;
 
@@ -71,8 +78,10 @@ DECLARE
     input_names text[];
     differs text;
     log_columns text;
+    runs_as regrole;
 BEGIN
     SELECT * INTO embedding FROM pgembed.embedding WHERE id = embedding_id;
+    runs_as := pgembed._triggers_run_as(embedding);
     SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = embedding.relation;
     SELECT array_agg(quote_ident(key ->> 'name') ORDER BY ordinal), string_agg('key_' || ordinal, ', ' ORDER BY ordinal)
     INTO key_names, log_columns
@@ -81,7 +90,7 @@ BEGIN
     differs := pgembed._differs_sql(embedding.relation, input_names || key_names);
 
     -- A new row without inputs is appended too: it may have taken the place of a deleted one that a worker encodes now.
-    PERFORM pgembed._create_trigger_function('append_row_' || embedding_id, format(
+    PERFORM pgembed._create_trigger_function('append_row_' || embedding_id, runs_as, format(
         'BEGIN %sINSERT INTO pgembed.%I (%s) VALUES (%s); RETURN NULL; END',
         pgembed._left_behind_sql(embedding), 'change_' || embedding_id, log_columns,
         (SELECT string_agg('NEW.' || name, ', ' ORDER BY o) FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
@@ -92,7 +101,7 @@ BEGIN
         EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pgembed.%I()',
             'pgembed_' || embedding_id || '_insert', embedding.relation::regclass, 'append_row_' || embedding_id);
     ELSE
-        PERFORM pgembed._create_trigger_function('append_rows_' || embedding_id, format(
+        PERFORM pgembed._create_trigger_function('append_rows_' || embedding_id, runs_as, format(
             'BEGIN INSERT INTO pgembed.%I (%s) SELECT %s FROM new_rows AS new_row; RETURN NULL; END',
             'change_' || embedding_id, log_columns,
             (SELECT string_agg('new_row.' || name, ', ' ORDER BY o)
@@ -103,25 +112,56 @@ BEGIN
     END IF;
 
     IF embedding.stale = 'null' THEN
-        PERFORM pgembed._create_trigger_function('clear_' || embedding_id,
+        PERFORM pgembed._create_trigger_function('clear_' || embedding_id, runs_as,
             format('BEGIN NEW.%I := NULL; RETURN NEW; END', embedding.target));
         EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
             'zzz_pgembed_' || embedding_id || '_clear', embedding.relation::regclass, differs,
             'clear_' || embedding_id);
     END IF;
     IF embedding.storage = 'side' THEN
-        PERFORM pgembed._create_side_triggers(embedding_id);
+        PERFORM pgembed._create_side_triggers(embedding_id, runs_as);
     END IF;
 END
 $$;
 
--- Make a function for triggers that does with the rights of whoever attaches what an application may not do itself.
-CREATE OR REPLACE FUNCTION pgembed._create_trigger_function(name text, body text) RETURNS void
+-- Whose rights the triggers of an embedding use. Those of a side table write it, which may fire what its owner has put
+-- on it: they run as that owner, who may append to the log for it. All others only append, and run as the schema's
+-- owner.
+CREATE OR REPLACE FUNCTION pgembed._triggers_run_as(embedding pgembed.embedding) RETURNS regrole
 LANGUAGE plpgsql
 AS $$
+DECLARE
+    chosen regrole := pgembed._owner();
+BEGIN
+    IF embedding.storage = 'side' THEN
+        SELECT c.relowner INTO chosen FROM pg_catalog.pg_class AS c WHERE c.oid = embedding.relation;
+        IF NOT pg_has_role(chosen, pgembed._owner(), 'USAGE') THEN
+            EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA pgembed TO %s', chosen);
+            EXECUTE pg_catalog.format('GRANT INSERT ON pgembed.%I TO %s', 'change_' || embedding.id, chosen);
+        END IF;
+    END IF;
+    RETURN chosen;
+END
+$$;
+
+-- Make a function for triggers that does what an application may not do itself, with the rights of this role.
+CREATE OR REPLACE FUNCTION pgembed._create_trigger_function(name text, runs_as regrole, body text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    lends boolean := NOT has_schema_privilege(runs_as, 'pgembed', 'CREATE');
 BEGIN
     EXECUTE pg_catalog.format('CREATE FUNCTION pgembed.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
         'SET search_path = pg_catalog, pg_temp AS %L', name, body);
     EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', name);
+    IF runs_as <> quote_ident(current_user)::regrole THEN
+        IF lends THEN -- Postgres wants it for the moment; nobody else sees it
+            EXECUTE pg_catalog.format('GRANT CREATE ON SCHEMA pgembed TO %s', runs_as);
+        END IF;
+        EXECUTE pg_catalog.format('ALTER FUNCTION pgembed.%I() OWNER TO %s', name, runs_as);
+        IF lends THEN
+            EXECUTE pg_catalog.format('REVOKE CREATE ON SCHEMA pgembed FROM %s', runs_as);
+        END IF;
+    END IF;
 END
 $$;

@@ -9,12 +9,22 @@ from typing import NoReturn
 
 import typer
 
-from pgembed.cli import embedding, encoder, encoder_export, manage, search, verify, waiting, work
+from pgembed.cli import embedding, encoder, encoder_export, manage, roles, search, verify, waiting, work
 from pgembed.cli.app import WrongUsage, app
 from pgembed.cli.output import Remarks, remark
 from pgembed.errors import PgembedError
 
-COMMANDS = (manage, encoder, encoder_export, search, embedding, waiting, verify, work)  # importing them registers them
+COMMANDS = (
+    manage,
+    roles,
+    encoder,
+    encoder_export,
+    search,
+    embedding,
+    waiting,
+    verify,
+    work,
+)  # importing them registers them
 PARSING_FAILED = typer.BadParameter.__mro__[2]  # ClickException, which typer itself has under no public name
 
 

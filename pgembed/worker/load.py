@@ -160,7 +160,9 @@ class Loader:
         with self.conn.transaction():
             self.conn.execute(statements.lock)
             state = self.conn.execute(
-                "SELECT state, backfill_after FROM pgembed.embedding WHERE id = $1", [work.id]
+                "SELECT e.state, b.after FROM pgembed.embedding e"
+                " LEFT JOIN pgembed.backfill b ON b.embedding = e.id WHERE e.id = $1",
+                [work.id],
             ).fetchone()
             if state is None or state[0] != "backfill":
                 return False
@@ -169,7 +171,8 @@ class Loader:
                 self.conn.execute("UPDATE pgembed.embedding SET state = 'ready' WHERE id = $1", [work.id])
             else:
                 self.conn.execute(
-                    "UPDATE pgembed.embedding SET backfill_after = $1 WHERE id = $2",
+                    "INSERT INTO pgembed.backfill (embedding, after) VALUES ($2, $1)"
+                    " ON CONFLICT (embedding) DO UPDATE SET after = excluded.after",
                     [Jsonb(last[0]), work.id],
                 )
         return last is not None
