@@ -198,10 +198,12 @@ BEGIN
         SELECT coalesce(facts ->> 'column', '') WHERE modality <> 'text'
     ) AS c (name)
     WHERE names ->> c.name IS NULL;
-    IF missing IS NOT NULL OR names IS NULL THEN
+    IF missing IS NOT NULL OR names IS NULL
+        OR modality = 'text' AND NOT EXISTS (SELECT FROM pgembed._template_parts(facts ->> 'template') AS p
+            WHERE p.column_name IS NOT NULL) THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_column',
-            MESSAGE = format('The %s input reads a column that %s does not have: %s.', modality, relation::regclass,
-                coalesce(missing, 'none is named')),
+            MESSAGE = format(CASE WHEN missing IS NULL THEN 'The %s input of %s reads no column.'
+                ELSE 'The %s input reads a column that %s does not have: %s.' END, modality, relation::regclass, missing),
             HINT = 'Detach the embedding and attach it again with columns that are there.';
     END IF;
     IF modality <> 'text' THEN

@@ -9,12 +9,12 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 import psycopg
-from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from pgembed.encoders import Encoder
 from pgembed.errors import InvalidInput, NotInstalled, PgembedError
 from pgembed.worker.batch import Batch, Row
+from pgembed.worker.catalog import Catalog
 from pgembed.worker.decode import Decoder
 from pgembed.worker.faults import is_lost
 from pgembed.worker.pipes import Pipes
@@ -24,6 +24,7 @@ from pgembed.worker.write import give_back, is_detached
 
 READ_ROWS = 64  # read at once, so that no more pictures than these lie in memory undecoded, twice
 REFRESH = 2.0  # seconds between looks at the catalog
+_NOT_INSTALLED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName)
 
 
 class Loader:
@@ -34,6 +35,7 @@ class Loader:
         self.state = pipes.state
         self.options = pipes.options
         self.conn = conn
+        self.catalog = Catalog(self.state, conn)
         self.decoder = Decoder(self.options.media, self.options.decode_threads)
         self.sweep = Sweep(self.state, conn)
         self.renewed = time.monotonic()
@@ -43,8 +45,8 @@ class Loader:
         self.decoder.close()
 
     def run(self) -> None:
-        self._give_back_from_before()
         self._sync()
+        self._give_back_from_before()
         refreshed = -10.0
         while not self.state.stop.is_set() and not self.pipes.broken.is_set() and not self.state.is_done():
             if time.monotonic() - refreshed > REFRESH:
@@ -62,6 +64,8 @@ class Loader:
                 self.works = self._works()
                 self._raise_lasting_trouble()
                 if not any(self._unfinished(work) for work in self.works):
+                    if refused := self.state.any_refused():
+                        raise refused
                     return
                 self.state.stop.wait(min(self.options.poll, 0.05))
             else:
@@ -79,11 +83,15 @@ class Loader:
             self.state.log.warning(
                 "catalog out of date", error=error.diag.message_primary, remedy="as its owner: SELECT pgembed.sync();"
             )
+        except (psycopg.DataError, psycopg.ProgrammingError, psycopg.errors.RaiseException) as error:
+            if not isinstance(error, _NOT_INSTALLED):
+                self.state.log.warning(
+                    "catalog out of order", error=error.diag.message_primary, remedy="pgembed doctor"
+                )
 
     def _works(self) -> list[Work]:
         try:
-            with self.conn.transaction(), self.conn.cursor(row_factory=class_row(Work)) as cursor:
-                works = cursor.execute("SELECT * FROM pgembed._work ORDER BY id").fetchall()
+            works = self.catalog.read()
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
             raise NotInstalled(
                 f"pgembed is not installed in database '{self.conn.info.dbname}'.", "Run: pgembed install"
