@@ -203,7 +203,8 @@ BEGIN
             WHERE p.column_name IS NOT NULL) THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_column',
             MESSAGE = format(CASE WHEN missing IS NULL THEN 'The %s input of %s reads no column.'
-                ELSE 'The %s input reads a column that %s does not have: %s.' END, modality, relation::regclass, missing),
+                ELSE 'The %s input reads a column that %s does not have: %s.' END,
+                modality, relation::regclass, missing),
             HINT = 'Detach the embedding and attach it again with columns that are there.';
     END IF;
     IF modality <> 'text' THEN

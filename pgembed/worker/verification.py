@@ -107,7 +107,7 @@ def verify(
     """
     if options.sample is not None and options.sample < 1:
         raise InvalidInput(f"A sample has one row at least, not {options.sample}.", "Give None for all rows.")
-    with session_connection(connect) as conn:
+    with session_connection(connect, "A verification") as conn:
         conn.execute("SELECT pg_catalog.set_config('application_name', 'pgembed verify', false)")
         conn.execute("SELECT pg_catalog.set_config('synchronous_commit', 'on', false)")
         work = _work(conn, embedding)
