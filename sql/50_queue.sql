@@ -157,11 +157,7 @@ RETURN (SELECT string_agg(pgembed._input_sql((embedding).relation, (embedding).i
 -- A table is known by the embedding's own trigger on it: an oid alone may belong to another table after a restore.
 CREATE OR REPLACE VIEW pgembed._work AS
 SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relname, e.table_name) AS table_name,
-    e.target, CASE WHEN e.paused THEN 'paused' ELSE e.state END AS state, e.stale, CASE e.storage
-        WHEN 'side' THEN s.oid IS NOT NULL
-        ELSE EXISTS (SELECT FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = e.target
-            AND a.atttypid IN ('@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype))
-    END AS present,
+    e.target, CASE WHEN e.paused THEN 'paused' ELSE e.state END AS state, e.stale, c.oid IS NOT NULL AND (e.storage = 'column' OR s.oid IS NOT NULL) AS present,
     pgembed._queue_key(e) AS key_columns, e.inputs,
     (SELECT jsonb_object_agg(modality, pgembed._input_sql(c.oid, e.inputs, modality))
         FROM jsonb_object_keys(e.inputs) AS modality WHERE c.oid IS NOT NULL) AS input_sql,
@@ -179,7 +175,11 @@ SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relna
         SELECT jsonb_build_object('schema', m.nspname, 'table', s.relname,
             'keys', (SELECT jsonb_agg(k.side_name ORDER BY k.ordinal) FROM pgembed._side_keys(e) AS k))
         FROM pg_catalog.pg_namespace AS m WHERE m.oid = s.relnamespace
-    ) END AS side
+    ) END AS side,
+    CASE WHEN e.storage = 'column' AND c.oid IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = e.target
+            AND a.atttypid IN ('@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype))
+    THEN format('Table %s has no vector column ''%s''.', c.oid::regclass, e.target) END AS fault
 FROM pgembed.embedding AS e
 JOIN pgembed.encoder AS o ON o.name = e.encoder
 LEFT JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = e.relation AND g.tgname = format('pgembed_%s_update', e.id)

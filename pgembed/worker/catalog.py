@@ -68,8 +68,8 @@ _REMEDY = "Detach the embedding and attach it again, or put its row in the catal
 
 def fault_of(work: Work) -> str | None:
     """Why an embedding cannot be worked on, in a sentence, or None."""
-    if not work.present:
-        return None
+    if not work.present or work.fault:
+        return work.fault if work.present else None
     key_columns, key_names, settings, inputs, input_sql = (  # whatever JSON the catalog holds, or NULL
         cast("Any", value) for value in (work.key_columns, work.key_names, work.settings, work.inputs, work.input_sql)
     )

@@ -46,6 +46,7 @@ class Work:
     vector_type: str
     vector_oid: int
     side: dict[str, Any] | None = None  # the table of its vectors, where they do not stand in the rows
+    fault: str | None = None  # why it cannot be worked on, where SQL sees that
 
     @property
     def name(self) -> str:
