@@ -17,7 +17,7 @@ BEGIN
     WHERE c.oid = embedding.relation AND pgembed._reads_vectors(embedding);
     exact := estimate < 1000000;
     IF estimate IS NULL THEN
-        NULL; -- the table is gone, or not the caller's to read
+        NULL; -- the table or its vector column is gone, or not the caller's to read
     ELSIF exact THEN
         EXECUTE pg_catalog.format('SELECT count(*), %s FROM %s', CASE WHEN embedding.storage = 'column'
             THEN pg_catalog.format('count(%I)', embedding.target)
@@ -57,15 +57,16 @@ RETURN (SELECT count(*) = 2 AND has_table_privilege('pgembed.written', 'SELECT')
     WHERE c.relnamespace = 'pgembed'::regnamespace AND c.relname IN ('change_' || embedding_id, 'job_' || embedding_id)
         AND has_table_privilege(c.oid, 'SELECT'));
 
--- Whether the caller may read the vectors of an embedding; row-level security may hide some of them.
+-- Whether the vectors of an embedding are there, and the caller may read them; row-level security may hide some.
 CREATE OR REPLACE FUNCTION pgembed._reads_vectors(embedding pgembed.embedding) RETURNS boolean
 LANGUAGE sql STABLE
 BEGIN ATOMIC
     SELECT coalesce(bool_and(has_schema_privilege(c.relnamespace, 'USAGE') AND has_any_column_privilege(c.oid, 'SELECT')
-        AND (a.attname IS NULL OR has_column_privilege(c.oid, a.attname, 'SELECT'))), false)
+        AND CASE (embedding).storage WHEN 'side' THEN true
+            ELSE coalesce(has_column_privilege(c.oid, a.attname, 'SELECT'), false) END), false)
     FROM pg_catalog.pg_class AS c
     LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = (embedding).target
-        AND NOT a.attisdropped AND (embedding).storage = 'column'
+        AND NOT a.attisdropped
     WHERE c.oid = (embedding).relation OR (embedding).storage = 'side' AND c.oid = (embedding).side;
 END;
 

@@ -151,7 +151,11 @@ BEGIN
         JOIN pg_catalog.pg_proc AS p ON p.pronamespace = 'pgembed'::regnamespace AND p.proname = v.name
         WHERE kind = ANY (v.kinds);
     ELSIF kind = 'worker' THEN
-        RETURN QUERY SELECT r.* FROM pgembed._worker_rights(embedding) AS r;
+        BEGIN
+            RETURN QUERY SELECT r.* FROM pgembed._worker_rights(embedding) AS r;
+        EXCEPTION WHEN data_exception THEN
+            NULL; -- workers refuse an entry of the catalog that makes no sense, and need nothing for it
+        END;
     ELSIF kind = 'reader' AND has_any_column_privilege(role, embedding.relation, 'SELECT') THEN
         RETURN QUERY SELECT 'TABLE', embedding.side, 'SELECT', NULL -- whoever may read a table's keys may read its vectors
         WHERE pgembed._side_of(embedding, embedding.relation) = embedding.side AND NOT EXISTS (

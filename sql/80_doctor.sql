@@ -29,11 +29,24 @@ BEGIN
         FROM pgembed.encoders AS e WHERE e.languages IS NOT NULL;
     END IF;
     FOR embedding IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
-        RETURN QUERY SELECT pg_catalog.concat_ws(' ',
-            pg_catalog.format('%I.%I.%I', embedding.schema_name, embedding.table_name, embedding.target), x.part),
-            x.ok, x.finding, x.remedy
-        FROM pgembed._examine(embedding) AS x
-        WHERE 'worker' = ANY (kinds);
+        CONTINUE WHEN 'worker' <> ALL (kinds);
+        subject := pg_catalog.format('%I.%I.%I', embedding.schema_name, embedding.table_name, embedding.target);
+        BEGIN
+            RETURN QUERY SELECT pg_catalog.concat_ws(' ', subject, x.part), x.ok, x.finding, x.remedy
+            FROM pgembed._examine(embedding) AS x;
+            PERFORM FROM pgembed._work AS w
+            WHERE w.id = embedding.id AND w.present AND (w.input_sql IS NULL OR w.fault <> '');
+            ok := NOT FOUND;
+            finding := 'it makes no sense to workers: see their log';
+        EXCEPTION WHEN data_exception OR syntax_error_or_access_rule_violation THEN
+            ok := false;
+            finding := SQLERRM;
+        END;
+        IF NOT ok THEN
+            subject := subject || ' catalog';
+            remedy := 'Detach it and attach it again, or put its row in pgembed.embedding right.';
+            RETURN NEXT;
+        END IF;
     END LOOP;
     IF pg_has_role(pgembed._owner(), 'USAGE') THEN
         RETURN QUERY SELECT * FROM pgembed._examine_granted();

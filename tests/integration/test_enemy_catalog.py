@@ -5,6 +5,7 @@ The worker here is a superuser: what it does not do, no other may either.
 
 from __future__ import annotations
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,9 @@ import psycopg
 import pytest
 
 import pgembed
+from pgembed import Text
 from pgembed.encoders import EncoderPolicy
+from pgembed.errors import CatalogError
 from pgembed.worker import Worker, WorkerOptions
 from tests.facts import facts_of_table
 from tests.fakes import Connection, Log, until
@@ -182,6 +185,40 @@ def test_an_encoder_that_is_not_allowed_is_not_loaded(enemy: Enemy, case: str) -
     assert re.search(sentence, enemy.told()[0])
     assert enemy.conn.execute("SELECT queued FROM pgembed.status WHERE id = 1").fetchone() == (2,)
     enemy.conn.execute("DELETE FROM pgembed.change_1; DELETE FROM pgembed.job_1")
+
+
+def test_detach_drops_no_column_but_one_of_vectors(enemy: Enemy) -> None:
+    enemy.conn.execute(EMBEDDING.format("target = 'title'").encode())
+    with pgembed.connect(enemy.conn) as db:
+        with pytest.raises(CatalogError, match=r"Column title of public\.product is text, and holds no vectors"):
+            db.detach("product")
+        with pytest.raises(CatalogError, match="it is not dropped"):
+            db.uninstall(detach_all=True)
+    enemy.conn.execute(EMBEDDING.format("target = 'embedding'").encode())
+    with pgembed.connect(enemy.conn) as db:
+        db.detach("product")
+    assert enemy.conn.execute("SELECT title FROM product").fetchall() == [("a red shoe",)]
+
+
+@pytest.mark.parametrize("settings", ["5", "[1]", '{"rows_per_day": "x", "tokens_per_day": {"a": 1}}'])
+def test_settings_that_make_no_sense_stop_neither_status_nor_search(enemy: Enemy, settings: str) -> None:
+    enemy.conn.execute("UPDATE pgembed.encoder SET settings = %s WHERE name = 'shop'", [settings])
+    enemy.run(None)
+    with pgembed.connect(enemy.conn) as db:
+        assert [row.ready for row in db.status()][1] == 2
+        assert db.search("note", Text("red shoe"), limit=1)[0].title == "a red shoe"
+        assert [row.settings for row in db.encoders() if row.name == "shop"] == [json.loads(settings)]
+        db.doctor()
+
+
+@pytest.mark.parametrize("case", EMBEDDINGS)
+def test_an_embedding_that_makes_no_sense_stops_neither_status_nor_search_of_others(enemy: Enemy, case: str) -> None:
+    enemy.conn.execute(EMBEDDINGS[case][0].encode())
+    with pgembed.connect(enemy.conn) as db:
+        assert len(db.status()) == 2
+        assert db.search("note", Text("red shoe")) == []
+        assert db.failures() == []
+        db.doctor()
 
 
 @pytest.mark.parametrize("case", EMBEDDINGS)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import psycopg
 import pytest
 
+import pgembed
 from pgembed import Text, schema
 from pgembed.errors import CatalogError, PgembedError
-from tests.fakes import Connection
+from pgembed.worker import Worker, WorkerOptions
+from tests.fakes import Connection, Log
 from tests.full_server import FullServer
 from tests.roles import KINDS, Shop, open_shop, role_of
 
@@ -347,3 +350,60 @@ def test_sync_grants_again_what_a_dump_without_rights_left_out(
         assert again.work().written == 1
         with again.db("reader") as db:
             assert db.search("shop.product", Text("dog"), limit=1)[0].id == 9
+
+
+def test_a_role_that_is_no_superuser_installs_attaches_and_grants(
+    shop_password: str, full_bare_dsn: str, full_server: FullServer
+) -> None:
+    """As on a managed server: somebody else made the extension and the roles."""
+    with psycopg.connect(full_bare_dsn, autocommit=True) as admin:
+        shop = Shop(admin, full_bare_dsn, shop_password)
+        shop.run("CREATE EXTENSION vector")
+        name = psycopg.sql.Identifier(admin.info.dbname).as_string()
+        shop.run(f"GRANT CREATE ON DATABASE {name} TO {{owner}}")
+        with shop.db("owner") as db, shop.as_role("owner") as conn:
+            db.install()
+            conn.execute("CREATE SCHEMA shop; CREATE TABLE shop.product (id integer PRIMARY KEY, title text)")
+            conn.execute(
+                shop.composed(
+                    "GRANT USAGE ON SCHEMA shop TO {reader}, {app}; GRANT SELECT ON shop.product TO {reader};"
+                    "GRANT INSERT ON shop.product TO {app}"
+                )
+            )
+            db.add_encoder("lite", "builtin:lite")
+            shop.attach()
+            for kind in ("worker", "reader"):
+                assert db.grant(kind, role_of(kind)) == []
+        with shop.as_role("app") as conn:
+            conn.execute("INSERT INTO shop.product VALUES (1, 'a dog')")
+        assert shop.work().written == 1
+        with shop.db("reader") as db:
+            assert db.search("shop.product", Text("dog"))[0].id == 1
+        with shop.db("owner") as db:
+            assert [finding for finding in db.doctor() if not finding.ok] == []
+            db.uninstall(detach_all=True)
+
+
+def test_a_worker_that_may_not_put_the_catalog_right_leaves_another_table_alone(column_shop: Shop) -> None:
+    shop = column_shop
+    shop.run("INSERT INTO shop.secret VALUES (1, 'a dog')")
+    shop.run("UPDATE pgembed.embedding SET relation = 'shop.secret'::regclass")
+    with shop.as_role("app") as conn:
+        conn.execute("INSERT INTO shop.product (title) VALUES ('a cat')")
+    dsn = shop.dsn_of("worker")
+    worker = Worker(lambda: psycopg.connect(dsn), WorkerOptions(poll=0.02))
+    worker.state.log = log = Log()
+    assert worker.run("until_idle").written == 0
+    (line,) = log.lines
+    assert "as its owner: SELECT pgembed.sync();" in line
+    shop.run("SELECT pgembed.sync()")
+    assert shop.work().written == 1
+
+
+def test_the_same_in_asyncio(column_shop: Shop) -> None:
+    async def grant_and_revoke() -> None:
+        async with pgembed.connect_async(column_shop.dsn_of("owner")) as db:
+            assert await db.grant("writer", role_of("other")) == []
+            assert await db.revoke("writer", role_of("other")) == []
+
+    asyncio.run(grant_and_revoke())
