@@ -8,6 +8,7 @@ DECLARE
     present text;
     vector_schema text;
     vector_version text;
+    owner oid := (SELECT nspowner FROM pg_catalog.pg_namespace WHERE nspname = 'pgembed');
 BEGIN
     PERFORM set_config('search_path', 'pg_catalog, pg_temp', true); -- nothing that others made is called by mistake
     PERFORM pg_advisory_xact_lock(hashtext('pgembed.install'));
@@ -57,5 +58,9 @@ BEGIN
             HINT = 'ALTER EXTENSION vector SET SCHEMA ...; to one with a plainer name.';
     END IF;
     PERFORM set_config('pgembed.vector_schema', quote_ident(vector_schema), true);
+    -- what is added belongs to whom the schema was handed over, and nothing of his runs with greater rights
+    IF pg_get_userbyid(owner) <> current_user THEN
+        PERFORM set_config('role', pg_get_userbyid(owner), true);
+    END IF;
 END
 $prepare$;

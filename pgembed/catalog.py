@@ -41,7 +41,10 @@ class EncoderRow:
 
 @dataclass(frozen=True)
 class StatusRow:
-    """How one embedding stands: a row of the view ``pgembed.status``. ``exact`` is false where rows are estimated."""
+    """How one embedding stands: a row of the view ``pgembed.status``. ``exact`` is false where rows are estimated.
+
+    Rows are those that the role sees; what it may not read, the queue for one, is None.
+    """
 
     id: int
     schema_name: str
@@ -52,8 +55,8 @@ class StatusRow:
     rows: int | None
     ready: int | None
     exact: bool | None
-    queued: int
-    claimed: int
+    queued: int | None
+    claimed: int | None
     failed: int
     oldest_wait: timedelta | None
     rows_per_second: float | None
@@ -79,6 +82,14 @@ class FailedRow:
     embedding: str
     key: list[str]
     error: str
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """A statement that ``grant`` or ``revoke`` may not run itself, and whom to ask to run it."""
+
+    ask: str
+    statement: str
 
 
 @dataclass(frozen=True)
@@ -247,6 +258,18 @@ def sync(table: str | None, *, requeue: bool) -> Plan[int]:
     else:
         rows = yield Call(sql.SQL("SELECT pgembed.sync(%s::regclass, %s) AS n"), [table, requeue])
     return int(rows[0]["n"])
+
+
+def grant(kind: str, role: str) -> Plan[list[LeftOver]]:
+    """Give a role what one of its kind needs; returns what is for others to grant."""
+    rows = yield Call(sql.SQL("SELECT * FROM pgembed.grant_role(%s, %s)"), [kind, role])
+    return [LeftOver(**row) for row in rows]
+
+
+def revoke(kind: str, role: str) -> Plan[list[LeftOver]]:
+    """Take it back; returns what is for others to take back."""
+    rows = yield Call(sql.SQL("SELECT * FROM pgembed.revoke_role(%s, %s)"), [kind, role])
+    return [LeftOver(**row) for row in rows]
 
 
 def doctor() -> Plan[list[Finding]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, TypeVar
 import psycopg
 
 from pgembed import catalog, indexing, sampling, schema
-from pgembed.catalog import EncoderRow, FailedRow, FailureRow, Finding, InputSpec, StatusRow
+from pgembed.catalog import EncoderRow, FailedRow, FailureRow, Finding, InputSpec, LeftOver, StatusRow
 from pgembed.connections import Connections, SyncSource, conninfo
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
@@ -25,6 +25,7 @@ from pgembed.worker.verification import SAMPLE
 
 T = TypeVar("T")
 WorkMode = Literal["forever", "until_idle", "once"]
+RoleKind = Literal["owner", "worker", "writer", "reader"]
 
 
 def connect(
@@ -77,6 +78,17 @@ class Pgembed:
         """What is well and what is not, each with what to do."""
         found = self._with(schema.doctor)
         return found if any(not finding.ok for finding in found) else [*found, *self._run(catalog.doctor())]
+
+    def grant(self, kind: RoleKind, role: str) -> list[LeftOver]:
+        """Give a role what an owner, a worker, a writer or a reader needs, for embeddings of now and later.
+
+        Returns the statements that are for others to run, each with whom to ask. Raises CatalogError.
+        """
+        return self._run(catalog.grant(kind, role))
+
+    def revoke(self, kind: RoleKind, role: str) -> list[LeftOver]:
+        """Take back what ``grant`` gave; returns what is for others to take back. Raises CatalogError."""
+        return self._run(catalog.revoke(kind, role))
 
     def encoders(self) -> list[EncoderRow]:
         """Every registered encoder."""
@@ -323,4 +335,4 @@ def mode_of(until_idle: bool, once: bool) -> WorkMode:
 def _waiting(rows: Sequence[StatusRow], target: str | None) -> int:
     """How many rows wait before an index should be built; an unfinished backfill counts as one at least."""
     chosen = [row for row in rows if target is None or row.target == target]
-    return sum(row.queued + (row.state == "backfill") for row in chosen)
+    return sum((row.queued or 0) + (row.state == "backfill") for row in chosen)

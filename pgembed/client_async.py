@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pgembed import catalog, sampling, schema
-from pgembed.catalog import EncoderRow, FailedRow, FailureRow, Finding, InputSpec, StatusRow
-from pgembed.client import Pgembed, mode_of
+from pgembed.catalog import EncoderRow, FailedRow, FailureRow, Finding, InputSpec, LeftOver, StatusRow
+from pgembed.client import Pgembed, RoleKind, mode_of
 from pgembed.connections import AsyncConnections, AsyncSource, Connections, conninfo
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
@@ -70,6 +70,14 @@ class AsyncPgembed:
     async def doctor(self) -> list[Finding]:
         """See Pgembed.doctor."""
         return await asyncio.to_thread(self._in_sync, Pgembed.doctor)
+
+    async def grant(self, kind: RoleKind, role: str) -> list[LeftOver]:
+        """See Pgembed.grant."""
+        return await self._run(catalog.grant(kind, role))
+
+    async def revoke(self, kind: RoleKind, role: str) -> list[LeftOver]:
+        """See Pgembed.revoke."""
+        return await self._run(catalog.revoke(kind, role))
 
     async def encoders(self) -> list[EncoderRow]:
         """See Pgembed.encoders."""

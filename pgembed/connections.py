@@ -15,6 +15,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from pgembed.errors import InvalidInput
+from pgembed.pooling import unprepared, unprepared_async
 from pgembed.vectors import register_packed
 
 _log = logging.getLogger("pgembed")
@@ -67,7 +68,7 @@ class Connections:
 
     def new(self) -> psycopg.Connection[Any]:
         """A connection to the same database that the caller closes: for workers and index builds."""
-        return psycopg.connect(_address(self._source))
+        return _new(self._source)
 
     def refuse_open_transaction(self) -> None:
         """Raise InvalidInput where the caller's own connection is in the middle of a transaction."""
@@ -122,7 +123,7 @@ class AsyncConnections:
 
     def new(self) -> psycopg.Connection[Any]:
         """A synchronous connection to the same database, for workers and index builds, which run in threads."""
-        return psycopg.connect(_address(self._source))
+        return _new(self._source)
 
     def refuse_open_transaction(self) -> None:
         """Raise InvalidInput where the caller's own connection is in the middle of a transaction."""
@@ -145,13 +146,19 @@ def _refuse_open_transaction(source: SyncSource | AsyncSource) -> None:
             )
 
 
-def _listen(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+def _new(source: SyncSource | AsyncSource) -> psycopg.Connection[Any]:
+    conn = unprepared(psycopg.connect(_address(source), autocommit=True))
+    conn.autocommit = False
+    return conn
+
+
+def _listen(conn: psycopg.Connection[Any]) -> None:
     """What pgembed's functions say by the way is logged; what a user's own triggers say is not."""
-    conn.add_notice_handler(_log_notice)
+    unprepared(conn).add_notice_handler(_log_notice)
 
 
 async def _listen_async(conn: psycopg.AsyncConnection[Any]) -> None:
-    _listen(conn)
+    (await unprepared_async(conn)).add_notice_handler(_log_notice)
 
 
 def _log_notice(notice: Diagnostic) -> None:

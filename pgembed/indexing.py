@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql
 
 from pgembed.errors import CatalogError
+from pgembed.pooling import PROCESS, require_session
 
 Connect = Callable[[], psycopg.Connection[Any]]
 
@@ -29,12 +30,14 @@ def build_index(
     with connect() as conn:
         conn.autocommit = True
         if memory is not None:
+            require_session(conn, connect, "An index build with memory of its own")
             conn.execute("SELECT pg_catalog.set_config('maintenance_work_mem', %s, false)", [memory])
         _drop_invalid(conn, statement)
         done = threading.Event()
         watcher = None
         if on_progress is not None:
-            watcher = threading.Thread(target=_watch, args=(connect, conn.info.backend_pid, on_progress, done))
+            process = conn.execute(PROCESS).fetchall()[0][0]
+            watcher = threading.Thread(target=_watch, args=(connect, process, on_progress, done))
             watcher.start()
         try:
             conn.execute(statement.encode())

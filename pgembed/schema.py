@@ -73,14 +73,19 @@ def install(conn: psycopg.Connection) -> Versions:
     the database is not UTF8, or where the schema in the database is newer than this library.
     """
     with conn.transaction():
-        (path,) = conn.execute("SHOW search_path").fetchall()[0]
+        (path, role) = conn.execute(
+            "SELECT pg_catalog.current_setting('search_path'), pg_catalog.current_setting('role')"
+        ).fetchall()[0]
         _prepare(conn)
         for text in (*_migrations(), *_functions()):
             conn.execute(text.encode())
         for side in _static_texts():
             _load_static_text(conn, side)
         conn.execute(_shipped_encoders())
-        conn.execute("SELECT pg_catalog.set_config('search_path', %s, true)", [path])
+        conn.execute(
+            "SELECT pg_catalog.set_config('search_path', %s, true), pg_catalog.set_config('role', %s, true)",
+            [path, role],
+        )
     return versions(conn)
 
 

@@ -37,7 +37,9 @@ def _told(error: psycopg.Error) -> Exception:
         )
     if error.sqlstate == "PE001":
         return WaitTimeout(message, error.diag.message_hint)
-    of_the_query = isinstance(error, psycopg.ProgrammingError | psycopg.DataError)
+    of_the_query = isinstance(error, psycopg.ProgrammingError | psycopg.DataError) and not isinstance(
+        error, psycopg.errors.InsufficientPrivilege
+    )
     kind = InvalidQuery if of_the_query and "pgembed." not in (error.diag.context or "") else CatalogError
     return kind(message if message.endswith((".", "?")) else f"{message}.", error.diag.message_hint)
 

@@ -10,3 +10,8 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN ARRAY(
     SELECT (get_byte(numbers, i) - 128)::real * scale FROM generate_series(0, length(numbers) - 1) AS i
 )::@extschema:vector@.vector;
+
+-- The role that owns the schema pgembed.
+CREATE OR REPLACE FUNCTION pgembed._owner() RETURNS regrole
+LANGUAGE sql STABLE
+RETURN (SELECT n.nspowner::regrole FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pgembed');

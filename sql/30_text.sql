@@ -233,6 +233,14 @@ BEGIN
 END
 $$;
 
+-- What the query cache has for a hash. SECURITY DEFINER, because nobody may read the cache as a whole: it answers only
+-- who knows the input. Called by _cached_vector.
+CREATE OR REPLACE FUNCTION pgembed._cached(encoder text, hash bytea) RETURNS @extschema:vector@.vector
+LANGUAGE sql STABLE SECURITY DEFINER PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+RETURN (SELECT c.vector FROM pgembed.query_cache AS c WHERE c.encoder = _cached.encoder AND c.input_hash = hash);
+REVOKE ALL ON FUNCTION pgembed._cached(text, bytea) FROM PUBLIC;
+
 -- The vector of an input in the query cache, or an error that names the ways out.
 -- Called by encode_text, encode_image and encode_screenshot.
 CREATE OR REPLACE FUNCTION pgembed._cached_vector(encoder pgembed.encoder, modality text, input bytea, shown text)
@@ -241,10 +249,8 @@ LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 AS $$
 DECLARE
     hash bytea := pgembed.input_hash(encoder.name, encoder.fingerprint, modality, input);
-    result @extschema:vector@.vector;
+    result @extschema:vector@.vector := pgembed._cached(encoder.name, hash);
 BEGIN
-    SELECT c.vector INTO result FROM pgembed.query_cache AS c
-    WHERE c.encoder = _cached_vector.encoder.name AND c.input_hash = hash;
     IF result IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('Encoder ''%s'' (%s) has no vector cached for the %s, and makes none in SQL.',

@@ -244,11 +244,29 @@ AS $$
 DECLARE
     facts jsonb := inputs -> modality;
     names jsonb;
+    missing text;
     rendered text;
 BEGIN
     SELECT jsonb_object_agg(used.name, quote_ident(a.attname)) INTO names
     FROM jsonb_each_text(facts -> 'columns') AS used (name, number)
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attnum = used.number::smallint;
+    SELECT string_agg(quote_literal(c.name), ', ' ORDER BY c.name) INTO missing
+    FROM (
+        SELECT DISTINCT p.column_name FROM pgembed._template_parts(facts ->> 'template') AS p
+        WHERE modality = 'text' AND p.column_name IS NOT NULL
+        UNION
+        SELECT coalesce(facts ->> 'column', '') WHERE modality <> 'text'
+    ) AS c (name)
+    WHERE names ->> c.name IS NULL;
+    IF missing IS NOT NULL OR names IS NULL
+        OR modality = 'text' AND NOT EXISTS (SELECT FROM pgembed._template_parts(facts ->> 'template') AS p
+            WHERE p.column_name IS NOT NULL) THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_column',
+            MESSAGE = format(CASE WHEN missing IS NULL THEN 'The %s input of %s reads no column.'
+                ELSE 'The %s input reads a column that %s does not have: %s.' END,
+                modality, relation::regclass, missing),
+            HINT = 'Detach the embedding and attach it again with columns that are there.';
+    END IF;
     IF modality <> 'text' THEN
         RETURN format(
             CASE facts ->> 'as' WHEN 'bytes' THEN 't.%s' ELSE 'nullif(pg_catalog.btrim(t.%s::text), '''')' END,

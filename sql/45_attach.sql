@@ -35,6 +35,7 @@ DECLARE
 BEGIN
     SELECT nspname, relname INTO space_name, relation_name
     FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = relation;
+    PERFORM pgembed._require_owner();
     PERFORM pgembed._check_table(relation);
     PERFORM pgembed._check_target(relation, target, model);
     IF stale NOT IN ('keep', 'null') OR stale IS NULL THEN
@@ -75,6 +76,7 @@ BEGIN
     PERFORM pgembed._create_queue(new_id, keys);
     PERFORM pgembed._create_triggers(new_id);
     PERFORM pgembed._keep_searches();
+    PERFORM pgembed._grant_remembered(e) FROM pgembed.embedding AS e WHERE e.id = new_id;
     PERFORM pgembed._notice_what_writing_does(relation, storage, mode);
     RETURN new_id;
 END
@@ -87,8 +89,10 @@ SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '2s'
 AS $$
 DECLARE
-    attached pgembed.embedding := pgembed._embedding(relation, target);
+    attached pgembed.embedding;
 BEGIN
+    PERFORM pgembed._require_owner();
+    attached := pgembed._embedding(relation, target);
     PERFORM pgembed._detach(attached, relation);
 END
 $$;
@@ -96,16 +100,31 @@ $$;
 -- Detach an embedding from the table that carries its triggers. Called by detach and uninstall.
 CREATE OR REPLACE FUNCTION pgembed._detach(attached pgembed.embedding, relation regclass) RETURNS void
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    type_name text;
 BEGIN
     PERFORM pgembed._lock_table(relation);
+    PERFORM pgembed._revoke_remembered(attached, relation);
     IF attached.storage = 'side' THEN
         PERFORM pgembed._drop_side(attached, relation);
     ELSE
+        -- the catalog is data: no column goes for its sake but one of vectors
+        SELECT format_type(a.atttypid, a.atttypmod) INTO type_name FROM pg_attribute AS a
+        WHERE a.attrelid = relation AND a.attname = attached.target AND a.attnum > 0 AND NOT a.attisdropped
+            AND a.atttypid NOT IN ('@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype);
+        IF FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
+                MESSAGE = format('Column %I of %s is %s, and holds no vectors: it is not dropped.', attached.target,
+                    relation, type_name),
+                HINT = format('Put the name of the vector column into pgembed.embedding, where id = %s.', attached.id);
+        END IF;
         EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', relation, attached.target);
     END IF;
     PERFORM pgembed._drop_queue(attached.id);
     DELETE FROM pgembed.embedding WHERE id = attached.id;
+    PERFORM pgembed._grant_remembered(e) FROM pgembed.embedding AS e WHERE e.relation = _detach.relation;
     PERFORM pgembed._keep_searches();
 END
 $$;
@@ -345,12 +364,13 @@ DECLARE
     keys jsonb;
 BEGIN
     SELECT jsonb_agg(jsonb_build_object('name', a.attname, 'attnum', a.attnum, 'type', CASE
-        WHEN a.atttypid IN ('smallint'::regtype, 'integer'::regtype) THEN 'bigint'
-        ELSE pgembed._type_sql(a.atttypid, a.attcollation) END) ORDER BY k.ordinal)
+        WHEN b.base IN ('smallint'::regtype, 'integer'::regtype) THEN 'bigint'
+        ELSE pgembed._type_sql(b.base, a.attcollation) END) ORDER BY k.ordinal)
     INTO keys
     FROM pg_catalog.pg_index AS i
     CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, ordinal)
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+    CROSS JOIN LATERAL (SELECT pgembed._base_type(a.atttypid) AS base) AS b
     WHERE i.indrelid = relation AND i.indisprimary;
     IF keys IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -361,6 +381,18 @@ BEGIN
     RETURN keys;
 END
 $$;
+
+-- The type under a domain. The queue takes keys as such, so that no CHECK of the user's runs in its triggers.
+CREATE OR REPLACE FUNCTION pgembed._base_type(type oid) RETURNS oid
+LANGUAGE sql STABLE
+RETURN (
+    WITH RECURSIVE step (oid, base) AS (
+        SELECT t.oid, t.typbasetype FROM pg_catalog.pg_type AS t WHERE t.oid = type
+        UNION ALL
+        SELECT t.oid, t.typbasetype FROM step JOIN pg_catalog.pg_type AS t ON t.oid = step.base
+    )
+    SELECT oid FROM step WHERE base = 0
+);
 
 -- A type and its collation as SQL that means the same under any search_path.
 CREATE OR REPLACE FUNCTION pgembed._type_sql(type oid, collation_id oid) RETURNS text

@@ -22,6 +22,10 @@ BEGIN
         'claimed_until timestamptz, error text, first_seq bigint, PRIMARY KEY (%s)) WITH (fillfactor = 70)',
         'job_' || embedding_id, definition, names);
     EXECUTE format('CREATE UNIQUE INDEX ON pgembed.%I (seq)', 'job_' || embedding_id);
+    IF pgembed._owner() <> quote_ident(current_user)::regrole THEN
+        EXECUTE format('ALTER TABLE pgembed.%I OWNER TO %s', 'change_' || embedding_id, pgembed._owner());
+        EXECUTE format('ALTER TABLE pgembed.%I OWNER TO %s', 'job_' || embedding_id, pgembed._owner());
+    END IF;
 END
 $$;
 
@@ -33,6 +37,7 @@ BEGIN
     PERFORM pgembed._drop_triggers(embedding_id);
     EXECUTE format('DROP TABLE IF EXISTS pgembed.%I, pgembed.%I', 'change_' || embedding_id, 'job_' || embedding_id);
     DELETE FROM pgembed.missed AS m WHERE m.embedding = embedding_id;
+    DELETE FROM pgembed.backfill AS b WHERE b.embedding = embedding_id;
 END
 $$;
 
@@ -135,10 +140,34 @@ BEGIN
 END
 $$;
 
--- Make a function for triggers, <kind>_<id>: it does with the rights of whoever attaches what an application may not
--- do itself. Its body names `columns` (quoted), which somebody may rename or drop: no statement of an application
--- fails for that. What happens then is missed, noted in pgembed.missed, and put right by sync; a worker calls it where
--- it may. One that `renders` values as text does it as the workers do, whatever the session's settings.
+-- Whose rights the triggers of an embedding use. Those of a side table write it, which may fire what its owner has put
+-- on it: they run as that owner, who may do for it what they do in the schema. All others run as the schema's owner.
+CREATE OR REPLACE FUNCTION pgembed._triggers_run_as(embedding pgembed.embedding) RETURNS regrole
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    chosen regrole := pgembed._owner();
+BEGIN
+    IF embedding.storage = 'side' THEN
+        SELECT c.relowner INTO chosen FROM pg_catalog.pg_class AS c WHERE c.oid = embedding.relation;
+        IF NOT pg_has_role(chosen, pgembed._owner(), 'USAGE') THEN
+            EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA pgembed TO %s', chosen);
+            EXECUTE pg_catalog.format('GRANT INSERT ON pgembed.%I, pgembed.missed TO %s', 'change_' || embedding.id,
+                chosen);
+            IF embedding.mode = 'instant' THEN
+                EXECUTE pg_catalog.format('GRANT SELECT ON pgembed.static_text, pgembed.token TO %s', chosen);
+                EXECUTE pg_catalog.format('GRANT SELECT, UPDATE, DELETE ON pgembed.failure TO %s', chosen);
+            END IF;
+        END IF;
+    END IF;
+    RETURN chosen;
+END
+$$;
+
+-- Make a function for triggers, <kind>_<id>: it does with the rights of another role what an application may not do
+-- itself. Its body names `columns` (quoted), which somebody may rename or drop: no statement of an application fails
+-- for that. What happens then is missed, noted in pgembed.missed, and put right by sync; a worker calls it where it
+-- may. One that `renders` values as text does it as the workers do, whatever the session's settings.
 CREATE OR REPLACE FUNCTION pgembed._create_trigger_function(
     embedding pgembed.embedding, kind text, columns text[], body text, renders boolean DEFAULT false
 ) RETURNS void
@@ -146,6 +175,8 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     name CONSTANT text := kind || '_' || embedding.id;
+    runs_as CONSTANT regrole := pgembed._triggers_run_as(embedding);
+    lends CONSTANT boolean := NOT has_schema_privilege(runs_as, 'pgembed', 'CREATE');
 BEGIN
     EXECUTE pg_catalog.format('CREATE FUNCTION pgembed.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
         'SET search_path = pg_catalog, pg_temp %s AS %L', name,
@@ -153,6 +184,15 @@ BEGIN
         format('BEGIN IF %s THEN %s; END IF; INSERT INTO pgembed.missed (embedding) VALUES (%s); RETURN NEW; END',
             pgembed._still_named_sql(embedding.relation, columns), body, embedding.id));
     EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', name);
+    IF runs_as <> quote_ident(current_user)::regrole THEN
+        IF lends THEN -- Postgres wants it for the moment; nobody else sees it
+            EXECUTE pg_catalog.format('GRANT CREATE ON SCHEMA pgembed TO %s', runs_as);
+        END IF;
+        EXECUTE pg_catalog.format('ALTER FUNCTION pgembed.%I() OWNER TO %s', name, runs_as);
+        IF lends THEN
+            EXECUTE pg_catalog.format('REVOKE CREATE ON SCHEMA pgembed FROM %s', runs_as);
+        END IF;
+    END IF;
 END
 $$;
 

@@ -1,7 +1,8 @@
 -- The catalog follows the tables: after a rename, a move to another schema, or a restore into another database.
 
 -- Find each embedding's table again by the trigger that it carries, and put its present name, key and columns into
--- the catalog; returns how many embeddings were out of date. Workers call it when they start; run it after a restore.
+-- the catalog; returns how many embeddings were out of date. Workers call it when they start; run it after a restore,
+-- as the owner of the schema: then what was granted by grant_role is granted again, too.
 CREATE OR REPLACE FUNCTION pgembed.sync() RETURNS integer
 LANGUAGE plpgsql
 AS $$
@@ -28,7 +29,17 @@ BEGIN
             changed := changed + 1;
         END IF;
     END LOOP;
-    PERFORM pgembed._keep_searches();
+    IF has_function_privilege('pgembed._keep_searches()', 'EXECUTE') THEN
+        PERFORM pgembed._keep_searches();
+    END IF;
+    IF pg_has_role(pgembed._owner(), 'USAGE') THEN -- what a dump without rights has left out, and what came since
+        FOR embedding IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
+            PERFORM pgembed._secure_side(embedding)
+            FROM pg_catalog.pg_class AS s WHERE s.oid = embedding.side AND pg_has_role(s.relowner, 'USAGE');
+            PERFORM pgembed._grant_remembered(embedding);
+        END LOOP;
+        PERFORM pgembed._grant_remembered(NULL);
+    END IF;
     RETURN changed;
 END
 $$;

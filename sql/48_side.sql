@@ -5,6 +5,7 @@
 -- Triggers take a vector away with its row. A foreign key would cost each vector half as much again as its write, and
 -- would have TRUNCATE and DROP TABLE of the user's table fail.
 
+
 -- Refuse what cannot have a side table. Called by attach.
 CREATE OR REPLACE FUNCTION pgembed._check_side(relation regclass, target text, stale text) RETURNS void
 LANGUAGE plpgsql STABLE
@@ -57,7 +58,6 @@ DECLARE
     side_table text;
     definition text;
     names text;
-    same text;
     grantee oid;
 BEGIN
     SELECT * INTO embedding FROM pgembed.embedding WHERE id = embedding_id;
@@ -65,9 +65,8 @@ BEGIN
     side_table := pgembed._side_name(main, embedding.target);
     SELECT string_agg(format('%I %s%s NOT NULL', a.attname, format_type(a.atttypid, a.atttypmod),
             substring(pgembed._type_sql(a.atttypid, a.attcollation) FROM ' COLLATE .*$')), ', ' ORDER BY ordinal),
-        string_agg(quote_ident(a.attname), ', ' ORDER BY ordinal),
-        string_agg(format('t.%1$I = %2$s.%1$I', a.attname, side_table), ' AND ' ORDER BY ordinal)
-    INTO definition, names, same
+        string_agg(quote_ident(a.attname), ', ' ORDER BY ordinal)
+    INTO definition, names
     FROM jsonb_array_elements(embedding.key_columns) WITH ORDINALITY AS k (key, ordinal)
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = main.oid AND a.attnum = (key ->> 'attnum')::smallint;
     EXECUTE format('CREATE %s %s (%s, vector @extschema:vector@.vector(%s) NOT NULL, CONSTRAINT %I PRIMARY KEY (%s))%s',
@@ -87,14 +86,38 @@ BEGIN
         EXECUTE format('GRANT SELECT ON %s TO %s', side_table,
             CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END);
     END LOOP;
-    IF main.relrowsecurity THEN
-        EXECUTE format('CREATE POLICY pgembed_rows ON %s USING (EXISTS (SELECT FROM %s AS t WHERE %s))', side_table,
-            main.oid::regclass, same);
-        EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', side_table);
-        IF main.relforcerowsecurity THEN
-            EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', side_table);
-        END IF;
+    PERFORM pgembed._secure_side(e) FROM pgembed.embedding AS e WHERE e.id = embedding_id;
+END
+$$;
+
+-- Put the row-level security of the user's table on its side table: where a row is hidden, its vector is. Called by
+-- attach, and by sync for what was switched on later; true where something was changed.
+CREATE OR REPLACE FUNCTION pgembed._secure_side(embedding pgembed.embedding) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    main pg_class;
+    side pg_class;
+    same text;
+BEGIN
+    IF NOT pgembed._side_is_open(embedding) THEN
+        RETURN false;
     END IF;
+    SELECT * INTO main FROM pg_class WHERE oid = embedding.relation;
+    SELECT * INTO side FROM pg_class WHERE oid = embedding.side;
+    IF NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = side.oid AND polname = 'pgembed_rows') THEN
+        SELECT string_agg(format('t.%I = %s.%I', k.row_name, side.oid::regclass, k.side_name), ' AND '
+            ORDER BY k.ordinal)
+        INTO same FROM pgembed._side_keys(embedding) AS k;
+        EXECUTE format('CREATE POLICY pgembed_rows ON %s USING (EXISTS (SELECT FROM %s AS t WHERE %s))',
+            side.oid::regclass, main.oid::regclass, same);
+    END IF;
+    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', side.oid::regclass);
+    IF main.relforcerowsecurity THEN
+        EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', side.oid::regclass);
+    END IF;
+    RETURN true;
 END
 $$;
 
@@ -123,6 +146,16 @@ BEGIN ATOMIC
     ORDER BY s.oid = (embedding).side DESC, s.oid
     LIMIT 1;
 END;
+
+-- Whether a side table shows vectors of rows that row-level security hides. Called by _secure_side and doctor.
+CREATE OR REPLACE FUNCTION pgembed._side_is_open(embedding pgembed.embedding) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN EXISTS (
+    SELECT FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_class AS s ON s.oid = pgembed._side_of(embedding, c.oid)
+    WHERE c.oid = (embedding).relation AND s.oid = (embedding).side AND c.relrowsecurity
+        AND (NOT s.relrowsecurity OR c.relforcerowsecurity AND NOT s.relforcerowsecurity)
+);
 
 -- Drop the side table of an embedding, whose table may be gone.
 CREATE OR REPLACE FUNCTION pgembed._drop_side(embedding pgembed.embedding, relation oid) RETURNS void
@@ -183,6 +216,13 @@ RETURN CASE WHEN (embedding).storage = 'side' THEN (
     HAVING count(*) > 0
 ) ELSE '' END;
 
+-- Whether a trigger may delete from the side table itself, as SQL: at READ COMMITTED, and where no policy hides rows of
+-- it from the one whose rights it has. Called by _create_side_triggers and _left_behind_sql.
+CREATE OR REPLACE FUNCTION pgembed._may_take_away_sql(side text) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN format('current_setting(''transaction_isolation'') LIKE ''read %%'' '
+    'AND NOT row_security_active(%L::regclass)', side);
+
 -- Make the triggers that take vectors away with their rows. What a transaction sees of the side table is all there is
 -- only at READ COMMITTED, since nobody writes the vector of a row that is locked. At another level a vector may have
 -- come since, and to delete one that has would fail: the key goes into the log, and a worker takes the vector away.
@@ -209,9 +249,10 @@ BEGIN
     side := embedding.side::regclass;
     old_rows := CASE WHEN partitioned THEN '(SELECT OLD.*)' ELSE 'old_rows' END;
     PERFORM pgembed._create_trigger_function(embedding, 'drop', key_names, pg_catalog.format(
-        'BEGIN IF current_setting(''transaction_isolation'') LIKE ''read %%'' THEN DELETE FROM %s AS s USING %s AS o WHERE %s; '
+        'BEGIN IF %s THEN DELETE FROM %s AS s USING %s AS o WHERE %s; '
         'ELSE INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS o; END IF; RETURN NULL; END',
-        side, old_rows, same, 'change_' || embedding_id, log_columns, keys, old_rows));
+        pgembed._may_take_away_sql(side), side, old_rows, same, 'change_' || embedding_id, log_columns, keys,
+        old_rows));
     EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER DELETE ON %s %s EXECUTE FUNCTION pgembed.%I()',
         'pgembed_' || embedding_id || '_delete', embedding.relation::regclass,
         CASE WHEN partitioned THEN 'FOR EACH ROW' ELSE 'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT' END,
@@ -232,10 +273,10 @@ CREATE OR REPLACE FUNCTION pgembed._left_behind_sql(embedding pgembed.embedding)
 LANGUAGE sql STABLE
 RETURN CASE WHEN (embedding).storage = 'side' THEN (
     SELECT format('IF (%s) IS DISTINCT FROM (%s) THEN '
-        'IF current_setting(''transaction_isolation'') LIKE ''read %%'' THEN DELETE FROM %s AS s WHERE %s; '
-        'ELSE INSERT INTO pgembed.%I (%s) VALUES (%1$s); END IF; END IF; ',
+        'IF %s THEN DELETE FROM %s AS s WHERE %s; ELSE INSERT INTO pgembed.%I (%s) VALUES (%1$s); END IF; END IF; ',
         string_agg('OLD.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),
         string_agg('NEW.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),
+        pgembed._may_take_away_sql((embedding).side::regclass::text),
         (embedding).side::regclass,
         string_agg(format('s.%I = OLD.%I', k.side_name, k.row_name), ' AND ' ORDER BY k.ordinal),
         'change_' || (embedding).id,

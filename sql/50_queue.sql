@@ -144,11 +144,21 @@ RETURN (SELECT string_agg('t.' || quote_ident(a.attname), ', ' ORDER BY ordinal)
     FROM jsonb_array_elements((embedding).key_columns) WITH ORDINALITY AS k (key, ordinal)
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = (embedding).relation AND a.attnum = (key ->> 'attnum')::smallint);
 
+-- The key's columns with the types that the queue's own table has; NULL where that is gone. Types become SQL text,
+-- which nothing that a row of the catalog holds may become unquoted.
+CREATE OR REPLACE FUNCTION pgembed._queue_key(embedding pgembed.embedding) RETURNS jsonb
+LANGUAGE sql STABLE
+RETURN (SELECT jsonb_agg(key || jsonb_build_object('type', pgembed._type_sql(a.atttypid, a.attcollation))
+        ORDER BY ordinal)
+    FROM jsonb_array_elements((embedding).key_columns) WITH ORDINALITY AS k (key, ordinal)
+    JOIN pg_catalog.pg_class AS c ON c.relnamespace = 'pgembed'::regnamespace AND c.relname = 'job_' || (embedding).id
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'key_' || ordinal);
+
 -- A key of pgembed.failure back in the queue's types.
 CREATE OR REPLACE FUNCTION pgembed._typed_key(embedding pgembed.embedding, key_column text) RETURNS text
-LANGUAGE sql IMMUTABLE
+LANGUAGE sql STABLE
 RETURN (SELECT string_agg(format('(%s ->> %s)::%s', key_column, ordinal - 1, key ->> 'type'), ', ' ORDER BY ordinal)
-    FROM jsonb_array_elements((embedding).key_columns) WITH ORDINALITY AS k (key, ordinal));
+    FROM jsonb_array_elements(pgembed._queue_key(embedding)) WITH ORDINALITY AS k (key, ordinal));
 
 -- The inputs of a row as a list of expressions, NULL where absent.
 CREATE OR REPLACE FUNCTION pgembed._present_sql(embedding pgembed.embedding) RETURNS text
@@ -161,7 +171,7 @@ RETURN (SELECT string_agg(pgembed._input_sql((embedding).relation, (embedding).i
 CREATE OR REPLACE VIEW pgembed._work AS
 SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relname, e.table_name) AS table_name,
     e.target, CASE WHEN e.paused THEN 'paused' ELSE e.state END AS state, e.stale, c.oid IS NOT NULL AND (e.storage = 'column' OR s.oid IS NOT NULL) AS present,
-    e.key_columns, e.inputs,
+    pgembed._queue_key(e) AS key_columns, e.inputs,
     (SELECT jsonb_object_agg(modality, pgembed._input_sql(c.oid, e.inputs, modality))
         FROM jsonb_object_keys(e.inputs) AS modality WHERE c.oid IS NOT NULL) AS input_sql,
     (SELECT jsonb_agg(DISTINCT CASE a.attgenerated WHEN 'v' THEN 'true' ELSE 't.' || quote_ident(a.attname) END)
@@ -179,6 +189,10 @@ SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relna
             'keys', (SELECT jsonb_agg(k.side_name ORDER BY k.ordinal) FROM pgembed._side_keys(e) AS k))
         FROM pg_catalog.pg_namespace AS m WHERE m.oid = s.relnamespace
     ) END AS side,
+    CASE WHEN e.storage = 'column' AND c.oid IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = e.target
+            AND a.atttypid IN ('@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype))
+    THEN format('Table %s has no vector column ''%s''.', c.oid::regclass, e.target) END AS fault,
     e.mode
 FROM pgembed.embedding AS e
 JOIN pgembed.encoder AS o ON o.name = e.encoder

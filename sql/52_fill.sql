@@ -88,6 +88,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     row_keys text := pgembed._key_columns_sql(embedding);
+    reached jsonb := (SELECT b.after FROM pgembed.backfill AS b WHERE b.embedding = _fill_backfill.embedding.id);
     last_key jsonb;
 BEGIN
     EXECUTE format('WITH step AS MATERIALIZED (SELECT row_number() OVER (ORDER BY %1$s) AS n, %2$s, '
@@ -98,14 +99,16 @@ BEGIN
         (SELECT string_agg(format('t.%I AS key_%s', k.key ->> 'name', k.ordinal), ', ' ORDER BY k.ordinal)
             FROM jsonb_array_elements(embedding.key_columns) WITH ORDINALITY AS k (key, ordinal)),
         pgembed._no_vector_sql(embedding), pgembed._present_sql(embedding), embedding.relation::regclass,
-        CASE WHEN embedding.backfill_after IS NULL THEN 'true'
+        CASE WHEN reached IS NULL THEN 'true'
             ELSE format('(%s) > (%s)', row_keys, pgembed._typed_key(embedding, '$1')) END,
         'job_' || embedding.id, pgembed._key_list(embedding, 'key_%s'), pgembed._key_list(embedding, 'key_%s::text'))
-    INTO last_key USING embedding.backfill_after;
-    UPDATE pgembed.embedding AS e
-    SET backfill_after = coalesce(last_key, e.backfill_after),
-        state = CASE WHEN last_key IS NULL THEN 'ready' ELSE e.state END
-    WHERE e.id = embedding.id;
+    INTO last_key USING reached;
+    IF last_key IS NULL THEN
+        UPDATE pgembed.embedding AS e SET state = 'ready' WHERE e.id = embedding.id;
+    ELSE
+        INSERT INTO pgembed.backfill AS b (embedding, after) VALUES (_fill_backfill.embedding.id, last_key)
+        ON CONFLICT ON CONSTRAINT backfill_pkey DO UPDATE SET after = excluded.after;
+    END IF;
     RETURN last_key IS NOT NULL;
 END
 $$;

@@ -2,6 +2,8 @@
 
 -- Counts of one embedding's queue and table. Rows are counted up to a million and estimated above (exact = false).
 -- The oldest wait is counted from a change, and begins anew when a worker makes a job of it.
+--
+-- Rows are those that the caller may see; what he may not read, the queue above all, is NULL.
 CREATE OR REPLACE FUNCTION pgembed._counts(embedding pgembed.embedding)
 RETURNS TABLE (rows bigint, ready bigint, exact boolean, queued bigint, claimed bigint, oldest_wait interval)
 LANGUAGE plpgsql STABLE
@@ -11,16 +13,19 @@ DECLARE
     empty_share real;
     side CONSTANT regclass := pgembed._side_of(embedding, embedding.relation); -- NULL where they stand in the rows
 BEGIN
-    SELECT greatest(c.reltuples, 0) INTO estimate FROM pg_catalog.pg_class AS c WHERE c.oid = embedding.relation;
+    SELECT greatest(c.reltuples, 0) INTO estimate FROM pg_catalog.pg_class AS c
+    WHERE c.oid = embedding.relation AND pgembed._reads_vectors(embedding);
     exact := estimate < 1000000;
     IF estimate IS NULL THEN
-        NULL; -- the table is gone
+        NULL; -- the table or its vector column is gone, or not the caller's to read
     ELSIF exact THEN
         EXECUTE pg_catalog.format('SELECT count(*), %s FROM %s', CASE WHEN embedding.storage = 'column'
             THEN pg_catalog.format('count(%I)', embedding.target)
             WHEN side IS NULL THEN '0::bigint'
             ELSE pg_catalog.format('(SELECT count(*) FROM %s)', side) END, embedding.relation::regclass)
         INTO rows, ready;
+    ELSIF row_security_active(embedding.relation) THEN
+        NULL; -- what is estimated is of all rows
     ELSIF embedding.storage = 'side' THEN
         rows := estimate;
         ready := (SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class AS c WHERE c.oid = side);
@@ -30,6 +35,10 @@ BEGIN
             AND s.attname = embedding.target;
         rows := estimate;
         ready := estimate * (1 - coalesce(empty_share, 1));
+    END IF;
+    IF NOT pgembed._reads_queue(embedding.id) THEN
+        RETURN NEXT;
+        RETURN;
     END IF;
     EXECUTE pg_catalog.format('SELECT (SELECT count(*) FROM pgembed.%I) + (SELECT count(*) FROM pgembed.%I), '
         '(SELECT count(*) FROM pgembed.%2$I WHERE claimed_until > now()), '
@@ -41,32 +50,102 @@ BEGIN
 END
 $$;
 
+-- Whether the caller may read the queue of an embedding, and what is counted of all its rows.
+CREATE OR REPLACE FUNCTION pgembed._reads_queue(embedding_id integer) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN (SELECT count(*) = 2 AND has_table_privilege('pgembed.written', 'SELECT') FROM pg_catalog.pg_class AS c
+    WHERE c.relnamespace = 'pgembed'::regnamespace AND c.relname IN ('change_' || embedding_id, 'job_' || embedding_id)
+        AND has_table_privilege(c.oid, 'SELECT'));
+
+-- Whether the vectors of an embedding are there, and the caller may read them; row-level security may hide some.
+CREATE OR REPLACE FUNCTION pgembed._reads_vectors(embedding pgembed.embedding) RETURNS boolean
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT coalesce(bool_and(has_schema_privilege(c.relnamespace, 'USAGE') AND has_any_column_privilege(c.oid, 'SELECT')
+        AND CASE (embedding).storage WHEN 'side' THEN true
+            ELSE coalesce(has_column_privilege(c.oid, a.attname, 'SELECT'), false) END), false)
+    FROM pg_catalog.pg_class AS c
+    LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = (embedding).target
+        AND NOT a.attisdropped
+    WHERE c.oid = (embedding).relation OR (embedding).storage = 'side' AND c.oid = (embedding).side;
+END;
+
+-- Whether the caller may read the keys of an embedding's table.
+CREATE OR REPLACE FUNCTION pgembed._reads_keys(embedding pgembed.embedding) RETURNS boolean
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT coalesce(bool_and(has_schema_privilege(c.relnamespace, 'USAGE')
+        AND has_column_privilege(c.oid, a.attnum, 'SELECT')), false)
+    FROM pg_catalog.pg_class AS c
+    CROSS JOIN jsonb_array_elements((embedding).key_columns) AS k (key)
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = (key ->> 'attnum')::smallint
+    WHERE c.oid = (embedding).relation;
+END;
+
+-- Whether the caller may read the keys of an embedding's table, and all of them: no policy hides rows from him. What
+-- failed of a table that is gone is seen by the schema's owner.
+CREATE OR REPLACE FUNCTION pgembed._sees_all(embedding pgembed.embedding) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = (embedding).relation)
+    THEN pgembed._reads_keys(embedding) AND NOT row_security_active((embedding).relation)
+    ELSE pg_has_role(pgembed._owner(), 'USAGE') END;
+
+-- Whether the caller sees the row with this key. Called where policies hide rows.
+CREATE OR REPLACE FUNCTION pgembed._sees_row(embedding pgembed.embedding, key jsonb) RETURNS boolean
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    seen boolean := false;
+BEGIN
+    IF pgembed._reads_keys(embedding) THEN
+        EXECUTE pg_catalog.format('SELECT EXISTS (SELECT FROM %s AS t WHERE (%s) = (%s))', embedding.relation::regclass,
+            pgembed._key_columns_sql(embedding), pgembed._typed_key(embedding, '$1')) INTO seen USING key;
+    END IF;
+    RETURN seen;
+END
+$$;
+
+-- What failed of the rows that the caller sees. A barrier, so that no function of his is shown the others. Called by
+-- failures and wait.
+CREATE OR REPLACE VIEW pgembed._seen_failure WITH (security_barrier) AS
+SELECT e.id, e.schema_name, e.table_name, e.relation, e.target, f.key, f.error, f.attempts, f.failed_at
+FROM (
+    SELECT a AS entry, a.id, a.schema_name, a.table_name, a.relation, a.target, pgembed._sees_all(a) AS sees_all
+    FROM pgembed.embedding AS a
+    OFFSET 0
+) AS e
+JOIN pgembed.failure AS f ON f.embedding = e.id
+WHERE CASE WHEN e.sees_all THEN true ELSE pgembed._sees_row(e.entry, f.key) END;
+
 -- The state of each embedding: rows and how many have their vector, what waits, what failed, rows a second over the
 -- last minute; 'resting' while its encoder's budget for the day is spent. For people, `pgembed status` and monitoring.
 CREATE OR REPLACE VIEW pgembed.status AS
 SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(r.relname, e.table_name) AS table_name,
     e.target, e.encoder,
     CASE WHEN e.paused THEN 'paused'
-        WHEN (SELECT b.rows_left = 0 AND b.frees_at > now() FROM pgembed._budget(e.encoder) AS b)
+        WHEN q.is_read AND (SELECT b.rows_left = 0 AND b.frees_at > now() FROM pgembed._budget(e.encoder) AS b)
         THEN 'resting' ELSE e.state END AS state,
     c.rows, c.ready, c.exact, c.queued, c.claimed,
-    (SELECT count(*) FROM pgembed.failure AS f WHERE f.embedding = e.id) AS failed,
+    CASE WHEN pgembed._sees_all(e) THEN (SELECT count(*) FROM pgembed.failure AS f WHERE f.embedding = e.id)
+        ELSE (SELECT count(*) FROM pgembed.failure AS f WHERE f.embedding = e.id AND pgembed._sees_row(e, f.key))
+    END AS failed,
     c.oldest_wait,
-    (SELECT round(sum(w.rows) / 60.0, 1) FROM pgembed.written AS w
-        WHERE w.embedding = e.id AND w.minute = date_trunc('minute', now()) - interval '1 minute') AS rows_per_second
+    CASE WHEN q.is_read THEN (SELECT round(sum(w.rows) / 60.0, 1) FROM pgembed.written AS w
+        WHERE w.embedding = e.id AND w.minute = date_trunc('minute', now()) - interval '1 minute')
+    END AS rows_per_second
 FROM pgembed.embedding AS e
 LEFT JOIN pg_catalog.pg_class AS r ON r.oid = e.relation
 LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = r.relnamespace
 CROSS JOIN LATERAL pgembed._counts(e) AS c
+CROSS JOIN LATERAL (SELECT pgembed._reads_queue(e.id) AS is_read) AS q
 ORDER BY e.id;
 
 -- Rows that were given up, with the reason; pgembed.retry('table') puts them back.
 CREATE OR REPLACE VIEW pgembed.failures AS
-SELECT coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(r.relname, e.table_name) AS table_name,
-    e.target, f.key, f.error, f.attempts, f.failed_at
-FROM pgembed.failure AS f
-JOIN pgembed.embedding AS e ON e.id = f.embedding
-LEFT JOIN pg_catalog.pg_class AS r ON r.oid = e.relation
+SELECT coalesce(n.nspname, f.schema_name) AS schema_name, coalesce(r.relname, f.table_name) AS table_name,
+    f.target, f.key, f.error, f.attempts, f.failed_at
+FROM pgembed._seen_failure AS f
+LEFT JOIN pg_catalog.pg_class AS r ON r.oid = f.relation
 LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = r.relnamespace
 ORDER BY f.failed_at;
 

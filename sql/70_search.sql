@@ -291,6 +291,7 @@ BEGIN
     END LOOP;
 END
 $$;
+REVOKE ALL ON FUNCTION pgembed._keep_searches() FROM PUBLIC;
 
 -- The body of that function. It gives k rows or, where search must look closer, none. Called by _keep_searches.
 --

@@ -1,5 +1,7 @@
 -- What is wrong, and what to do about it.
 
+DROP FUNCTION IF EXISTS pgembed._examine_rights(pgembed.embedding);
+
 -- Run by `pgembed doctor`, which looks before at what can be seen without any function of this schema.
 CREATE OR REPLACE FUNCTION pgembed.doctor()
 RETURNS TABLE (subject text, ok boolean, finding text, remedy text)
@@ -7,25 +9,87 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     embedding pgembed.embedding;
-    found_encoder record;
+    kinds text[];
 BEGIN
     RETURN QUERY SELECT 'pgvector', v.* FROM pgembed._examine_pgvector() AS v;
-    RETURN QUERY SELECT 'rights', r.* FROM pgembed._examine_rights(NULL) AS r;
-    IF EXISTS (SELECT FROM pgembed._missing_rights(NULL) AS m WHERE m.reads) THEN
+    IF has_table_privilege('pgembed.granted', 'SELECT') THEN
+        SELECT array_agg(g.kind) INTO kinds FROM pgembed.granted AS g WHERE g.role = current_user;
+    END IF;
+    kinds := CASE WHEN 'worker' = ANY (kinds) THEN '{worker}' ELSE coalesce(kinds, '{worker}') END;
+    RETURN QUERY SELECT 'rights', r.* FROM unnest(kinds) AS k (kind)
+        CROSS JOIN LATERAL pgembed._examine_rights(k.kind, NULL) AS r;
+    IF EXISTS (SELECT FROM unnest(kinds) AS k (kind)
+        CROSS JOIN LATERAL pgembed._objects_of(k.kind, quote_ident(current_user)::regrole, NULL, true) AS m
+        WHERE m.reads) THEN
         RETURN; -- this role sees no more
     END IF;
-    FOR found_encoder IN SELECT * FROM pgembed.encoders AS e WHERE e.languages IS NOT NULL LOOP
-        subject := pg_catalog.format('encoder ''%s'' language', found_encoder.name);
-        ok := true;
-        finding := pg_catalog.format('its words are %s', found_encoder.languages);
-        remedy := NULL;
-        RETURN NEXT;
-    END LOOP;
+    IF has_table_privilege('pgembed.encoders', 'SELECT') THEN
+        RETURN QUERY SELECT pg_catalog.format('encoder ''%s'' language', e.name), true,
+            pg_catalog.format('its words are %s', e.languages), NULL
+        FROM pgembed.encoders AS e WHERE e.languages IS NOT NULL;
+    END IF;
     FOR embedding IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
-        RETURN QUERY SELECT pg_catalog.concat_ws(' ',
-            pg_catalog.format('%I.%I.%I', embedding.schema_name, embedding.table_name, embedding.target), x.part),
-            x.ok, x.finding, x.remedy
-        FROM pgembed._examine(embedding) AS x;
+        CONTINUE WHEN 'worker' <> ALL (kinds);
+        subject := pg_catalog.format('%I.%I.%I', embedding.schema_name, embedding.table_name, embedding.target);
+        BEGIN
+            RETURN QUERY SELECT pg_catalog.concat_ws(' ', subject, x.part), x.ok, x.finding, x.remedy
+            FROM pgembed._examine(embedding) AS x;
+            PERFORM FROM pgembed._work AS w
+            WHERE w.id = embedding.id AND w.present AND (w.input_sql IS NULL OR w.fault <> '');
+            ok := NOT FOUND;
+            finding := 'it makes no sense to workers: see their log';
+        EXCEPTION WHEN data_exception OR syntax_error_or_access_rule_violation THEN
+            ok := false;
+            finding := SQLERRM;
+        END;
+        IF NOT ok THEN
+            subject := subject || ' catalog';
+            remedy := 'Detach it and attach it again, or put its row in pgembed.embedding right.';
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+    IF pg_has_role(pgembed._owner(), 'USAGE') THEN
+        RETURN QUERY SELECT * FROM pgembed._examine_granted();
+    END IF;
+END
+$$;
+
+-- Whether each role that grant_role was told of has what it needs. Called by doctor.
+CREATE OR REPLACE FUNCTION pgembed._examine_granted()
+RETURNS TABLE (subject text, ok boolean, finding text, remedy text)
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    kept record;
+    lacking text;
+BEGIN
+    FOR kept IN SELECT g.kind, g.role, to_regrole(quote_ident(g.role)) AS known FROM pgembed.granted AS g
+        ORDER BY g.role, g.kind LOOP
+        subject := pg_catalog.format('%s %I', kept.kind, kept.role);
+        IF kept.known IS NULL THEN
+            ok := false;
+            finding := 'there is no such role any more';
+            remedy := pg_catalog.format('SELECT pgembed.revoke_role(%L, %L);', kept.kind, kept.role);
+        ELSE
+            SELECT string_agg(o.missing, ', '), string_agg(pgembed._asking(o.owner) || o.statement, ' ')
+            INTO lacking, remedy
+            FROM (
+                SELECT e FROM pgembed.embedding AS e UNION ALL SELECT NULL
+            ) AS a (e)
+            CROSS JOIN LATERAL pgembed._objects_of(kept.kind, kept.known, a.e, true) AS o;
+            IF kept.kind = 'worker' THEN
+                SELECT pg_catalog.concat_ws(', ', lacking,
+                        'sight of all rows of ' || string_agg(e.relation::regclass::text, ', ')),
+                    pg_catalog.concat_ws(' ', remedy, 'Ask a superuser to run: ALTER ROLE ' || min(kept.known::text)
+                        || ' BYPASSRLS;')
+                INTO lacking, remedy
+                FROM pgembed.embedding AS e WHERE pgembed._is_filtered(kept.known, e.relation)
+                HAVING count(*) > 0 OR lacking IS NOT NULL;
+            END IF;
+            ok := lacking IS NULL;
+            finding := coalesce('lacks ' || lacking, 'has what it needs');
+        END IF;
+        RETURN NEXT;
     END LOOP;
 END
 $$;
@@ -52,9 +116,10 @@ CREATE OR REPLACE FUNCTION pgembed._asking(owner oid) RETURNS text
 LANGUAGE sql STABLE
 RETURN CASE WHEN pg_has_role(owner, 'USAGE') THEN '' ELSE format('Ask %I to run: ', pg_get_userbyid(owner)) END;
 
--- Whether this role has the rights of a worker: on the catalog (embedding NULL), or on an embedding's queue and table.
+-- Whether this role has the rights of a kind: on the catalog (embedding NULL), or on an embedding's queue and table.
 -- Called by doctor.
 CREATE OR REPLACE FUNCTION pgembed._examine_rights(
+    kind text,
     embedding pgembed.embedding,
     OUT ok boolean,
     OUT finding text,
@@ -63,7 +128,7 @@ CREATE OR REPLACE FUNCTION pgembed._examine_rights(
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
-    filtered boolean := coalesce(row_security_active(embedding.relation), false);
+    filtered boolean := kind = 'worker' AND coalesce(row_security_active(embedding.relation), false);
     lacking text;
     grants text;
 BEGIN
@@ -71,110 +136,24 @@ BEGIN
     FROM (
         SELECT string_agg(r.missing, ', ' ORDER BY r.place) AS missing,
             pgembed._asking(r.owner) || string_agg(r.statement, ' ' ORDER BY r.place) AS statements
-        FROM pgembed._missing_rights(embedding) AS r
+        FROM pgembed._objects_of(kind, quote_ident(current_user)::regrole, embedding, true) AS r
         GROUP BY r.owner
         ORDER BY min(r.place)
     ) AS m;
     ok := lacking IS NULL AND NOT filtered;
     finding := pg_catalog.concat_ws('; ',
-        CASE WHEN ok THEN pg_catalog.format(CASE WHEN embedding.id IS NULL
-            THEN '%I may read the catalog and record what becomes of rows'
-            ELSE '%I may work off the queue, read rows and write vectors' END, current_user) END,
+        CASE WHEN ok THEN pg_catalog.format(CASE WHEN kind <> 'worker' THEN '%I has what a %s needs'
+            WHEN embedding.id IS NULL THEN '%I may read the catalog and record what becomes of rows'
+            ELSE '%I may work off the queue, read rows and write vectors' END, current_user, kind) END,
         pg_catalog.format('%I lacks ', current_user) || lacking,
         CASE WHEN filtered THEN pg_catalog.format('row-level security filters what %I sees', current_user) END);
     remedy := pg_catalog.concat_ws(' ',
-        pg_catalog.format('A worker run as %I needs that. ', current_user) || grants,
+        pg_catalog.format('A %s run as %I needs that. ', kind, current_user) || grants,
         CASE WHEN filtered THEN pg_catalog.format('Run workers as the owner of the table, or ask a superuser to run: '
             'ALTER ROLE %I BYPASSRLS;', current_user) END);
     remedy := nullif(remedy, '');
 END
 $$;
-
--- What a worker does with tables and columns: on the catalog (embedding NULL), or for one embedding. A column is NULL
--- where the right is one on the whole table. FOR UPDATE and FOR KEY SHARE take UPDATE, of any column.
-CREATE OR REPLACE FUNCTION pgembed._worker_rights(embedding pgembed.embedding)
-RETURNS TABLE (relation oid, right_name text, column_name text)
-LANGUAGE plpgsql STABLE
-AS $$
-BEGIN
-    RETURN QUERY SELECT c.oid, unnest(v.rights), v.of_column
-    FROM (VALUES
-        ('_work', '{SELECT}'::text[], NULL::text),
-        ('status', '{SELECT}', NULL),
-        ('failures', '{SELECT}', NULL),
-        ('encoders', '{SELECT}', NULL),
-        ('encoder', '{SELECT}', NULL),
-        ('embedding', '{SELECT}', NULL),
-        ('embedding', '{UPDATE}', 'state'),
-        ('embedding', '{UPDATE}', 'backfill_after'),
-        ('failure', '{SELECT,INSERT,UPDATE,DELETE}', NULL),
-        ('written', '{SELECT,INSERT,UPDATE,DELETE}', NULL),
-        ('missed', '{SELECT}', NULL)
-    ) AS v (name, rights, of_column)
-    JOIN pg_catalog.pg_class AS c ON c.relnamespace = 'pgembed'::regnamespace AND c.relname = v.name
-    WHERE embedding.id IS NULL;
-    IF embedding.id IS NULL THEN
-        RETURN;
-    END IF;
-    RETURN QUERY SELECT c.oid, unnest(v.rights), NULL
-    FROM (VALUES
-        ('change_', '{SELECT,UPDATE,DELETE}'::text[]),
-        ('job_', '{SELECT,INSERT,UPDATE,DELETE}')
-    ) AS v (name, rights)
-    JOIN pg_catalog.pg_class AS c ON c.relnamespace = 'pgembed'::regnamespace AND c.relname = v.name || embedding.id;
-    RETURN QUERY SELECT a.attrelid, r.name, a.attname::text
-    FROM pg_catalog.pg_attribute AS a
-    CROSS JOIN unnest('{SELECT,UPDATE}'::text[]) AS r (name)
-    WHERE a.attrelid = embedding.relation AND a.attnum > 0 AND NOT a.attisdropped
-        AND (a.attname = CASE embedding.storage WHEN 'side' THEN embedding.key_columns -> 0 ->> 'name'
-            ELSE embedding.target END OR (r.name = 'SELECT' AND (
-            EXISTS (SELECT FROM jsonb_array_elements(embedding.key_columns) AS k
-                WHERE (k ->> 'attnum')::smallint = a.attnum)
-            OR quote_ident(a.attname) IN (SELECT u.column_sql
-                FROM pgembed._input_columns(embedding.relation, embedding.inputs) AS u))));
-    RETURN QUERY SELECT embedding.side, r.name, NULL
-    FROM unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS r (name)
-    WHERE pgembed._side_of(embedding, embedding.relation) = embedding.side;
-    RETURN QUERY SELECT c.oid, 'SELECT', NULL -- a budget is counted over all embeddings of an encoder
-    FROM pgembed.encoder AS o
-    JOIN pgembed.embedding AS e ON e.encoder = o.name AND e.id <> embedding.id
-    JOIN pg_catalog.pg_class AS c ON c.relnamespace = 'pgembed'::regnamespace AND c.relname = 'job_' || e.id
-    WHERE o.name = embedding.encoder AND o.settings ?| '{rows_per_day,tokens_per_day}';
-END
-$$;
-
--- The rights of a worker that this role lacks, an object a row: what, whose it is to grant, the statement that grants
--- it, and whether doctor sees no further without it. Called by doctor.
-CREATE OR REPLACE FUNCTION pgembed._missing_rights(embedding pgembed.embedding)
-RETURNS TABLE (place bigint, missing text, owner oid, statement text, reads boolean)
-LANGUAGE sql STABLE
-BEGIN ATOMIC
-    WITH objects (name, rights, owner, reads) AS (
-        SELECT format('SCHEMA %I', n.nspname), 'USAGE', n.nspowner, true
-        FROM pg_catalog.pg_namespace AS n
-        WHERE (embedding).id IS NOT NULL AND NOT has_schema_privilege(n.oid, 'USAGE') AND n.oid IN (
-            (SELECT c.relnamespace FROM pg_catalog.pg_class AS c WHERE c.oid = (embedding).relation),
-            (SELECT x.extnamespace FROM pg_catalog.pg_extension AS x WHERE x.extname = 'vector'))
-        UNION ALL
-        SELECT format('%I.%I', n.nspname, c.relname),
-            string_agg(r.right_name || coalesce(' (' || r.names || ')', ''), ', '
-                ORDER BY array_position(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'], r.right_name)),
-            c.relowner, bool_or(r.right_name = 'SELECT')
-        FROM (
-            SELECT w.relation, w.right_name, string_agg(quote_ident(w.column_name), ', ') AS names
-            FROM pgembed._worker_rights(embedding) AS w
-            WHERE NOT CASE WHEN w.column_name IS NULL THEN has_table_privilege(w.relation, w.right_name)
-                ELSE has_column_privilege(w.relation, w.column_name, w.right_name) END
-            GROUP BY w.relation, w.right_name
-        ) AS r
-        JOIN pg_catalog.pg_class AS c ON c.oid = r.relation
-        JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-        GROUP BY n.nspname, c.relname, c.relowner
-    )
-    SELECT row_number() OVER (ORDER BY o.name), o.rights || ' on ' || o.name, o.owner,
-        format('GRANT %s ON %s TO %I;', o.rights, o.name, current_user), o.reads
-    FROM objects AS o;
-END;
 
 -- One embedding: its table, triggers, queue, rights, leases, failures and index; `part` says which. Called by doctor.
 CREATE OR REPLACE FUNCTION pgembed._examine(embedding pgembed.embedding)
@@ -252,8 +231,18 @@ BEGIN
         RETURN;
     END IF;
 
-    RETURN QUERY SELECT 'rights', r.* FROM pgembed._examine_rights(embedding) AS r;
-    IF NOT EXISTS (SELECT FROM pgembed._missing_rights(embedding) AS m WHERE m.reads) THEN
+    IF pgembed._side_is_open(embedding) THEN
+        part := 'side table';
+        ok := false;
+        finding := 'row-level security was switched on for the table and not for its vectors';
+        remedy := pgembed._asking((SELECT c.relowner FROM pg_catalog.pg_class AS c WHERE c.oid = embedding.side))
+            || 'SELECT pgembed.sync();';
+        RETURN NEXT;
+    END IF;
+
+    RETURN QUERY SELECT 'rights', r.* FROM pgembed._examine_rights('worker', embedding) AS r;
+    IF NOT EXISTS (SELECT FROM pgembed._objects_of('worker', quote_ident(current_user)::regrole, embedding, true) AS m
+        WHERE m.reads) THEN
         RETURN QUERY SELECT * FROM pgembed._examine_progress(embedding);
     END IF;
 END

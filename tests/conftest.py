@@ -18,6 +18,7 @@ from pgembed import schema
 from pgembed.embedded import EmbeddedServer
 from tests.full_server import FullServer, NotAvailable
 from tests.full_server import full_server as any_full_server
+from tests.roles import roles
 
 Connection = psycopg.Connection[tuple[object, ...]]
 
@@ -216,6 +217,13 @@ def full_database(full_database_dsn: str) -> Iterator[Connection]:
 def full_bare_dsn(full_server_dsn: str) -> Iterator[str]:
     """A fresh database on the full server with nothing in it: its connection string."""
     yield from new_database(full_server_dsn)
+
+
+@pytest.fixture
+def shop_password(full_server_dsn: str) -> Iterator[str]:
+    """The roles of tests/roles.py on the full server; gives their password. Named before a database, gone after it."""
+    with roles(full_server_dsn) as password:
+        yield password
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

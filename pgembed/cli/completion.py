@@ -18,6 +18,7 @@ COLUMN = """
 SELECT attname FROM pg_catalog.pg_attribute
 WHERE attrelid = pg_catalog.to_regclass(%(table)s) AND attnum > 0 AND NOT attisdropped"""
 ENCODER = "SELECT name FROM pgembed.encoder"
+ROLE = "SELECT rolname::text FROM pg_catalog.pg_roles WHERE NOT pg_catalog.starts_with(rolname, 'pg_')"
 
 
 def any_table(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -43,6 +44,11 @@ def column(ctx: typer.Context, incomplete: str) -> list[str]:
 def encoder(ctx: typer.Context, incomplete: str) -> list[str]:
     """The registered encoders."""
     return _names(ctx, ENCODER, incomplete)
+
+
+def role(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The roles of the server, but for its own."""
+    return _names(ctx, ROLE, incomplete)
 
 
 def _names(ctx: typer.Context, statement: LiteralString, incomplete: str) -> list[str]:

@@ -249,7 +249,7 @@ def _status_table(rows: list[StatusRow]) -> Table:
             row.encoder,
             row.state,
             _ready(row),
-            f"{row.queued:,}",
+            "?" if row.queued is None else f"{row.queued:,}",
             f"{row.failed:,}",
             str(row.oldest_wait).split(".")[0] if row.oldest_wait else "",
             "" if row.rows_per_second is None else f"{row.rows_per_second:,g}",
@@ -266,7 +266,7 @@ def _status_table(rows: list[StatusRow]) -> Table:
 
 def _ready(row: StatusRow) -> str:
     if row.rows is None or row.ready is None:
-        return "table is gone"
+        return "table is gone" if row.queued is not None else "?"
     about = "" if row.exact else "~"
     return f"{about}{row.ready:,}/{about}{row.rows:,}"
 

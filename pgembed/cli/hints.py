@@ -14,6 +14,8 @@ COMMANDS = {
     "retry": "pgembed retry {} --embedding {}",
     "resume": "pgembed resume {} --embedding {}",
     "reconcile": "pgembed reconcile {} --embedding {}",
+    "grant_role": "pgembed grant {} {}",
+    "revoke_role": "pgembed revoke {} {}",
 }
 _CALL = re.compile(r"SELECT pgembed\.(\w+)\(([^)]*)\);?")
 _LITERAL = re.compile(r"(?<!=> )'((?:[^']|'')*)'")

@@ -9,13 +9,14 @@ from typing import NoReturn
 
 import typer
 
-from pgembed.cli import altering, embedding, encoder, encoder_export, manage, search, verify, waiting, work
+from pgembed.cli import altering, embedding, encoder, encoder_export, manage, roles, search, verify, waiting, work
 from pgembed.cli.app import WrongUsage, app
 from pgembed.cli.output import Remarks, remark
 from pgembed.errors import PgembedError
 
 COMMANDS = (
     manage,
+    roles,
     encoder,
     encoder_export,
     search,

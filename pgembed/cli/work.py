@@ -109,7 +109,7 @@ def progress_of_batches(read_status: Callable[[], list[StatusRow]]) -> Generator
     with progress_bar() as bar:
         tasks: dict[str, TaskID] = {}
         waiting = {
-            f"{row.schema_name}.{row.table_name}.{row.target}": max(row.queued, (row.rows or 0) - (row.ready or 0))
+            f"{row.schema_name}.{row.table_name}.{row.target}": max(row.queued or 0, (row.rows or 0) - (row.ready or 0))
             for row in read_status()
         }
         done: dict[str, int] = {}

@@ -79,7 +79,7 @@ def prepare(db: Pgembed, console: Console, tables: tuple[str, ...], image: Any) 
 def work(db: Pgembed, console: Console, tables: tuple[str, ...], media: MediaPolicy) -> None:
     """Let a worker encode all that waits, with a progress bar."""
     status = [row for row in db.status() if row.table_name in tables]
-    total = sum(max(row.queued + row.claimed, (row.rows or 0) - (row.ready or 0)) for row in status)
+    total = sum(max((row.queued or 0) + (row.claimed or 0), (row.rows or 0) - (row.ready or 0)) for row in status)
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(),

@@ -249,10 +249,10 @@ class KeyQueue(Queue):
     def _backfill_ahead(self) -> sql.Composed:
         """The backfill has not come to key w yet."""
         after = sql.SQL(", ").join(
-            sql.SQL("(e.backfill_after ->> {})::{}").format(n - 1, trusted(column["type"]))
+            sql.SQL("(b.after ->> {})::{}").format(n - 1, trusted(column["type"]))
             for n, column in zip(self._numbers, self.work.key_columns, strict=True)
         )
         return sql.SQL(
-            "EXISTS (SELECT FROM pgembed.embedding e WHERE e.id = {} AND e.state = 'backfill'"
-            " AND (e.backfill_after IS NULL OR ({}) > ({})))"
+            "EXISTS (SELECT FROM pgembed.embedding e LEFT JOIN pgembed.backfill b ON b.embedding = e.id"
+            " WHERE e.id = {} AND e.state = 'backfill' AND (b.after IS NULL OR ({}) > ({})))"
         ).format(self.work.id, self._keys("w"), after)

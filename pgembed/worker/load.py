@@ -9,12 +9,12 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 import psycopg
-from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from pgembed.encoders import Encoder
 from pgembed.errors import InvalidInput, NotInstalled, PgembedError
 from pgembed.worker.batch import Batch, Row
+from pgembed.worker.catalog import Catalog
 from pgembed.worker.decode import Decoder
 from pgembed.worker.faults import is_conflict, is_lost
 from pgembed.worker.pipes import Pipes
@@ -25,6 +25,7 @@ from pgembed.worker.write import give_back, is_detached
 READ_ROWS = 64  # read at once, so that no more pictures than these lie in memory undecoded, twice
 FILL_ROWS = 1_000  # encoded by SQL in one transaction
 REFRESH = 2.0  # seconds between looks at the catalog
+_NOT_INSTALLED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName)
 
 
 class Loader:
@@ -35,6 +36,7 @@ class Loader:
         self.state = pipes.state
         self.options = pipes.options
         self.conn = conn
+        self.catalog = Catalog(self.state, conn)
         self.decoder = Decoder(self.options.media, self.options.decode_threads)
         self.sweep = Sweep(self.state, conn)
         self.renewed = time.monotonic()
@@ -45,8 +47,8 @@ class Loader:
         self.decoder.close()
 
     def run(self) -> None:
-        self._give_back_from_before()
         self._sync()
+        self._give_back_from_before()
         refreshed = -10.0
         while not self.state.stop.is_set() and not self.pipes.broken.is_set() and not self.state.is_done():
             if time.monotonic() - refreshed > REFRESH:
@@ -65,6 +67,8 @@ class Loader:
                 self.works = self._works()
                 self._raise_lasting_trouble()
                 if not any(self._unfinished(work) for work in self.works):
+                    if refused := self.state.any_refused():
+                        raise refused
                     return
                 self.state.stop.wait(min(self.options.poll, 0.05))
             else:
@@ -82,6 +86,11 @@ class Loader:
             self.state.log.warning(
                 "catalog out of date", error=error.diag.message_primary, remedy="as its owner: SELECT pgembed.sync();"
             )
+        except (psycopg.DataError, psycopg.ProgrammingError, psycopg.errors.RaiseException) as error:
+            if not isinstance(error, _NOT_INSTALLED):
+                self.state.log.warning(
+                    "catalog out of order", error=error.diag.message_primary, remedy="pgembed doctor"
+                )
 
     def _sync_missed(self) -> None:
         """Put tables right whose triggers know a column by a name that it no longer has, where this role may."""
@@ -110,8 +119,7 @@ class Loader:
 
     def _works(self) -> list[Work]:
         try:
-            with self.conn.transaction(), self.conn.cursor(row_factory=class_row(Work)) as cursor:
-                works = cursor.execute("SELECT * FROM pgembed._work ORDER BY id").fetchall()
+            works = self.catalog.read()
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
             raise NotInstalled(
                 f"pgembed is not installed in database '{self.conn.info.dbname}'.", "Run: pgembed install"
@@ -200,7 +208,9 @@ class Loader:
         with self.conn.transaction():
             self.conn.execute(statements.lock)
             state = self.conn.execute(
-                "SELECT state, backfill_after FROM pgembed.embedding WHERE id = $1", [work.id]
+                "SELECT e.state, b.after FROM pgembed.embedding e"
+                " LEFT JOIN pgembed.backfill b ON b.embedding = e.id WHERE e.id = $1",
+                [work.id],
             ).fetchone()
             if state is None or state[0] != "backfill":
                 return False
@@ -209,7 +219,8 @@ class Loader:
                 self.conn.execute("UPDATE pgembed.embedding SET state = 'ready' WHERE id = $1", [work.id])
             else:
                 self.conn.execute(
-                    "UPDATE pgembed.embedding SET backfill_after = $1 WHERE id = $2",
+                    "INSERT INTO pgembed.backfill (embedding, after) VALUES ($2, $1)"
+                    " ON CONFLICT (embedding) DO UPDATE SET after = excluded.after",
                     [Jsonb(last[0]), work.id],
                 )
         return last is not None

@@ -47,6 +47,7 @@ class Work:
     vector_oid: int
     side: dict[str, Any] | None = None  # the table of its vectors, where they do not stand in the rows
     mode: str = "queue"  # "instant": triggers encode, and SQL what they leave to the queue
+    fault: str | None = None  # why it cannot be worked on, where SQL sees that
 
     @property
     def name(self) -> str:

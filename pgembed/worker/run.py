@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 
 from pgembed.errors import EncoderError, PgembedError
+from pgembed.pooling import require_session
 from pgembed.vectors import BinaryParameter, BinaryParameterDumper
 from pgembed.worker.batch import Batch, abandon, encode
 from pgembed.worker.load import Loader
@@ -142,10 +143,14 @@ def _as_own(batch: Batch, error: Exception) -> PgembedError:
 
 
 @contextmanager
-def session_connection(connect: Connect) -> Generator[psycopg.Connection[Any]]:
-    """A connection as the stages need it: READ COMMITTED whatever the default, ``$1`` parameters, its own settings."""
+def session_connection(connect: Connect, what: str = "A worker") -> Generator[psycopg.Connection[Any]]:
+    """A connection as the stages need it: READ COMMITTED whatever the default, ``$1`` parameters, its own settings.
+
+    Raises InvalidInput where a pooler would give these settings to others.
+    """
     with connect() as conn:
         conn.autocommit = True
+        require_session(conn, connect, what)
         conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         conn.cursor_factory = psycopg.RawCursor
         conn.adapters.register_dumper(BinaryParameter, BinaryParameterDumper)

@@ -77,6 +77,7 @@ class State:
         self.summary = Summary()
         self._encoders: dict[str, tuple[Encoder, str]] = {}
         self._trouble: dict[int, Trouble] = {}
+        self._refused: dict[int, PgembedError] = {}
         self._held: dict[int, set[int]] = {}  # seqs claimed and not yet written, by embedding
         self._resting: dict[int, float] = {}  # until when, by embedding: the day's budget is spent
         self._lock = threading.Lock()
@@ -178,13 +179,27 @@ class State:
         trouble.until = time.monotonic() + wait
         self.log.error("embedding in trouble", embedding=work.name, error=str(error).strip(), retry_in=wait)
 
+    def refuse(self, embedding_id: int, name: str, error: PgembedError) -> None:
+        """An embedding cannot be worked on as the catalog has it: say so, once for each reason, and leave it alone."""
+        if str(self._refused.get(embedding_id)) != str(error):
+            self.log.error("embedding refused", embedding=name, error=str(error))
+        self._refused[embedding_id] = error
+
+    def accept(self, embedding_id: int) -> None:
+        """It can be worked on."""
+        self._refused.pop(embedding_id, None)
+
     def note_success(self, work: Work) -> None:
         """This embedding works again."""
         self._trouble.pop(work.id, None)
 
     def any_trouble(self) -> Exception | None:
         """The error of some embedding that is in trouble now."""
-        return next((trouble.error for trouble in self._trouble.values()), None)
+        return next((trouble.error for trouble in self._trouble.values()), self.any_refused())
+
+    def any_refused(self) -> Exception | None:
+        """Why some embedding cannot be worked on."""
+        return next(iter(self._refused.values()), None)
 
     def lasting_trouble(self, work: Work) -> Exception | None:
         """The error of an embedding that has failed time and again, or that no second try would mend."""

@@ -20,6 +20,7 @@ from pgembed.encoders import Encoder, EncoderPolicy
 from pgembed.errors import CatalogError, InvalidInput
 from pgembed.media import MediaPolicy
 from pgembed.worker.batch import Batch, Row, encode
+from pgembed.worker.catalog import fault_of
 from pgembed.worker.decode import Decoder
 from pgembed.worker.keys import Key, KeyQueue
 from pgembed.worker.queue import Work
@@ -106,7 +107,7 @@ def verify(
     """
     if options.sample is not None and options.sample < 1:
         raise InvalidInput(f"A sample has one row at least, not {options.sample}.", "Give None for all rows.")
-    with session_connection(connect) as conn:
+    with session_connection(connect, "A verification") as conn:
         conn.execute("SELECT pg_catalog.set_config('application_name', 'pgembed verify', false)")
         conn.execute("SELECT pg_catalog.set_config('synchronous_commit', 'on', false)")
         work = _work(conn, embedding)
@@ -121,6 +122,8 @@ def verify(
 def _work(conn: psycopg.Connection[Any], embedding: int) -> Work:
     with conn.cursor(row_factory=class_row(Work)) as cursor:
         work = cursor.execute("SELECT * FROM pgembed._work WHERE id = $1", [embedding]).fetchone()
+    if work is not None and (fault := fault_of(work)):
+        raise CatalogError(f"{work.name} cannot be verified. {fault}", "Run pgembed doctor.")
     if work is None or not work.present:
         raise CatalogError(
             "The embedding's table, its triggers or its side table are not there.",

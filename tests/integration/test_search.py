@@ -406,11 +406,12 @@ def test_kept_searches_follow_the_catalog(database: Connection) -> None:
     assert names() == []
 
 
-def test_anyone_may_bring_the_kept_searches_up_to_date(own_shop: Shop) -> None:
+def test_whoever_is_granted_it_may_bring_the_kept_searches_up_to_date(own_shop: Shop) -> None:
     conn = own_shop.conn
     conn.execute(
         "CREATE ROLE visitor; GRANT USAGE ON SCHEMA pgembed TO visitor; GRANT SELECT ON product TO visitor;"
         "GRANT SELECT, UPDATE ON pgembed.embedding, pgembed.encoder TO visitor;"
+        "GRANT EXECUTE ON FUNCTION pgembed._keep_searches() TO visitor;"
         "ALTER TABLE product ADD note text; SET ROLE visitor"
     )
     try:

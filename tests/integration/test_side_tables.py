@@ -75,7 +75,7 @@ def test_writers_at_other_levels_do_not_fail_and_leave_no_vector(table: Table, l
     with psycopg.connect(table.dsn) as other:
         other.isolation_level = level
         other.execute("SELECT FROM product")
-        conn.execute("UPDATE pgembed.embedding SET state = 'backfill', backfill_after = NULL")
+        conn.execute("DELETE FROM pgembed.backfill; UPDATE pgembed.embedding SET state = 'backfill'")
         conn.execute("SELECT pgembed.reconcile('product', \"where\" => 'true')")
         table.work()
         assert true(conn) == [1, 2, 3, 4, 5]
@@ -152,7 +152,7 @@ def test_backfill_and_reconcile_find_the_rows_without_a_vector(table: Table) -> 
     table.work()
     assert true(conn) == [1, 2]
     conn.execute("DELETE FROM product_embedding")
-    conn.execute("UPDATE pgembed.embedding SET state = 'backfill', backfill_after = NULL")
+    conn.execute("DELETE FROM pgembed.backfill; UPDATE pgembed.embedding SET state = 'backfill'")
     assert table.work().written == 2
     assert true(conn) == [1, 2]
 

@@ -137,7 +137,8 @@ def test_rows_that_the_backfill_has_not_reached_wait(table: Table) -> None:
     table.work()
     drop_vector(table, 1)
     drop_vector(table, 3)
-    table.conn.execute("UPDATE pgembed.embedding SET state = 'backfill', backfill_after = '[\"2\"]'")
+    table.conn.execute("UPDATE pgembed.embedding SET state = 'backfill'")
+    table.conn.execute("UPDATE pgembed.backfill SET after = '[\"2\"]'")
     found = verify(table)
     assert (found.waiting, found.missing.keys) == (1, [["1"]])
 

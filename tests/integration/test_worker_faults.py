@@ -17,7 +17,7 @@ from PIL import Image
 from psycopg.conninfo import make_conninfo
 
 from pgembed.encoders import Encoder
-from pgembed.errors import EncoderError, EncoderMismatch, NotInstalled
+from pgembed.errors import CatalogError, EncoderError, EncoderMismatch, NotInstalled
 from pgembed.media import MediaPolicy
 from pgembed.worker import Worker, WorkerOptions
 from pgembed.worker.run import SESSION_SETTINGS
@@ -359,7 +359,7 @@ def test_a_table_that_is_locked_for_long_does_not_stop_another(table: Table, mon
 def test_a_dropped_vector_column_is_the_embeddings_trouble(table: Table) -> None:
     table.insert("red shoe")
     table.conn.execute("ALTER TABLE product DROP COLUMN embedding")
-    with pytest.raises(psycopg.errors.UndefinedColumn):
+    with pytest.raises(CatalogError, match=r"Table product has no vector column 'embedding'\."):
         table.work()
     assert table.failures() == {}
 

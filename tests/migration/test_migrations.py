@@ -143,6 +143,26 @@ def test_0005_gives_the_jobs_that_are_there_since_when_they_wait(database: Conne
     assert db.wait("product", timeout=0) == []
 
 
+def test_0006_keeps_how_far_a_backfill_is(database: Connection) -> None:
+    db = pgembed.connect(database)
+    db.add_encoder("lite", "builtin:lite")
+    database.execute("CREATE TABLE product (id integer PRIMARY KEY, title text)")
+    database.execute("INSERT INTO product SELECT i, 'dog ' || i FROM generate_series(1, 5) AS i")
+    db.attach("product", "embedding", encoder="lite", text="{title}")
+    before = facts_of_schema(database)
+    database.execute("DROP TABLE pgembed.granted, pgembed.backfill")
+    database.execute("ALTER TABLE pgembed.embedding ADD COLUMN backfill_after jsonb")
+    database.execute("UPDATE pgembed.embedding SET backfill_after = '[\"3\"]'")
+    step(database, "0006")
+    schema.install(database)
+    after = facts_of_schema(database)
+    for facts in (before, after):
+        del facts["columns"]  # those that were dropped too
+    assert after == before
+    assert database.execute("SELECT * FROM pgembed.backfill").fetchall() == [(1, ["3"])]
+    assert db.work(until_idle=True).written == 2  # the rows beyond
+
+
 def test_the_oldest_wait_begins_with_the_change(database: Connection) -> None:
     db = pgembed.connect(database)
     db.add_encoder("lite", "builtin:lite")

@@ -27,6 +27,7 @@ LAYERS = (
         "estimate",
         "indexing",
         "plans",
+        "pooling",
         "sampling",
         "schema",
         "searching",
