@@ -182,7 +182,8 @@ BEGIN
         'SET search_path = pg_catalog, pg_temp %s AS %L', name,
         CASE WHEN renders THEN pgembed._rendering() ELSE '' END,
         format('BEGIN IF %s THEN %s; END IF; INSERT INTO pgembed.missed (embedding) VALUES (%s); RETURN NEW; END',
-            pgembed._still_named_sql(embedding.relation, columns), body, embedding.id));
+            pgembed._still_named_sql(embedding.relation, columns) || pgembed._side_still_named_sql(embedding), body,
+            embedding.id));
     EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', name);
     IF runs_as <> quote_ident(current_user)::regrole THEN
         IF lends THEN -- Postgres wants it for the moment; nobody else sees it
@@ -211,6 +212,22 @@ BEGIN ATOMIC
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND NOT a.attisdropped
     WHERE c.oid = relation AND quote_ident(a.attname) = ANY (columns);
 END;
+
+-- The same of an embedding's side table, as what follows: '' where it has none.
+CREATE OR REPLACE FUNCTION pgembed._side_still_named_sql(embedding pgembed.embedding) RETURNS text
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN CASE WHEN embedding.storage = 'side' THEN (
+        SELECT pg_catalog.format(' AND (SELECT count(*) = %s FROM pg_catalog.pg_constraint AS k '
+            'JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.conrelid AND NOT a.attisdropped '
+            'WHERE k.conrelid = to_regclass(%L) AND k.conname = %L AND a.attname = ANY (%L::name[]))',
+            count(*) + 1, embedding.side::regclass, pgembed._side_constraint(embedding.id),
+            array_agg(k.side_name) || 'vector'::name)
+        FROM pgembed._side_keys(embedding) AS k
+    ) ELSE '' END;
+END
+$$;
 
 -- The settings under which values are rendered as texts, as clauses of CREATE FUNCTION; workers have the same.
 CREATE OR REPLACE FUNCTION pgembed._rendering() RETURNS text

@@ -5,7 +5,6 @@
 -- Triggers take a vector away with its row. A foreign key would cost each vector half as much again as its write, and
 -- would have TRUNCATE and DROP TABLE of the user's table fail.
 
-
 -- Refuse what cannot have a side table. Called by attach.
 CREATE OR REPLACE FUNCTION pgembed._check_side(relation regclass, target text, stale text) RETURNS void
 LANGUAGE plpgsql STABLE

@@ -169,7 +169,8 @@ RETURN (
         'IF NOT %2$s THEN BEGIN SELECT %3$s INTO made FROM (SELECT NEW.*) AS t; IF made IS NOT NULL THEN '
         'INSERT INTO %4$s (%5$s, vector) VALUES (%6$s, made) ON CONFLICT (%5$s) DO UPDATE SET vector = excluded.vector; '
         '%11$s RETURN NULL; END IF; EXCEPTION WHEN others THEN NULL; END; END IF; '
-        'IF TG_OP = ''UPDATE'' THEN IF %12$s THEN DELETE FROM %4$s AS s WHERE %7$s; ELSE INSERT INTO pgembed.%8$I (%9$s) VALUES (%6$s); RETURN NULL; END IF; END IF; '
+        'IF TG_OP = ''UPDATE'' THEN IF %12$s THEN DELETE FROM %4$s AS s WHERE %7$s; '
+        'ELSE INSERT INTO pgembed.%8$I (%9$s) VALUES (%6$s); RETURN NULL; END IF; END IF; '
         'INSERT INTO pgembed.%8$I (%9$s) SELECT %6$s FROM (SELECT NEW.*) AS t WHERE %10$s; RETURN NULL; END',
         pgembed._left_behind_sql(embedding), pgembed._later_sql(), vector, (embedding).side::regclass,
         string_agg(quote_ident(k.side_name), ', ' ORDER BY k.ordinal),

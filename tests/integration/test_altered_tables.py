@@ -221,6 +221,35 @@ def test_a_partition_that_comes_with_rows(database: Connection, database_dsn: st
     assert_true(database)
 
 
+@pytest.mark.parametrize("change", ["ALTER TABLE item_embedding RENAME TO beside", "DROP TABLE item_embedding"])
+def test_a_side_table_that_is_renamed_or_dropped(
+    database: Connection, database_dsn: str, mode: str, change: str
+) -> None:
+    database.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
+    database.execute("CREATE TABLE item (id integer PRIMARY KEY, title text)")
+    database.execute("INSERT INTO item VALUES (1, 'a dog'), (2, 'a red shoe'), (3, 'a frog')")
+    db = pgembed.connect(database_dsn)
+    db.attach("item", "embedding", encoder="lite", text="{title}", storage="side", mode=mode)
+    db.work(until_idle=True)
+    database.execute(change.encode())
+    database.execute("CREATE VIEW another AS SELECT id, title FROM item")
+    database.execute("DELETE FROM item WHERE id = 3")
+    database.execute("UPDATE item SET title = 'a cat' WHERE id = 1")
+    database.execute("UPDATE item SET id = 7 WHERE id = 2")
+    database.execute("INSERT INTO item VALUES (4, 'a boat')")
+    assert findings(db) != []
+    db.sync("item")
+    db.work(until_idle=True)
+    assert findings(db) == []
+    side = "beside" if "RENAME" in change else "item_embedding"
+    apart = database.execute(
+        f"SELECT t.id, s.vector <-> pgembed.encode_text('lite', t.title) FROM item t FULL JOIN {side} s USING (id)".encode()
+    ).fetchall()
+    assert sorted(apart) == [(key, pytest.approx(0, abs=1e-5)) for key in (1, 4, 7)]
+    database.execute("TRUNCATE item CASCADE")
+    assert database.execute(f"SELECT count(*) FROM {side}".encode()).fetchall() == [(0,)]
+
+
 def test_uninstall_while_unhooked_leaves_the_table_as_it_was(db: pgembed.Pgembed, database: Connection) -> None:
     db.unhook("item")
     db.uninstall(detach_all=True)
