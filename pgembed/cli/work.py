@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
 from collections.abc import Callable, Generator
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
     from pgembed.worker import Worker
 
 
-@app.command(epilog=examples("pgembed worker", "pgembed worker --until-idle --media-root /srv/pictures"))
+@app.command(
+    epilog=examples(
+        "pgembed worker",
+        "pgembed worker --until-idle --media-root /srv/pictures",
+        "pgembed worker --max-memory 500MB --decode-threads 2",
+    )
+)
 @loads_encoders
 def worker(
     once: Annotated[bool, typer.Option("--once", help="One batch of each embedding, then leave.")] = False,
@@ -38,6 +45,9 @@ def worker(
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures given as https URLs.")] = False,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Leave once so many rows are written.")] = None,
     decode_threads: Annotated[int, typer.Option(min=1, help="Threads that decode pictures.")] = 4,
+    max_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="What pictures in hand may take, besides the model: 500MB, 2GB.")
+    ] = "1GB",
     sweep_every: Annotated[
         float,
         typer.Option(
@@ -62,6 +72,7 @@ def worker(
         encoders=settings.encoders or EncoderPolicy.from_environment(),
         max_rows=max_rows,
         decode_threads=decode_threads,
+        max_memory=size_in_bytes("--max-memory", max_memory),
         sweep_every=sweep_every,
     )
     configure_logging()
@@ -77,6 +88,15 @@ def worker(
     elif sys.stderr.isatty():
         given_up = f", {rows_are(summary.failed)} given up: pgembed failures" if summary.failed else ""
         errors.print(f"{rows_are(summary.written)} encoded{given_up}.")
+
+
+def size_in_bytes(option: str, size: str) -> int:
+    """``500MB`` as bytes; a plain number is bytes already. Raises WrongUsage."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I)?)?B?", size.strip().upper())
+    if found is None or float(found[1]) == 0:
+        raise WrongUsage(f"{option} is '{size}', which is no size.", "Write it as 500MB or 2GB.")
+    power = " KMGT".index(found[2] or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def configure_logging() -> None:

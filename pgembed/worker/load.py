@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -17,12 +18,15 @@ from pgembed.errors import InvalidInput, NotInstalled, PgembedError
 from pgembed.worker.batch import Batch, Row
 from pgembed.worker.decode import Decoder
 from pgembed.worker.faults import is_lost
-from pgembed.worker.pipes import Pipes
+from pgembed.worker.memory import size_decoded, size_undecoded
+from pgembed.worker.pipes import Pipes, Stopped
 from pgembed.worker.queue import Queue, Work
 from pgembed.worker.sweep import Sweep
 from pgembed.worker.write import give_back, is_detached
 
-READ_ROWS = 64  # read at once, so that no more pictures than these lie in memory undecoded, twice
+READ_ROWS = 64  # read at once, so that pictures are decoded as they come
+TEXTS = 256  # in a batch, at least
+FIRST_PICTURES = 8  # in the first batch after a rest; each one after it has twice as many
 REFRESH = 2.0  # seconds between looks at the catalog
 
 
@@ -38,6 +42,7 @@ class Loader:
         self.sweep = Sweep(self.state, conn)
         self.renewed = time.monotonic()
         self.works: list[Work] = []
+        self.pace = FIRST_PICTURES
 
     def close(self) -> None:
         self.decoder.close()
@@ -101,17 +106,20 @@ class Loader:
         if self.state.in_trouble(work) or self.state.is_resting(work) or work.state == "paused" or room == 0:
             return False
         rows: list[Row] = []
+        handed_on: set[int] = set()
         try:
             encoder = self.state.encoder(work)
-            limit = self.options.batch_size or max(encoder.batch_size, 256)
+            limit = self._batch_size(work, encoder)
             moved = self._claim(work, limit if room is None else min(limit, room), rows)
-            if rows:
-                batch = self._read(work, encoder, rows)
+            for batch in self._batches(work, encoder, rows[:]):
                 self.pipes.put(self.pipes.loaded, batch, meanwhile=self._renew)
+                handed_on.update(row.seq for row in batch.rows)
         except (psycopg.Error, PgembedError) as error:
             if is_lost(self.conn, error):
                 raise
-            seqs = [row.seq for row in rows]
+            left = [row for row in rows if row.seq not in handed_on]
+            seqs = [row.seq for row in left]
+            self.pipes.memory.release(left)
             if is_detached(self.conn, work, error):
                 self.state.let_go(work, seqs)
             else:
@@ -174,23 +182,87 @@ class Loader:
                 )
         return last is not None
 
-    def _read(self, work: Work, encoder: Encoder, rows: list[Row]) -> Batch:
-        """What the rows hold. A part at a time, so that pictures are decoded as they come."""
+    def _batch_size(self, work: Work, encoder: Encoder) -> int:
+        """How many rows to claim. Of pictures fewer than of texts, and few at first: the encoder waits for a batch to
+        be decoded, and a change waits until the batches that were claimed before it are encoded.
+        """
+        if self.options.batch_size:
+            return self.options.batch_size
+        if work.modalities == ["text"]:
+            return max(encoder.batch_size, TEXTS)
+        self.pace = self.pace * 2 if self.state.holds_any() else FIRST_PICTURES
+        self.pace = min(self.pace, encoder.batch_size)
+        return self.pace
+
+    def _batches(self, work: Work, encoder: Encoder, rows: list[Row]) -> Iterator[Batch]:
+        """What the rows hold, in one batch, or in more where their pictures would take too much memory together."""
         began_at = time.monotonic()
         by_seq = {row.seq: row for row in rows}
         kept: list[Row] = []
-        decoding: list[Future[Any]] = []
-        for start in range(0, len(rows), READ_ROWS):
-            before, decoding = decoding, []
-            for seq, there, *values in self._fetch(work, rows[start : start + READ_ROWS]):
+        for part in self._parts(work, rows):
+            for seq, there, *values in self._fetch(work, part):
                 row = by_seq.pop(seq)
                 row.gone = not there
-                decoding += self.decoder.fill(work, encoder, row, values)
+                sizes = self._sizes(work, values)
+                if not self._has_room(row, sizes, kept):
+                    yield Batch(work, kept, began_at)
+                    kept, began_at = [], time.monotonic()
+                    self._has_room(row, sizes, kept)
+                for future, size in zip(self.decoder.fill(work, encoder, row, values), sizes, strict=True):
+                    future.add_done_callback(partial(self._decoded, row, size))
                 kept.append(row)
-            wait(before)
         spoiled = [row for row in by_seq.values() if row.error is not None]
         self.state.let_go(work, list(by_seq.keys() - {row.seq for row in spoiled}))  # changed again: a new seq
-        return Batch(work, kept + spoiled, began_at)
+        if kept or spoiled:
+            yield Batch(work, kept + spoiled, began_at)
+
+    def _parts(self, work: Work, rows: list[Row]) -> Iterator[list[Row]]:
+        """The rows in parts that are read at once: as many as their pictures' files leave room for."""
+        sizes = self._file_sizes(work, rows)
+        part: list[Row] = []
+        total = 0
+        for row in rows:
+            size = sizes.get(row.seq, 0)
+            if part and (len(part) == READ_ROWS or total + size > self.pipes.memory.limit // 4):
+                yield part
+                part, total = [], 0
+            part.append(row)
+            total += size
+        if part:
+            yield part
+
+    def _file_sizes(self, work: Work, rows: list[Row]) -> dict[int, int]:
+        """The bytes of the rows' pictures, by seq, where they stand in the rows."""
+        if not rows or not work.has_files:
+            return {}
+        try:
+            with self.conn.transaction():
+                found = self.conn.execute(Queue(work).file_sizes, [[row.seq for row in rows]]).fetchall()
+        except psycopg.DataError:  # a value that cannot be computed is found when it is read
+            return {}
+        return dict(found)
+
+    def _sizes(self, work: Work, values: Sequence[Any]) -> list[int]:
+        """What each picture of a row takes while it is decoded."""
+        most = self.options.media.limits.max_pixels
+        pairs = zip(work.modalities, values, strict=True)
+        return [size_undecoded(value, most) for modality, value in pairs if modality != "text" and value is not None]
+
+    def _has_room(self, row: Row, sizes: Sequence[int], kept: Sequence[Row]) -> bool:
+        """Hold what a row's pictures will take. Waits for room; False where ``kept`` must be encoded before."""
+        while sizes and not self.pipes.memory.take(row, sizes):
+            if kept and not self.pipes.memory.is_decoding(kept):
+                return False
+            if self.pipes.broken.is_set():
+                raise Stopped
+            self.pipes.memory.wait(0.2)
+            self._renew()
+        return True
+
+    def _decoded(self, row: Row, size: int, future: Future[Any]) -> None:
+        """A picture is decoded, or its row has an error."""
+        failed = future.cancelled() or future.exception() is not None
+        self.pipes.memory.decoded(row, size, 0 if failed else size_decoded(future.result()))
 
     def _fetch(self, work: Work, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
         """Read rows; one whose values cannot be computed, by a generated column say, is found by halves."""

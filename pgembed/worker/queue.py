@@ -58,6 +58,11 @@ class Work:
         return bool(self.settings.get("rows_per_day") or self.settings.get("tokens_per_day"))
 
     @property
+    def has_files(self) -> bool:
+        """Whether pictures stand in its rows as bytes."""
+        return any(facts.get("as") == "bytes" for facts in self.inputs.values())
+
+    @property
     def modalities(self) -> list[str]:
         """The modalities it reads, in a fixed order."""
         return sorted(self.input_sql)
@@ -187,6 +192,22 @@ class Queue:
         ).format(
             first_key=sql.Identifier("t", self.work.key_names[0]),
             inputs=self._inputs,
+            job=self._job,
+            table=self._table,
+            same=self._same_key("j"),
+        )
+
+    @cached_property
+    def file_sizes(self) -> sql.Composed:
+        """Parameter: seqs. Returns seq, and how many bytes of pictures the row holds; reads none of them."""
+        files = [name for name, facts in self.work.inputs.items() if facts.get("as") == "bytes"]
+        return sql.SQL(
+            "SELECT j.seq, {sizes} FROM {table} t JOIN {job} j ON {same} WHERE j.seq = ANY($1::bigint[])"
+        ).format(
+            sizes=sql.SQL(" + ").join(
+                sql.SQL("coalesce(pg_catalog.octet_length({}), 0)").format(trusted(self.work.input_sql[name]))
+                for name in sorted(files)
+            ),
             job=self._job,
             table=self._table,
             same=self._same_key("j"),

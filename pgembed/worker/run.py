@@ -130,6 +130,9 @@ class Session(Pipes):
                     self.state.note_trouble(batch.work, _as_own(batch, error))
                     abandon(batch)
                 leaving = self.state.stop.is_set()
+            for row in batch.rows:
+                row.inputs.clear()
+            self.memory.release(batch.rows)
             self.put(self.encoded, batch)
 
 

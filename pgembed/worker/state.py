@@ -24,7 +24,8 @@ BUDGET_LOOK = 30.0  # seconds between looks at a budget that is spent: somebody 
 class WorkerOptions:
     """How a worker works. ``embeddings`` names tables or table.target; empty means all."""
 
-    batch_size: int | None = None  # rows claimed at once; default: the encoder's, at least 256
+    batch_size: int | None = None  # rows claimed at once; default: the encoder's, at least 256 of texts alone
+    max_memory: int = 1_000_000_000  # bytes that pictures in hand may take; a batch ends where there is no more room
     embeddings: tuple[str, ...] = ()
     media: MediaPolicy = field(default_factory=MediaPolicy)
     encoders: EncoderPolicy = field(default_factory=EncoderPolicy.from_environment)
@@ -130,6 +131,11 @@ class State:
         """The seqs of an embedding that are in hand."""
         with self._lock:
             return sorted(self._held.get(embedding_id, ()))
+
+    def holds_any(self) -> bool:
+        """Whether anything is in hand."""
+        with self._lock:
+            return any(self._held.values())
 
     def room(self) -> int | None:
         """How many rows may still be claimed, where the worker is to leave after so many; None where it is not."""
