@@ -15,7 +15,7 @@ from typing import Any
 from psycopg import sql
 
 FOLD_LIMIT = 5_000
-BACKFILL_LIMIT = 10_000
+BACKFILL_LIMIT = 2_000  # rows looked at in one step, in which nobody else may claim
 HELD_WAIT = 0.5  # seconds until a row that somebody held, or that had changed, is looked at again
 
 
@@ -142,7 +142,7 @@ class Queue:
             " INSERT INTO {job} AS j ({keys}) SELECT DISTINCT {keys} FROM moved ORDER BY {keys}"
             " ON CONFLICT ({keys}) DO UPDATE"
             " SET seq = excluded.seq, first_seq = coalesce(j.first_seq, j.seq),"
-            " attempts = 0, available_at = now(), claimed_until = NULL, error = NULL"
+            " attempts = 0, available_at = now(), claimed_until = NULL, error = NULL, backfill = false"
         ).format(
             change=self._change,
             job=self._job,
@@ -154,14 +154,17 @@ class Queue:
 
     @cached_property
     def claim(self) -> sql.Composed:
-        """Parameters: lease in seconds, limit. Returns seq, attempts; the oldest first."""
+        """Parameters: lease in seconds, limit. Returns seq, attempts; changes before the backfill, the oldest first."""
+        due = "available_at <= clock_timestamp() AND (claimed_until IS NULL OR claimed_until < clock_timestamp())"
         return sql.SQL(
-            "UPDATE {job} j SET claimed_until = clock_timestamp() + $1::float8 * interval '1 second'"
-            " WHERE j.seq = ANY(ARRAY(SELECT seq FROM {job}"
-            " WHERE available_at <= clock_timestamp() AND (claimed_until IS NULL OR claimed_until < clock_timestamp())"
-            " ORDER BY seq LIMIT $2::bigint FOR UPDATE SKIP LOCKED))"
+            "WITH fresh AS MATERIALIZED (SELECT seq FROM {job} WHERE NOT backfill AND {due}"
+            " ORDER BY seq LIMIT $2::bigint FOR UPDATE SKIP LOCKED),"
+            " late AS MATERIALIZED (SELECT seq FROM {job} WHERE backfill AND {due}"
+            " ORDER BY seq LIMIT $2::bigint - (SELECT count(*) FROM fresh) FOR UPDATE SKIP LOCKED)"
+            " UPDATE {job} j SET claimed_until = clock_timestamp() + $1::float8 * interval '1 second'"
+            " WHERE j.seq = ANY(ARRAY(SELECT seq FROM fresh UNION ALL SELECT seq FROM late))"
             " RETURNING j.seq, j.attempts"
-        ).format(job=self._job)
+        ).format(job=self._job, due=sql.SQL(due))
 
     @cached_property
     def lock_budget(self) -> sql.Composed:
@@ -406,7 +409,7 @@ class Queue:
             "WITH step AS MATERIALIZED (SELECT {aliases},"
             " {empty} AND pg_catalog.num_nonnulls({columns}) > 0 AS wanted FROM {table} t"
             " WHERE {beyond} ORDER BY {row_keys} LIMIT {limit}),"
-            " queued AS (INSERT INTO {job} ({queue_keys}) SELECT {keys} FROM step WHERE wanted"
+            " queued AS (INSERT INTO {job} ({queue_keys}, backfill) SELECT {keys}, true FROM step WHERE wanted"
             " ON CONFLICT DO NOTHING)"
             " SELECT pg_catalog.jsonb_build_array({texts}) FROM step ORDER BY {descending} LIMIT 1"
         ).format(

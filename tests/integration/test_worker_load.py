@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from io import BytesIO
 
+import psycopg
 import pytest
 from PIL import Image
 
+from pgembed.worker.pipes import STAGE_DEPTH
 from pgembed.worker.run import Session
 from tests.fakes import Connection, Table
 
@@ -72,3 +76,105 @@ def test_a_batch_ends_where_there_is_no_room_for_another_picture(table: Table, m
 def test_a_picture_larger_than_the_bound_is_encoded_alone(table: Table) -> None:
     with_pictures(table, 3, (500, 500))
     assert table.work(max_memory=1000).written == 3
+
+
+# Which rows come first
+
+
+def backfill_of(table: Table, rows: int, name: str = "product") -> None:
+    """A table with rows that were there before its embedding."""
+    table.conn.execute(f"INSERT INTO {name} SELECT i, '{name} ' || i FROM generate_series(1, {rows}) AS i".encode())
+
+
+def test_a_fresh_change_is_encoded_before_a_long_backfill_is_done(table: Table) -> None:
+    table.conn.execute("SELECT pgembed.detach('product')")
+    backfill_of(table, 400)
+    table.attach()
+
+    def change(_: Sequence[str]) -> None:
+        if len(table.encoder.seen) == 30:
+            with psycopg.connect(table.dsn, autocommit=True) as other:
+                other.execute("INSERT INTO product VALUES (1000, 'fresh')")
+                other.execute("UPDATE product SET title = 'changed' WHERE id = 390")
+
+    table.encoder.before = change
+    assert table.work(batch_size=10).written == 401
+    assert len(table.true_ids()) == 401
+    places = {title: table.encoder.seen.index(title) for title in ("fresh", "changed")}
+    assert max(places.values()) < 30 + 10 * (STAGE_DEPTH + 4)  # what was claimed before it goes first
+
+
+def test_rows_that_a_sweep_finds_come_after_changes(table: Table) -> None:
+    table.conn.execute("UPDATE pgembed.embedding SET state = 'ready'")
+    table.conn.execute("ALTER TABLE product DISABLE TRIGGER USER")
+    backfill_of(table, 50)
+    table.conn.execute("ALTER TABLE product ENABLE TRIGGER USER")
+    worker = table.worker(batch_size=10, sweep_every=0.01, max_rows=51)
+    written = threading.Event()
+
+    def change(_: Sequence[str]) -> None:
+        if not written.is_set():
+            written.set()
+            with psycopg.connect(table.dsn, autocommit=True) as other:
+                other.execute("INSERT INTO product VALUES (1000, 'fresh')")
+
+    table.encoder.before = change
+    assert worker.run().written == 51
+    assert table.encoder.seen.index("fresh") < 50
+
+
+def test_backfills_of_two_embeddings_go_side_by_side(table: Table) -> None:
+    table.conn.execute("SELECT pgembed.detach('product')")
+    table.conn.execute("CREATE TABLE page (id integer PRIMARY KEY, title text)")
+    for name in ("product", "page"):
+        backfill_of(table, 200, name)
+        table.attach(name)
+    assert table.work(batch_size=10).written == 400
+    first_half = table.encoder.seen[:200]
+    assert sum(title.startswith("page") for title in first_half) in range(80, 121)
+
+
+def test_a_change_of_one_embedding_does_not_wait_for_the_backfill_of_another(table: Table) -> None:
+    table.conn.execute("CREATE TABLE page (id integer PRIMARY KEY, title text)")
+    table.attach("page")
+    table.work()
+    table.conn.execute("SELECT pgembed.detach('product')")
+    backfill_of(table, 400)
+    table.attach()
+
+    def change(_: Sequence[str]) -> None:
+        if len(table.encoder.seen) == 30:
+            with psycopg.connect(table.dsn, autocommit=True) as other:
+                other.execute("INSERT INTO page VALUES (1, 'fresh page')")
+
+    table.encoder.before = change
+    assert table.work(batch_size=10).written == 401
+    assert table.encoder.seen.index("fresh page") < 30 + 10 * (STAGE_DEPTH + 4)
+
+
+# The queue's tables
+
+
+def settings_of(conn: Connection, name: str) -> set[str]:
+    rows = conn.execute(
+        "SELECT unnest(reloptions) FROM pg_class WHERE oid = ('pgembed.' || %s)::regclass", [name]
+    ).fetchall()
+    return {row[0] for row in rows}
+
+
+TUNED = {"autovacuum_vacuum_scale_factor=0", "autovacuum_vacuum_threshold=1000", "autovacuum_vacuum_cost_delay=0"}
+
+
+def test_autovacuum_looks_after_the_queues_tables_by_their_dead_rows(table: Table) -> None:
+    assert settings_of(table.conn, "change_1") == TUNED
+    assert settings_of(table.conn, "job_1") == TUNED | {"fillfactor=70"}
+
+
+def test_sync_sets_it_on_tables_of_an_older_version_and_leaves_what_somebody_set(table: Table) -> None:
+    names = sorted(setting.split("=")[0] for setting in TUNED)
+    table.conn.execute(f"ALTER TABLE pgembed.change_1 RESET ({', '.join(names)})".encode())
+    table.conn.execute(f"ALTER TABLE pgembed.job_1 RESET ({', '.join(names)})".encode())
+    table.conn.execute("ALTER TABLE pgembed.job_1 SET (autovacuum_vacuum_threshold = 77)")
+    table.conn.execute("SELECT pgembed.sync()")
+    assert settings_of(table.conn, "change_1") == TUNED
+    assert settings_of(table.conn, "job_1") == {"fillfactor=70", "autovacuum_vacuum_threshold=77"}
