@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         "pgembed worker",
         "pgembed worker --until-idle --media-root /srv/pictures",
         "pgembed worker --max-memory 500MB --decode-threads 2",
+        "pgembed worker --max-load 8 --max-rate 50",
     )
 )
 @loads_encoders
@@ -48,6 +49,10 @@ def worker(
     max_memory: Annotated[
         str, typer.Option(metavar="SIZE", help="What pictures in hand may take, besides the model: 500MB, 2GB.")
     ] = "1GB",
+    max_rate: Annotated[float | None, typer.Option(min=0.01, help="Rows a second, at most.")] = None,
+    max_load: Annotated[
+        int | None, typer.Option(min=0, help="Hold back while more sessions of others are at work on the server.")
+    ] = None,
     sweep_every: Annotated[
         float,
         typer.Option(
@@ -73,6 +78,8 @@ def worker(
         max_rows=max_rows,
         decode_threads=decode_threads,
         max_memory=size_in_bytes("--max-memory", max_memory),
+        max_rate=max_rate,
+        max_load=max_load,
         sweep_every=sweep_every,
     )
     configure_logging()

@@ -21,6 +21,7 @@ from pgembed.worker.faults import is_lost
 from pgembed.worker.memory import size_decoded, size_undecoded
 from pgembed.worker.pipes import Pipes, Stopped
 from pgembed.worker.queue import Queue, Work
+from pgembed.worker.restraint import Load, Rate
 from pgembed.worker.sweep import Sweep
 from pgembed.worker.write import give_back, is_detached
 
@@ -41,6 +42,9 @@ class Loader:
         self.decoder = Decoder(self.options.media, self.options.decode_threads)
         self.sweep = Sweep(self.state, conn)
         self.renewed = time.monotonic()
+        self.served_at: dict[int, float] = {}  # when rows of an embedding were last claimed
+        self.rate = Rate(self.options.max_rate)
+        self.load = Load(self.state, conn)
         self.works: list[Work] = []
         self.pace = FIRST_PICTURES
 
@@ -55,8 +59,12 @@ class Loader:
             if time.monotonic() - refreshed > REFRESH:
                 self.works = self._works()
                 refreshed = time.monotonic()
-            busy = [self._serve(work) for work in self.works if not self.state.stop.is_set()]
+            order = sorted(self.works, key=lambda work: self.served_at.get(work.id, 0.0))  # the longest without first
+            busy = [self._serve(work) for work in order if not self.state.stop.is_set() and not self.load.is_high()]
             self._renew()
+            if self.load.is_high():
+                self.state.stop.wait(min(self.options.poll, 0.2))
+                continue
             if self.pipes.mode == "once":
                 return
             if self.pipes.mode == "forever" and self.sweep.step(self.works):
@@ -102,7 +110,7 @@ class Loader:
 
     def _serve(self, work: Work) -> bool:
         """One batch of one embedding; True where there was something to do."""
-        room = self.state.room()
+        room = _least(self.state.room(), self.rate.allowed())
         if self.state.in_trouble(work) or self.state.is_resting(work) or work.state == "paused" or room == 0:
             return False
         rows: list[Row] = []
@@ -148,6 +156,9 @@ class Loader:
                 return []
             claimed = self.conn.execute(statements.claim, [self.options.lease, limit]).fetchall()
         rows = [Row(seq, attempts) for seq, attempts in claimed]
+        self.rate.spend(len(rows))
+        if rows:
+            self.served_at[work.id] = time.monotonic()
         self.state.hold(work, [row.seq for row in rows])
         return rows
 
@@ -277,6 +288,7 @@ class Loader:
             return self._fetch(work, rows[:middle]) + self._fetch(work, rows[middle:])
 
     def _renew(self) -> None:
+        self.state.seen_at = time.monotonic()
         if time.monotonic() - self.renewed < self.options.lease / 3:
             return
         self.renewed = time.monotonic()
@@ -312,6 +324,10 @@ class Loader:
         for work in self.works:
             if error := self.state.lasting_trouble(work):
                 raise error
+
+
+def _least(*bounds: int | None) -> int | None:
+    return min((bound for bound in bounds if bound is not None), default=None)
 
 
 def _matches(work: Work, names: Collection[str]) -> bool:

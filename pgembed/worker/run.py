@@ -29,6 +29,7 @@ SESSION_SETTINGS = {
     "bytea_output": "hex",
     "lock_timeout": "10s",
     "statement_timeout": "10min",
+    "idle_in_transaction_session_timeout": "1min",  # no step stops in the middle; if one does, its locks end
     "synchronous_commit": "off",  # a crash loses a vector together with the end of its job, and it is made again
     "plan_cache_mode": "force_generic_plan",  # a batch of vectors as a constant would be copied again and again
     "jit": "off",

@@ -33,6 +33,8 @@ class WorkerOptions:
     poll: float = 1.0  # seconds between looks at an empty queue
     max_attempts: int = 5
     max_rows: int | None = None  # leave once so many rows are written
+    max_rate: float | None = None  # rows claimed a second
+    max_load: int | None = None  # claim nothing while more sessions of others are at work on the server
     decode_threads: int = 4
     sweep_every: float = 300.0  # seconds between looks for rows that no trigger saw, where it runs for ever; 0: never
 
@@ -82,6 +84,8 @@ class State:
         self._resting: dict[int, float] = {}  # until when, by embedding: the day's budget is spent
         self._lock = threading.Lock()
         self.swept_at = time.monotonic()
+        self.seen_at = time.monotonic()  # when the first stage last came round
+        self.held_back = False  # by what others do on the server
 
     def start(self) -> None:
         """Begin a run: nothing counted, no embedding in trouble."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import psycopg
@@ -14,7 +16,7 @@ from PIL import Image
 
 from pgembed.worker.pipes import STAGE_DEPTH
 from pgembed.worker.run import Session
-from tests.fakes import Connection, Table
+from tests.fakes import Connection, Log, Table, until
 
 PEAK = """
 import resource, sys
@@ -178,3 +180,48 @@ def test_sync_sets_it_on_tables_of_an_older_version_and_leaves_what_somebody_set
     table.conn.execute("SELECT pgembed.sync()")
     assert settings_of(table.conn, "change_1") == TUNED
     assert settings_of(table.conn, "job_1") == {"fillfactor=70", "autovacuum_vacuum_threshold=77"}
+
+
+# Holding back
+
+
+def test_no_more_rows_are_claimed_in_a_second_than_the_rate_allows(table: Table) -> None:
+    backfill_of(table, 60)
+    start = time.monotonic()
+    assert table.work(max_rate=20).written == 60
+    assert time.monotonic() - start > 1.8  # 20 at once, 40 in two seconds
+
+
+def test_a_rate_is_shared_between_embeddings(table: Table) -> None:
+    table.conn.execute("CREATE TABLE page (id integer PRIMARY KEY, title text)")
+    for name in ("product", "page"):
+        backfill_of(table, 40, name)
+    table.attach("page")
+    assert table.work(max_rate=10, max_rows=30).written == 30
+    counts = [sum(title.startswith(name) for title in table.encoder.seen) for name in ("product", "page")]
+    assert min(counts) >= 8
+
+
+def test_a_worker_holds_back_while_the_server_is_busy(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgembed.worker.restraint.LOOK_EVERY", 0.02)
+    with psycopg.connect(table.dsn, autocommit=True) as other, ThreadPoolExecutor(1) as pool:
+        sleeping = pool.submit(other.execute, "SELECT pg_sleep(100)")
+        busy = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'"
+        until(lambda: table.conn.execute(busy).fetchone() == (1,))
+        with table.working(max_load=0) as worker:
+            worker.state.log = log = Log()
+            backfill_of(table, 5)
+            until(lambda: worker.state.held_back)
+            time.sleep(0.3)
+            assert table.true_ids() == []
+            other.cancel()
+            until(lambda: len(table.true_ids()) == 5)
+        assert any("goes on" in line for line in log.lines)
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            sleeping.result()
+
+
+def test_other_workers_are_no_load(table: Table) -> None:
+    backfill_of(table, 50)
+    with table.working(max_load=0, batch_size=5), table.working(max_load=0, batch_size=5):
+        until(lambda: len(table.true_ids()) == 50)
