@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         "pgembed worker --until-idle --media-root /srv/pictures",
         "pgembed worker --max-memory 500MB --decode-threads 2",
         "pgembed worker --max-load 8 --max-rate 50",
+        "pgembed worker --metrics-port 9464",
     )
 )
 @loads_encoders
@@ -59,6 +60,10 @@ def worker(
             min=0, help="Seconds between looks for rows that no trigger saw; 0: never. Only one that runs on."
         ),
     ] = 300.0,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Answer /metrics (Prometheus) and /healthz on this port.")
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="The address of that port; 0.0.0.0 for all.")] = "127.0.0.1",
     as_json: Json = False,
 ) -> None:
     """Encode what waits: a progress bar on a terminal, JSON lines elsewhere. SIGTERM finishes the batch in hand."""
@@ -86,7 +91,7 @@ def worker(
     log: Any = structlog.get_logger("pgembed.worker")
     with database() as db, progress_of_batches(lambda: db.status()) as on_progress:
         running = db.worker(options, on_progress=on_progress)
-        with _stopped_by_signals(running):
+        with _stopped_by_signals(running), metrics(running, metrics_host, metrics_port):
             log.info("worker starts", mode="once" if once else "until idle" if until_idle else "forever")
             summary = running.run("once" if once else "until_idle" if until_idle else "forever")
     log.info("worker leaves", written=summary.written, failed=summary.failed)
@@ -95,6 +100,22 @@ def worker(
     elif sys.stderr.isatty():
         given_up = f", {rows_are(summary.failed)} given up: pgembed failures" if summary.failed else ""
         errors.print(f"{rows_are(summary.written)} encoded{given_up}.")
+
+
+@contextmanager
+def metrics(running: Worker, host: str, port: int | None) -> Generator[None]:
+    """Answer on a port for as long as the block, where one is asked for."""
+    if port is None:
+        yield
+        return
+    import structlog
+
+    from pgembed.worker.metrics import serving_metrics
+
+    with serving_metrics(running.state, running.connect, host, port) as chosen:
+        log: Any = structlog.get_logger("pgembed.worker")
+        log.info("metrics", host=host, port=chosen)
+        yield
 
 
 def size_in_bytes(option: str, size: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -101,9 +101,9 @@ class Loader:
             raise NotInstalled(
                 f"pgembed is not installed in database '{self.conn.info.dbname}'.", "Run: pgembed install"
             ) from error
-        chosen = [work for work in works if work.present and _matches(work, self.options.embeddings)]
+        chosen = [work for work in works if work.present and work.is_named(self.options.embeddings)]
         for name in self.options.embeddings:
-            if not any(_matches(work, (name,)) for work in works):
+            if not any(work.is_named((name,)) for work in works):
                 known = ", ".join(work.name for work in works) or "none"
                 raise InvalidInput(f"There is no embedding '{name}'.", f"Embeddings: {known}.")
         return chosen
@@ -328,9 +328,3 @@ class Loader:
 
 def _least(*bounds: int | None) -> int | None:
     return min((bound for bound in bounds if bound is not None), default=None)
-
-
-def _matches(work: Work, names: Collection[str]) -> bool:
-    return not names or not {
-        work.table_name, f"{work.schema_name}.{work.table_name}", f"{work.table_name}.{work.target}", work.name,
-    }.isdisjoint(names)  # fmt: skip

@@ -7,7 +7,7 @@ that the statements keep, and what goes wrong without them, are told in docs/que
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -51,6 +51,12 @@ class Work:
     def name(self) -> str:
         """Its name for people: schema.table.target."""
         return f"{self.schema_name}.{self.table_name}.{self.target}"
+
+    def is_named(self, names: Collection[str]) -> bool:
+        """Whether it is one of these, tables or table.target; none at all means every one."""
+        return not names or not {
+            self.table_name, f"{self.schema_name}.{self.table_name}", f"{self.table_name}.{self.target}", self.name,
+        }.isdisjoint(names)  # fmt: skip
 
     @property
     def has_budget(self) -> bool:
