@@ -7,8 +7,10 @@ builtin:lite on one core. The encoder alone has the same pictures decoded and pr
 batches of the same size: what the worker does besides (reading rows, decoding, preparing, writing vectors, the queue)
 has the other core, which it shares with Postgres. Both take turns, a table at a time; the figure is the ratio of the
 fastest table of each, since others on the machine only ever slow it. The worker's time is from its start to its end on
-a table that was just attached; it has the encoder loaded. "Encoder busy" is the share of that time in which the encoder
-had pictures to encode, which others on the machine do not change.
+a table that was just attached; it has the encoder loaded.
+
+"Encoder busy" is the share of the time in which the encoder had pictures to encode. "Undisturbed" is that share of what
+it encodes a second of its own processor time: what a machine would do that does nothing else, and has a core for each.
 """
 
 from __future__ import annotations
@@ -63,6 +65,10 @@ def main() -> int:
     for pictures in sets:
         with encoding() as busy:
             seconds = measure(encoder, pictures, busy)
+        undisturbed = {
+            how: pictures.rows * len(taken) / busy.processor[how] * busy.seconds[how] / sum(taken)
+            for how, taken in seconds.items()
+        }
         report.table(
             f"{pictures.name}: {pictures.tables} table(s) of {pictures.rows:,} rows",
             [
@@ -71,7 +77,8 @@ def main() -> int:
                     "pictures/s": pictures.rows / min(taken),
                     "median": pictures.rows / p50(taken),
                     "total s": sum(taken),
-                    "encoder busy": sum(busy.seconds[how]) / sum(taken),
+                    "encoder busy": busy.seconds[how] / sum(taken),
+                    "undisturbed": undisturbed[how],
                 }
                 for how, taken in seconds.items()
             ],
@@ -86,7 +93,8 @@ class Busy:
     """Seconds in which pictures were encoded, by who is at work."""
 
     now: str = ""
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {"": [], ALONE: [], WORKER: []})
+    seconds: dict[str, float] = field(default_factory=lambda: {"": 0.0, ALONE: 0.0, WORKER: 0.0})
+    processor: dict[str, float] = field(default_factory=lambda: {"": 0.0, ALONE: 0.0, WORKER: 0.0})
 
 
 @contextmanager
@@ -96,11 +104,12 @@ def encoding() -> Iterator[Busy]:
     embed = LiteEncoder.embed_pixels
 
     def timed(self: LiteEncoder, pixels: Sequence[Any]) -> Any:  # noqa: ANN401
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.thread_time()
         try:
             return embed(self, pixels)
         finally:
-            busy.seconds[busy.now].append(time.perf_counter() - start)
+            busy.seconds[busy.now] += time.perf_counter() - start
+            busy.processor[busy.now] += time.thread_time() - processor
 
     LiteEncoder.embed_pixels = timed
     try:
