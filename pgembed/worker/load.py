@@ -62,12 +62,10 @@ class Loader:
             order = sorted(self.works, key=lambda work: self.served_at.get(work.id, 0.0))  # the longest without first
             busy = [self._serve(work) for work in order if not self.state.stop.is_set() and not self.load.is_high()]
             self._renew()
-            if self.load.is_high():
-                self.state.stop.wait(min(self.options.poll, 0.2))
-                continue
-            if self.pipes.mode == "once":
+            held_back = self.load.is_high()
+            if self.pipes.mode == "once" and not held_back:
                 return
-            if self.pipes.mode == "forever" and self.sweep.step(self.works):
+            if self.pipes.mode == "forever" and not held_back and self.sweep.step(self.works):
                 continue
             if any(busy):
                 continue
@@ -76,7 +74,7 @@ class Loader:
                 self._raise_lasting_trouble()
                 if not any(self._unfinished(work) for work in self.works):
                     return
-                self.state.stop.wait(min(self.options.poll, 0.05))
+                self.state.stop.wait(self.options.poll if held_back else min(self.options.poll, 0.05))
             else:
                 self.state.stop.wait(self.options.poll)
 

@@ -221,6 +221,18 @@ def test_a_worker_holds_back_while_the_server_is_busy(table: Table, monkeypatch:
             sleeping.result()
 
 
+def test_a_worker_that_is_to_leave_leaves_a_busy_server_where_nothing_waits(table: Table) -> None:
+    table.work()
+    with psycopg.connect(table.dsn, autocommit=True) as other, ThreadPoolExecutor(1) as pool:
+        sleeping = pool.submit(other.execute, "SELECT pg_sleep(100)")
+        try:
+            assert table.work(max_load=0).written == 0
+        finally:
+            other.cancel()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            sleeping.result()
+
+
 def test_other_workers_are_no_load(table: Table) -> None:
     backfill_of(table, 50)
     with table.working(max_load=0, batch_size=5), table.working(max_load=0, batch_size=5):
