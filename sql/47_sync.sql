@@ -12,6 +12,7 @@ DECLARE
     changed integer := 0;
 BEGIN
     FOR embedding IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
+        PERFORM pgembed._tune_queue(embedding.id);
         SELECT t.tgrelid INTO found_relation
         FROM pg_catalog.pg_trigger AS t
         JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid

@@ -72,7 +72,8 @@ BEGIN
         'SELECT f.key FROM moved AS m JOIN pgembed.failure AS f ON f.embedding = $1 AND f.key = jsonb_build_array(%3$s) '
         'FOR UPDATE OF f SKIP LOCKED))) '
         'INSERT INTO pgembed.%4$I AS j (%2$s) SELECT DISTINCT %2$s FROM moved ON CONFLICT (%2$s) DO UPDATE '
-        'SET seq = excluded.seq, first_seq = coalesce(j.first_seq, j.seq), attempts = 0, available_at = now(), error = NULL',
+        'SET seq = excluded.seq, first_seq = coalesce(j.first_seq, j.seq), attempts = 0, available_at = now(), error = NULL, '
+        'backfill = false',
         'change_' || embedding_id, keys, pgembed._key_list(embedding, 'm.key_%s::text'), 'job_' || embedding_id)
     USING embedding_id;
     GET DIAGNOSTICS moved = ROW_COUNT;
@@ -93,7 +94,7 @@ DECLARE
 BEGIN
     EXECUTE format('WITH step AS MATERIALIZED (SELECT row_number() OVER (ORDER BY %1$s) AS n, %2$s, '
         '%3$s AND num_nonnulls(%4$s) > 0 AS wanted FROM %5$s AS t WHERE %6$s ORDER BY %1$s LIMIT 10000), '
-        'queued AS (INSERT INTO pgembed.%7$I (%8$s) SELECT %8$s FROM step WHERE wanted ON CONFLICT DO NOTHING) '
+        'queued AS (INSERT INTO pgembed.%7$I (%8$s, backfill) SELECT %8$s, true FROM step WHERE wanted ON CONFLICT DO NOTHING) '
         'SELECT jsonb_build_array(%9$s) FROM step ORDER BY n DESC LIMIT 1',
         row_keys,
         (SELECT string_agg(format('t.%I AS key_%s', k.key ->> 'name', k.ordinal), ', ' ORDER BY k.ordinal)
@@ -142,7 +143,7 @@ BEGIN
     END IF;
     same := pgembed._same_row_sql(embedding);
     EXECUTE format('SELECT array_agg(seq) FROM (SELECT j.seq FROM %s AS t JOIN pgembed.%I AS j ON %s '
-        'WHERE j.available_at <= clock_timestamp() ORDER BY j.seq LIMIT $1 FOR NO KEY UPDATE OF t SKIP LOCKED) AS l',
+        'WHERE j.available_at <= clock_timestamp() ORDER BY j.backfill, j.seq LIMIT $1 FOR NO KEY UPDATE OF t SKIP LOCKED) AS l',
         embedding.relation::regclass, 'job_' || embedding_id, same)
     INTO locked USING batch;
     PERFORM pgembed._lock_queue(embedding_id);

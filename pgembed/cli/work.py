@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
 from collections.abc import Callable, Generator
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
     from pgembed.worker import Worker
 
 
-@app.command(epilog=examples("pgembed worker", "pgembed worker --until-idle --media-root /srv/pictures"))
+@app.command(
+    epilog=examples(
+        "pgembed worker",
+        "pgembed worker --until-idle --media-root /srv/pictures",
+        "pgembed worker --max-memory 500MB --decode-threads 2",
+        "pgembed worker --max-load 8 --max-rate 50",
+        "pgembed worker --metrics-port 9464",
+    )
+)
 @loads_encoders
 def worker(
     once: Annotated[bool, typer.Option("--once", help="One batch of each embedding, then leave.")] = False,
@@ -38,12 +47,23 @@ def worker(
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures given as https URLs.")] = False,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Leave once so many rows are written.")] = None,
     decode_threads: Annotated[int, typer.Option(min=1, help="Threads that decode pictures.")] = 4,
+    max_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="What pictures in hand may take, besides the model: 500MB, 2GB.")
+    ] = "1GB",
+    max_rate: Annotated[float | None, typer.Option(min=0.01, help="Rows a second, at most.")] = None,
+    max_load: Annotated[
+        int | None, typer.Option(min=0, help="Hold back while more sessions of others are at work on the server.")
+    ] = None,
     sweep_every: Annotated[
         float,
         typer.Option(
             min=0, help="Seconds between looks for rows that no trigger saw; 0: never. Only one that runs on."
         ),
     ] = 300.0,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Answer /metrics (Prometheus) and /healthz on this port.")
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="The address of that port; 0.0.0.0 for all.")] = "127.0.0.1",
     as_json: Json = False,
 ) -> None:
     """Encode what waits: a progress bar on a terminal, JSON lines elsewhere. SIGTERM finishes the batch in hand."""
@@ -62,13 +82,16 @@ def worker(
         encoders=settings.encoders or EncoderPolicy.from_environment(),
         max_rows=max_rows,
         decode_threads=decode_threads,
+        max_memory=size_in_bytes("--max-memory", max_memory),
+        max_rate=max_rate,
+        max_load=max_load,
         sweep_every=sweep_every,
     )
     configure_logging()
     log: Any = structlog.get_logger("pgembed.worker")
     with database() as db, progress_of_batches(lambda: db.status()) as on_progress:
         running = db.worker(options, on_progress=on_progress)
-        with _stopped_by_signals(running):
+        with _stopped_by_signals(running), metrics(running, metrics_host, metrics_port):
             log.info("worker starts", mode="once" if once else "until idle" if until_idle else "forever")
             summary = running.run("once" if once else "until_idle" if until_idle else "forever")
     log.info("worker leaves", written=summary.written, failed=summary.failed)
@@ -77,6 +100,31 @@ def worker(
     elif sys.stderr.isatty():
         given_up = f", {rows_are(summary.failed)} given up: pgembed failures" if summary.failed else ""
         errors.print(f"{rows_are(summary.written)} encoded{given_up}.")
+
+
+@contextmanager
+def metrics(running: Worker, host: str, port: int | None) -> Generator[None]:
+    """Answer on a port for as long as the block, where one is asked for."""
+    if port is None:
+        yield
+        return
+    import structlog
+
+    from pgembed.worker.metrics import serving_metrics
+
+    with serving_metrics(running.state, running.connect, host, port) as chosen:
+        log: Any = structlog.get_logger("pgembed.worker")
+        log.info("metrics", host=host, port=chosen)
+        yield
+
+
+def size_in_bytes(option: str, size: str) -> int:
+    """``500MB`` as bytes; a plain number is bytes already. Raises WrongUsage."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I)?)?B?", size.strip().upper())
+    if found is None or float(found[1]) == 0:
+        raise WrongUsage(f"{option} is '{size}', which is no size.", "Write it as 500MB or 2GB.")
+    power = " KMGT".index(found[2] or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def configure_logging() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pgembed.encoders import Encoder
 from pgembed.media import MediaPolicy, MediaReader
 from pgembed.worker.batch import Row
+from pgembed.worker.priority import give_way
 from pgembed.worker.queue import Work
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class Decoder:
 
     def __init__(self, media: MediaPolicy, threads: int) -> None:
         self._media = MediaReader(media)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pgembed-decode")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pgembed-decode", initializer=give_way)
 
     def close(self) -> None:
         """Drop what is not begun yet."""

@@ -151,7 +151,7 @@ class KeyQueue(Queue):
     def queue_swept(self, *, side: bool = False) -> sql.Composed:
         """Parameter: keys that the sweep found. Makes jobs of those for which it is still so, under the queue's lock.
 
-        As in the backfill no job is renewed.
+        As in the backfill no job is renewed, and changes go before them.
         """
         if side:
             assert self._side is not None
@@ -163,8 +163,8 @@ class KeyQueue(Queue):
                 table=self._table, row=self._same_key("w"), empty=self._empty(), failed=self._failed()
             )
         return sql.SQL(
-            "WITH w AS MATERIALIZED ({given}) INSERT INTO {job} ({keys})"
-            " SELECT {own} FROM w WHERE {still} AND NOT {logged} ON CONFLICT DO NOTHING"
+            "WITH w AS MATERIALIZED ({given}) INSERT INTO {job} ({keys}, backfill)"
+            " SELECT {own}, true FROM w WHERE {still} AND NOT {logged} ON CONFLICT DO NOTHING"
         ).format(
             given=self._given(),
             job=self._job,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -17,13 +18,17 @@ from pgembed.worker.batch import Batch, Row
 from pgembed.worker.catalog import Catalog
 from pgembed.worker.decode import Decoder
 from pgembed.worker.faults import is_conflict, is_lost
-from pgembed.worker.pipes import Pipes
+from pgembed.worker.memory import size_decoded, size_undecoded
+from pgembed.worker.pipes import Pipes, Stopped
 from pgembed.worker.queue import Queue, Work
+from pgembed.worker.restraint import Load, Rate
 from pgembed.worker.sweep import Sweep
 from pgembed.worker.write import give_back, is_detached
 
-READ_ROWS = 64  # read at once, so that no more pictures than these lie in memory undecoded, twice
+READ_ROWS = 64  # read at once, so that pictures are decoded as they come
 FILL_ROWS = 1_000  # encoded by SQL in one transaction
+TEXTS = 256  # in a batch, at least
+FIRST_PICTURES = 8  # in the first batch after a rest; each one after it has twice as many
 REFRESH = 2.0  # seconds between looks at the catalog
 _NOT_INSTALLED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName)
 
@@ -40,8 +45,12 @@ class Loader:
         self.decoder = Decoder(self.options.media, self.options.decode_threads)
         self.sweep = Sweep(self.state, conn)
         self.renewed = time.monotonic()
+        self.served_at: dict[int, float] = {}  # when rows of an embedding were last claimed
+        self.rate = Rate(self.options.max_rate)
+        self.load = Load(self.state, conn)
         self.works: list[Work] = []
         self.unsynced: set[int] = set()  # tables that could not be put right: told once
+        self.pace = FIRST_PICTURES
 
     def close(self) -> None:
         self.decoder.close()
@@ -55,11 +64,13 @@ class Loader:
                 self._sync_missed()
                 self.works = self._works()
                 refreshed = time.monotonic()
-            busy = [self._serve(work) for work in self.works if not self.state.stop.is_set()]
+            order = sorted(self.works, key=lambda work: self.served_at.get(work.id, 0.0))  # the longest without first
+            busy = [self._serve(work) for work in order if not self.state.stop.is_set() and not self.load.is_high()]
             self._renew()
-            if self.pipes.mode == "once":
+            held_back = self.load.is_high()
+            if self.pipes.mode == "once" and not held_back:
                 return
-            if self.pipes.mode == "forever" and self.sweep.step(self.works):
+            if self.pipes.mode == "forever" and not held_back and self.sweep.step(self.works):
                 continue
             if any(busy):
                 continue
@@ -70,7 +81,7 @@ class Loader:
                     if refused := self.state.any_refused():
                         raise refused
                     return
-                self.state.stop.wait(min(self.options.poll, 0.05))
+                self.state.stop.wait(self.options.poll if held_back else min(self.options.poll, 0.05))
             else:
                 self.state.stop.wait(self.options.poll)
 
@@ -124,32 +135,35 @@ class Loader:
             raise NotInstalled(
                 f"pgembed is not installed in database '{self.conn.info.dbname}'.", "Run: pgembed install"
             ) from error
-        chosen = [work for work in works if work.present and _matches(work, self.options.embeddings)]
+        chosen = [work for work in works if work.present and work.is_named(self.options.embeddings)]
         for name in self.options.embeddings:
-            if not any(_matches(work, (name,)) for work in works):
+            if not any(work.is_named((name,)) for work in works):
                 known = ", ".join(work.name for work in works) or "none"
                 raise InvalidInput(f"There is no embedding '{name}'.", f"Embeddings: {known}.")
         return chosen
 
     def _serve(self, work: Work) -> bool:
         """One batch of one embedding; True where there was something to do."""
-        room = self.state.room()
+        room = _least(self.state.room(), self.rate.allowed())
         if self.state.in_trouble(work) or self.state.is_resting(work) or work.state == "paused" or room == 0:
             return False
         rows: list[Row] = []
+        handed_on: set[int] = set()
         try:
             if work.mode == "instant":
                 return self._fill(work, self.options.batch_size or FILL_ROWS, room)
             encoder = self.state.encoder(work)
-            limit = self.options.batch_size or max(encoder.batch_size, 256)
+            limit = self._batch_size(work, encoder)
             moved = self._claim(work, limit if room is None else min(limit, room), rows)
-            if rows:
-                batch = self._read(work, encoder, rows)
+            for batch in self._batches(work, encoder, rows[:]):
                 self.pipes.put(self.pipes.loaded, batch, meanwhile=self._renew)
+                handed_on.update(row.seq for row in batch.rows)
         except (psycopg.Error, PgembedError) as error:
             if is_lost(self.conn, error):
                 raise
-            seqs = [row.seq for row in rows]
+            left = [row for row in rows if row.seq not in handed_on]
+            seqs = [row.seq for row in left]
+            self.pipes.memory.release(left)
             if is_detached(self.conn, work, error):
                 self.state.let_go(work, seqs)
             else:
@@ -165,7 +179,10 @@ class Loader:
         with self.conn.transaction():
             due = self.conn.execute(Queue(work).any_due).fetchone() == (True,)
         if due:
-            self.pipes.put(self.pipes.loaded, Batch(work, [], time.monotonic(), min(limit, room or limit)))
+            limit = min(limit, room or limit)
+            self.rate.spend(limit)
+            self.served_at[work.id] = time.monotonic()
+            self.pipes.put(self.pipes.loaded, Batch(work, [], time.monotonic(), limit))
         return moved or due
 
     def _claim(self, work: Work, limit: int, rows: list[Row]) -> bool:
@@ -188,6 +205,9 @@ class Loader:
                 return []
             claimed = self.conn.execute(statements.claim, [self.options.lease, limit]).fetchall()
         rows = [Row(seq, attempts) for seq, attempts in claimed]
+        self.rate.spend(len(rows))
+        if rows:
+            self.served_at[work.id] = time.monotonic()
         self.state.hold(work, [row.seq for row in rows])
         return rows
 
@@ -225,23 +245,87 @@ class Loader:
                 )
         return last is not None
 
-    def _read(self, work: Work, encoder: Encoder, rows: list[Row]) -> Batch:
-        """What the rows hold. A part at a time, so that pictures are decoded as they come."""
+    def _batch_size(self, work: Work, encoder: Encoder) -> int:
+        """How many rows to claim. Of pictures fewer than of texts, and few at first: the encoder waits for a batch to
+        be decoded, and a change waits until the batches that were claimed before it are encoded.
+        """
+        if self.options.batch_size:
+            return self.options.batch_size
+        if work.modalities == ["text"]:
+            return max(encoder.batch_size, TEXTS)
+        self.pace = self.pace * 2 if self.state.holds_any() else FIRST_PICTURES
+        self.pace = min(self.pace, encoder.batch_size)
+        return self.pace
+
+    def _batches(self, work: Work, encoder: Encoder, rows: list[Row]) -> Iterator[Batch]:
+        """What the rows hold, in one batch, or in more where their pictures would take too much memory together."""
         began_at = time.monotonic()
         by_seq = {row.seq: row for row in rows}
         kept: list[Row] = []
-        decoding: list[Future[Any]] = []
-        for start in range(0, len(rows), READ_ROWS):
-            before, decoding = decoding, []
-            for seq, there, *values in self._fetch(work, rows[start : start + READ_ROWS]):
+        for part in self._parts(work, rows):
+            for seq, there, *values in self._fetch(work, part):
                 row = by_seq.pop(seq)
                 row.gone = not there
-                decoding += self.decoder.fill(work, encoder, row, values)
+                sizes = self._sizes(work, values)
+                if not self._has_room(row, sizes, kept):
+                    yield Batch(work, kept, began_at)
+                    kept, began_at = [], time.monotonic()
+                    self._has_room(row, sizes, kept)
+                for future, size in zip(self.decoder.fill(work, encoder, row, values), sizes, strict=True):
+                    future.add_done_callback(partial(self._decoded, row, size))
                 kept.append(row)
-            wait(before)
         spoiled = [row for row in by_seq.values() if row.error is not None]
         self.state.let_go(work, list(by_seq.keys() - {row.seq for row in spoiled}))  # changed again: a new seq
-        return Batch(work, kept + spoiled, began_at)
+        if kept or spoiled:
+            yield Batch(work, kept + spoiled, began_at)
+
+    def _parts(self, work: Work, rows: list[Row]) -> Iterator[list[Row]]:
+        """The rows in parts that are read at once: as many as their pictures' files leave room for."""
+        sizes = self._file_sizes(work, rows)
+        part: list[Row] = []
+        total = 0
+        for row in rows:
+            size = sizes.get(row.seq, 0)
+            if part and (len(part) == READ_ROWS or total + size > self.pipes.memory.limit // 4):
+                yield part
+                part, total = [], 0
+            part.append(row)
+            total += size
+        if part:
+            yield part
+
+    def _file_sizes(self, work: Work, rows: list[Row]) -> dict[int, int]:
+        """The bytes of the rows' pictures, by seq, where they stand in the rows."""
+        if not rows or not work.has_files:
+            return {}
+        try:
+            with self.conn.transaction():
+                found = self.conn.execute(Queue(work).file_sizes, [[row.seq for row in rows]]).fetchall()
+        except psycopg.DataError:  # a value that cannot be computed is found when it is read
+            return {}
+        return dict(found)
+
+    def _sizes(self, work: Work, values: Sequence[Any]) -> list[int]:
+        """What each picture of a row takes while it is decoded."""
+        most = self.options.media.limits.max_pixels
+        pairs = zip(work.modalities, values, strict=True)
+        return [size_undecoded(value, most) for modality, value in pairs if modality != "text" and value is not None]
+
+    def _has_room(self, row: Row, sizes: Sequence[int], kept: Sequence[Row]) -> bool:
+        """Hold what a row's pictures will take. Waits for room; False where ``kept`` must be encoded before."""
+        while sizes and not self.pipes.memory.take(row, sizes):
+            if kept and not self.pipes.memory.is_decoding(kept):
+                return False
+            if self.pipes.broken.is_set():
+                raise Stopped
+            self.pipes.memory.wait(0.2)
+            self._renew()
+        return True
+
+    def _decoded(self, row: Row, size: int, future: Future[Any]) -> None:
+        """A picture is decoded, or its row has an error."""
+        failed = future.cancelled() or future.exception() is not None
+        self.pipes.memory.decoded(row, size, 0 if failed else size_decoded(future.result()))
 
     def _fetch(self, work: Work, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
         """Read rows; one whose values cannot be computed, by a generated column say, is found by halves."""
@@ -256,6 +340,7 @@ class Loader:
             return self._fetch(work, rows[:middle]) + self._fetch(work, rows[middle:])
 
     def _renew(self) -> None:
+        self.state.seen_at = time.monotonic()
         if time.monotonic() - self.renewed < self.options.lease / 3:
             return
         self.renewed = time.monotonic()
@@ -293,7 +378,5 @@ class Loader:
                 raise error
 
 
-def _matches(work: Work, names: Collection[str]) -> bool:
-    return not names or not {
-        work.table_name, f"{work.schema_name}.{work.table_name}", f"{work.table_name}.{work.target}", work.name,
-    }.isdisjoint(names)  # fmt: skip
+def _least(*bounds: int | None) -> int | None:
+    return min((bound for bound in bounds if bound is not None), default=None)

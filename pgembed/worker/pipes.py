@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from pgembed.worker.batch import Batch
+from pgembed.worker.memory import Memory
 from pgembed.worker.state import Mode, State
 
 STAGE_DEPTH = 2  # batches that may wait between two stages
@@ -27,6 +28,7 @@ class Pipes:
         self.loaded: Pipe = queue.Queue(STAGE_DEPTH)
         self.encoded: Pipe = queue.Queue(STAGE_DEPTH)
         self.broken = threading.Event()
+        self.memory = Memory(state.options.max_memory)
 
     def put(
         self,

@@ -7,7 +7,7 @@ that the statements keep, and what goes wrong without them, are told in docs/que
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from psycopg import sql
 
 FOLD_LIMIT = 5_000
-BACKFILL_LIMIT = 10_000
+BACKFILL_LIMIT = 2_000  # rows looked at in one step, in which nobody else may claim
 HELD_WAIT = 0.5  # seconds until a row that somebody held, or that had changed, is looked at again
 
 
@@ -54,10 +54,21 @@ class Work:
         """Its name for people: schema.table.target."""
         return f"{self.schema_name}.{self.table_name}.{self.target}"
 
+    def is_named(self, names: Collection[str]) -> bool:
+        """Whether it is one of these, tables or table.target; none at all means every one."""
+        return not names or not {
+            self.table_name, f"{self.schema_name}.{self.table_name}", f"{self.table_name}.{self.target}", self.name,
+        }.isdisjoint(names)  # fmt: skip
+
     @property
     def has_budget(self) -> bool:
         """Whether its encoder may only encode so much a day."""
         return bool(self.settings.get("rows_per_day") or self.settings.get("tokens_per_day"))
+
+    @property
+    def has_files(self) -> bool:
+        """Whether pictures stand in its rows as bytes."""
+        return any(facts.get("as") == "bytes" for facts in self.inputs.values())
 
     @property
     def modalities(self) -> list[str]:
@@ -139,7 +150,7 @@ class Queue:
             " INSERT INTO {job} AS j ({keys}) SELECT DISTINCT {keys} FROM moved ORDER BY {keys}"
             " ON CONFLICT ({keys}) DO UPDATE"
             " SET seq = excluded.seq, first_seq = coalesce(j.first_seq, j.seq),"
-            " attempts = 0, available_at = now(), claimed_until = NULL, error = NULL"
+            " attempts = 0, available_at = now(), claimed_until = NULL, error = NULL, backfill = false"
         ).format(
             change=self._change,
             job=self._job,
@@ -151,14 +162,17 @@ class Queue:
 
     @cached_property
     def claim(self) -> sql.Composed:
-        """Parameters: lease in seconds, limit. Returns seq, attempts; the oldest first."""
+        """Parameters: lease in seconds, limit. Returns seq, attempts; changes before the backfill, the oldest first."""
+        due = "available_at <= clock_timestamp() AND (claimed_until IS NULL OR claimed_until < clock_timestamp())"
         return sql.SQL(
-            "UPDATE {job} j SET claimed_until = clock_timestamp() + $1::float8 * interval '1 second'"
-            " WHERE j.seq = ANY(ARRAY(SELECT seq FROM {job}"
-            " WHERE available_at <= clock_timestamp() AND (claimed_until IS NULL OR claimed_until < clock_timestamp())"
-            " ORDER BY seq LIMIT $2::bigint FOR UPDATE SKIP LOCKED))"
+            "WITH fresh AS MATERIALIZED (SELECT seq FROM {job} WHERE NOT backfill AND {due}"
+            " ORDER BY seq LIMIT $2::bigint FOR UPDATE SKIP LOCKED),"
+            " late AS MATERIALIZED (SELECT seq FROM {job} WHERE backfill AND {due}"
+            " ORDER BY seq LIMIT $2::bigint - (SELECT count(*) FROM fresh) FOR UPDATE SKIP LOCKED)"
+            " UPDATE {job} j SET claimed_until = clock_timestamp() + $1::float8 * interval '1 second'"
+            " WHERE j.seq = ANY(ARRAY(SELECT seq FROM fresh UNION ALL SELECT seq FROM late))"
             " RETURNING j.seq, j.attempts"
-        ).format(job=self._job)
+        ).format(job=self._job, due=sql.SQL(due))
 
     @cached_property
     def lock_budget(self) -> sql.Composed:
@@ -189,6 +203,22 @@ class Queue:
         ).format(
             first_key=sql.Identifier("t", self.work.key_names[0]),
             inputs=self._inputs,
+            job=self._job,
+            table=self._table,
+            same=self._same_key("j"),
+        )
+
+    @cached_property
+    def file_sizes(self) -> sql.Composed:
+        """Parameter: seqs. Returns seq, and how many bytes of pictures the row holds; reads none of them."""
+        files = [name for name, facts in self.work.inputs.items() if facts.get("as") == "bytes"]
+        return sql.SQL(
+            "SELECT j.seq, {sizes} FROM {table} t JOIN {job} j ON {same} WHERE j.seq = ANY($1::bigint[])"
+        ).format(
+            sizes=sql.SQL(" + ").join(
+                sql.SQL("coalesce(pg_catalog.octet_length({}), 0)").format(trusted(self.work.input_sql[name]))
+                for name in sorted(files)
+            ),
             job=self._job,
             table=self._table,
             same=self._same_key("j"),
@@ -387,7 +417,7 @@ class Queue:
             "WITH step AS MATERIALIZED (SELECT {aliases},"
             " {empty} AND pg_catalog.num_nonnulls({columns}) > 0 AS wanted FROM {table} t"
             " WHERE {beyond} ORDER BY {row_keys} LIMIT {limit}),"
-            " queued AS (INSERT INTO {job} ({queue_keys}) SELECT {keys} FROM step WHERE wanted"
+            " queued AS (INSERT INTO {job} ({queue_keys}, backfill) SELECT {keys}, true FROM step WHERE wanted"
             " ON CONFLICT DO NOTHING)"
             " SELECT pg_catalog.jsonb_build_array({texts}) FROM step ORDER BY {descending} LIMIT 1"
         ).format(

@@ -4,6 +4,7 @@ database, the disk or the network. No lock is held while a model runs."""
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -30,6 +31,7 @@ SESSION_SETTINGS = {
     "bytea_output": "hex",
     "lock_timeout": "10s",
     "statement_timeout": "10min",
+    "idle_in_transaction_session_timeout": "1min",  # no step stops in the middle; if one does, its locks end
     "synchronous_commit": "off",  # a crash loses a vector together with the end of its job, and it is made again
     "plan_cache_mode": "force_generic_plan",  # a batch of vectors as a constant would be copied again and again
     "jit": "off",
@@ -50,7 +52,7 @@ class Worker:
         *,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        self._connect = connect
+        self.connect = connect
         self.state = State(options or WorkerOptions(), on_progress)
 
     def stop(self) -> None:
@@ -68,7 +70,7 @@ class Worker:
         while True:
             done = self.state.summary.written
             try:
-                Session(self._connect, self.state, mode).run()
+                Session(self.connect, self.state, mode).run()
                 if mode == "once" and (trouble := self.state.any_trouble()):
                     raise trouble
                 return self.state.summary
@@ -77,6 +79,7 @@ class Worker:
                 if mode != "forever" and failures >= len(TROUBLE_WAITS) - 1:
                     raise
                 wait = TROUBLE_WAITS[min(failures, len(TROUBLE_WAITS)) - 1]
+                self.state.lost = str(error).strip()
                 self.state.log.warning("database trouble", error=str(error).strip(), retry_in=wait)
                 if self.state.stop.wait(wait):
                     return self.state.summary
@@ -89,11 +92,13 @@ class Session(Pipes):
         super().__init__(state, mode)
         self.connect = connect
         self.errors: list[BaseException] = []
+        state.memory_held = lambda: self.memory.held
 
     def run(self) -> None:
         with ExitStack() as stack:
             reader = stack.enter_context(session_connection(self.connect))
             writer = stack.enter_context(session_connection(self.connect))
+            self.state.lost = None
             loader = Loader(self, reader)
             stack.callback(loader.close)
             threads = [
@@ -124,13 +129,18 @@ class Session(Pipes):
         for batch in self.take(self.loaded):
             if leaving:
                 abandon(batch)  # asked to stop: one batch was finished, the others are given back
-            elif batch.rows:
+            elif batch.rows:  # none where SQL encodes
+                began_at = time.monotonic()
                 try:
                     encode(self.state.encoder(batch.work), batch)
                 except Exception as error:  # an encoder may raise anything, and must not stop the others' work
                     self.state.note_trouble(batch.work, _as_own(batch, error))
                     abandon(batch)
+                self.state.encode_seconds += time.monotonic() - began_at
                 leaving = self.state.stop.is_set()
+            for row in batch.rows:
+                row.inputs.clear()
+            self.memory.release(batch.rows)
             self.put(self.encoded, batch)
 
 

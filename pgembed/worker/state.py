@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import structlog
@@ -24,7 +24,8 @@ BUDGET_LOOK = 30.0  # seconds between looks at a budget that is spent: somebody 
 class WorkerOptions:
     """How a worker works. ``embeddings`` names tables or table.target; empty means all."""
 
-    batch_size: int | None = None  # rows claimed at once; default: the encoder's, at least 256
+    batch_size: int | None = None  # rows claimed at once; default: the encoder's, at least 256 of texts alone
+    max_memory: int = 1_000_000_000  # bytes that pictures in hand may take; a batch ends where there is no more room
     embeddings: tuple[str, ...] = ()
     media: MediaPolicy = field(default_factory=MediaPolicy)
     encoders: EncoderPolicy = field(default_factory=EncoderPolicy.from_environment)
@@ -32,6 +33,8 @@ class WorkerOptions:
     poll: float = 1.0  # seconds between looks at an empty queue
     max_attempts: int = 5
     max_rows: int | None = None  # leave once so many rows are written
+    max_rate: float | None = None  # rows claimed a second
+    max_load: int | None = None  # claim nothing while more sessions of others are at work on the server
     decode_threads: int = 4
     sweep_every: float = 300.0  # seconds between looks for rows that no trigger saw, where it runs for ever; 0: never
 
@@ -52,6 +55,16 @@ class Progress:
 
 
 @dataclass
+class Total:
+    """What became of an embedding's rows since the worker was made."""
+
+    batches: int = 0
+    written: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+
+@dataclass
 class Summary:
     """What a run came to, over all embeddings."""
 
@@ -61,6 +74,7 @@ class Summary:
 
 @dataclass
 class Trouble:
+    embedding: str
     failures: int = 0
     until: float = 0.0
     error: Exception | None = None
@@ -82,6 +96,13 @@ class State:
         self._resting: dict[int, float] = {}  # until when, by embedding: the day's budget is spent
         self._lock = threading.Lock()
         self.swept_at = time.monotonic()
+        self.seen_at = time.monotonic()  # when the first stage last came round
+        self.held_back = False  # by what others do on the server
+        self.lost: str | None = None  # why there is no connection
+        self.loading: str | None = None  # the encoder that is being loaded
+        self.encode_seconds = 0.0  # in which the encoder was at work
+        self.memory_held: Callable[[], int] = lambda: 0  # what pictures in hand take, as the session counts it
+        self._totals: dict[str, Total] = {}
 
     def start(self) -> None:
         """Begin a run: nothing counted, no embedding in trouble."""
@@ -94,7 +115,11 @@ class State:
         """The encoder of an embedding, loaded once. Raises EncoderMismatch where it is not the registered one."""
         loaded = self._encoders.get(work.encoder)
         if loaded is None or loaded[1] != work.fingerprint:
-            encoder = self._load(work)
+            self.loading = work.encoder
+            try:
+                encoder = self._load(work)
+            finally:
+                self.loading = None
             _require_modalities(work, encoder)
             loaded = (encoder, work.fingerprint)
             self._encoders[work.encoder] = loaded
@@ -131,6 +156,29 @@ class State:
         """The seqs of an embedding that are in hand."""
         with self._lock:
             return sorted(self._held.get(embedding_id, ()))
+
+    def held_count(self) -> int:
+        """How many rows are in hand."""
+        with self._lock:
+            return sum(map(len, self._held.values()))
+
+    def count(self, step: Progress) -> None:
+        """Add up what a batch came to."""
+        with self._lock:
+            total = self._totals.setdefault(step.embedding, Total())
+            total.batches += 1
+            total.written += step.written
+            total.failed += step.failed
+            total.skipped += step.skipped
+
+    def totals(self) -> dict[str, Total]:
+        """What became of the rows so far, by embedding."""
+        with self._lock:
+            return {name: replace(total) for name, total in self._totals.items()}
+
+    def holds_any(self) -> bool:
+        """Whether anything is in hand."""
+        return self.held_count() > 0
 
     def room(self) -> int | None:
         """How many rows may still be claimed, where the worker is to leave after so many; None where it is not."""
@@ -169,7 +217,7 @@ class State:
 
     def note_trouble(self, work: Work, error: Exception) -> None:
         """An encoder or the database failed for this embedding: leave it alone for a while, longer each time."""
-        trouble = self._trouble.setdefault(work.id, Trouble())
+        trouble = self._trouble.setdefault(work.id, Trouble(work.name))
         trouble.error = error
         if trouble.until > time.monotonic():
             return  # a batch that was on its way: the same trouble still
@@ -200,6 +248,10 @@ class State:
     def any_refused(self) -> Exception | None:
         """Why some embedding cannot be worked on."""
         return next(iter(self._refused.values()), None)
+
+    def troubles(self) -> dict[str, Exception | None]:
+        """The errors of embeddings that are in trouble, by name."""
+        return {trouble.embedding: trouble.error for trouble in list(self._trouble.values())}
 
     def lasting_trouble(self, work: Work) -> Exception | None:
         """The error of an embedding that has failed time and again, or that no second try would mend."""

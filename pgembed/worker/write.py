@@ -147,10 +147,12 @@ class Writer:
             tally.uncounted += written
         if time.monotonic() - tally.counted_at > COUNT_EVERY:
             self._count(tally)
+        skipped = max(0, sum(1 for row in batch.rows if row.error is None) - written)
+        rate = round(tally.written / tally.busy, 1) if tally.busy else 0.0
+        step = Progress(batch.work.name, written, failed, skipped, tally.left, rate)
+        self.state.count(step)
         if self.state.on_progress is not None:
-            skipped = max(0, sum(1 for row in batch.rows if row.error is None) - written)
-            rate = round(tally.written / tally.busy, 1) if tally.busy else 0.0
-            self.state.on_progress(Progress(batch.work.name, written, failed, skipped, tally.left, rate))
+            self.state.on_progress(step)
 
     def _spend(self, batch: Batch) -> None:
         """Count what was encoded against the budget, before it is written: it is paid for, whatever becomes of it.

@@ -243,7 +243,8 @@ def test_a_side_table_that_is_renamed_or_dropped(
     assert findings(db) == []
     side = "beside" if "RENAME" in change else "item_embedding"
     apart = database.execute(
-        f"SELECT t.id, s.vector <-> pgembed.encode_text('lite', t.title) FROM item t FULL JOIN {side} s USING (id)".encode()
+        "SELECT t.id, s.vector <-> pgembed.encode_text('lite', t.title)"
+        f" FROM item t FULL JOIN {side} s USING (id)".encode()
     ).fetchall()
     assert sorted(apart) == [(key, pytest.approx(0, abs=1e-5)) for key in (1, 4, 7)]
     database.execute("TRUNCATE item CASCADE")

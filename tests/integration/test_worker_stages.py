@@ -49,7 +49,7 @@ class LoaderWatch:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.loaded = 0
         self.seen: list[int] = []
-        read, renew = Loader._read, Loader._renew
+        read, renew = Loader._batches, Loader._renew
 
         def count(loader: Loader, *arguments: Any) -> Any:  # noqa: ANN401
             self.loaded += 1
@@ -59,7 +59,7 @@ class LoaderWatch:
             self.seen.append(self.loaded)
             renew(loader)
 
-        monkeypatch.setattr(Loader, "_read", count)
+        monkeypatch.setattr(Loader, "_batches", count)
         monkeypatch.setattr(Loader, "_renew", look)
 
     def until_it_waits(self) -> int:

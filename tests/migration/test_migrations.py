@@ -163,6 +163,23 @@ def test_0006_keeps_how_far_a_backfill_is(database: Connection) -> None:
     assert db.work(until_idle=True).written == 2  # the rows beyond
 
 
+def test_0008_tells_the_jobs_that_are_there_from_those_of_a_backfill(database: Connection) -> None:
+    db = pgembed.connect(database)
+    db.add_encoder("lite", "builtin:lite")
+    database.execute("CREATE TABLE product (id integer PRIMARY KEY, title text)")
+    db.attach("product", "embedding", encoder="lite", text="{title}")
+    database.execute("INSERT INTO pgembed.job_1 (key_1) VALUES (1)")
+    database.execute("INSERT INTO product VALUES (1, 'a dog')")
+    before = facts_of_schema(database)
+    database.execute("ALTER TABLE pgembed.job_1 DROP COLUMN backfill")
+    step(database, "0008")
+    assert {name: facts for name, facts in facts_of_schema(database).items() if name != "columns"} == {
+        name: facts for name, facts in before.items() if name != "columns"
+    }
+    assert database.execute("SELECT key_1, backfill FROM pgembed.job_1").fetchall() == [(1, False)]
+    assert db.work(until_idle=True).written == 1
+
+
 def test_the_oldest_wait_begins_with_the_change(database: Connection) -> None:
     db = pgembed.connect(database)
     db.add_encoder("lite", "builtin:lite")
