@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import socket
 import ssl
 import threading
@@ -23,6 +22,7 @@ import httpx
 
 from pgembed.errors import MediaError
 from pgembed.inputs import shown_source
+from pgembed.media_errors import reason, too_long
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _REFUSED = [  # what ipaddress calls global, and is not: IETF assignments, 6to4, Azure's metadata
@@ -245,16 +245,3 @@ def is_public(address: str) -> bool:
             return False
     refused = any(ip in network for network in _REFUSED)
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or refused)
-
-
-def reason(error: BaseException) -> str:
-    """Why, in a few words: what goes after the colon of a message that names the picture."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return re.sub(r"\s+", " ", str(error)).strip().rstrip(".")[:120] or type(error).__name__
-
-
-def too_long(shown: str, size: int, limit: int) -> MediaError:
-    """The error of a picture file that is too large."""
-    hint = "Store it smaller, or raise the limit of bytes."
-    return MediaError(f"The picture {shown} has {size:,} bytes or more, and the limit is {limit:,}.", hint)

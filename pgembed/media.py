@@ -1,62 +1,33 @@
-"""Bytes, a path or a URL -> a decoded RGB picture. Every limit and guard against hostile media is here.
+"""Bytes, a path or a URL -> a decoded RGB picture, as far as a policy lets it be read.
 
 What a database holds is data: a path in it may point anywhere, a URL at the cloud's metadata server, bytes at a bomb.
 So paths are opened only below a root, URLs only when switched on and never to a private address (pgembed.download), and
-the size of a picture is read from its header before its pixels are. Whatever goes wrong is one MediaError.
+the size of a picture is read from its header before its pixels are (pgembed.decoding). Whatever goes wrong is one
+MediaError.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-import numpy as np
 from PIL import Image
 
-from pgembed.download import Downloader, reason, too_long
+from pgembed.decoding.picture import Limits, as_rgb, decode_picture
+from pgembed.download import Downloader
 from pgembed.errors import MediaError
 from pgembed.inputs import SourceKind, shown_source
+from pgembed.media_errors import reason, too_long
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "HEIF", "TIFF", "BMP", "JPEG2000", "PPM", "ICO", "QOI")  # no program
-_TURNED = {  # EXIF orientation -> how to set the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
-_ORIENTATION = 0x0112
-_LOOKS_LIKE = (  # first bytes -> what to call it
-    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|II\*\0|MM\0\*", "a broken picture"),
-    (rb"%PDF", "a PDF"), (rb"%!PS", "PostScript"), (rb"8BPS", "a Photoshop file"),
-    (rb"....ftyp(heic|heix|mif1|hevc)", "a HEIC picture"), (rb"....ftyp|\x1aE\xdf\xa3", "a video"),
-    (rb"PK\x03\x04", "a ZIP archive"), (rb"\x1f\x8b", "gzip"), (rb"version https://git-lfs", "a Git LFS pointer"),
-    (rb"(?i)\s*(<\?xml.{0,1000}?)?(<!--.{0,1000}?-->\s*)?(<!doctype svg.{0,1000}?)?<svg", "an SVG drawing"),
-    (rb"(?i)\s*<(!doctype )?html", "an HTML page"), (rb"data:[a-z]+/", "a data: URL"),
-)  # fmt: skip
-_HINTS = {
-    "a HEIC picture": "Install pillow-heif and register it with Pillow.",
-    "an SVG drawing": "Draw it to pixels first, as PNG.",
-    "a PDF": "Draw its pages to pixels first, as PNG.",
-}
 _LATER = {errno.ENOENT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one picture may cost. Pillow's own limit of pixels (``Image.MAX_IMAGE_PIXELS``, twice) holds as well."""
-
-    max_bytes: int = 64 * 1024 * 1024
-    max_pixels: int = 100_000_000
-    timeout: float = 20.0  # seconds, for the whole of a download
-    max_redirects: int = 3
 
 
 @dataclass(frozen=True)
@@ -75,11 +46,20 @@ class MediaPolicy:
     limits: Limits = field(default_factory=Limits)
 
 
+class Decode(Protocol):
+    """What makes a picture of bytes: ``decode_picture``, or a pool of processes that do the same."""
+
+    def __call__(
+        self, data: bytes, limits: Limits, *, shown: str, announce: Callable[[int], object] | None
+    ) -> Picture: ...
+
+
 class MediaReader:
     """Reads pictures under one policy and keeps its connections; threads may share it. Close it, or use ``with``."""
 
-    def __init__(self, policy: MediaPolicy | None = None) -> None:
+    def __init__(self, policy: MediaPolicy | None = None, decode: Decode = decode_picture) -> None:
         self.policy = policy or MediaPolicy()
+        self._decode = decode
         self._downloader = Downloader(
             allow_http=self.policy.allow_http,
             allow_private=self.policy.allow_private,
@@ -88,13 +68,20 @@ class MediaReader:
             max_redirects=self.policy.limits.max_redirects,
         )
 
-    def open(self, source: str | bytes | Picture, kind: SourceKind) -> Picture:
-        """Read and decode one picture, as RGB and upright. Raises MediaError."""
+    def open(
+        self,
+        source: str | bytes | Picture,
+        kind: SourceKind,
+        announce: Callable[[int], object] | None = None,
+    ) -> Picture:
+        """Read and decode one picture, as RGB and upright. Raises MediaError.
+
+        ``announce`` is told how many pixels a picture has before they are decoded, where it is large.
+        """
         if isinstance(source, Image.Image):
-            return _as_rgb(source, self.policy.limits, shown_source(source))
-        return decode_picture(
-            self.read(source, kind), self.policy.limits, shown=shown_source(source, url=kind == "url")
-        )
+            return as_rgb(source, self.policy.limits, shown_source(source))
+        shown = shown_source(source, url=kind == "url")
+        return self._decode(self.read(source, kind), self.policy.limits, shown=shown, announce=announce)
 
     def read(self, source: str | bytes, kind: SourceKind) -> bytes:
         """The bytes of one picture file, not decoded. Raises MediaError."""
@@ -133,77 +120,6 @@ def open_picture(source: str | bytes | Picture, kind: SourceKind, policy: MediaP
     """Read and decode one picture to RGB, upright: ``open_picture(image.source, image.kind)``. Raises MediaError."""
     with MediaReader(policy) as reader:
         return reader.open(source, kind)
-
-
-def decode_picture(data: bytes, limits: Limits | None = None, *, shown: str | None = None) -> Picture:
-    """Decode the bytes of a picture file to RGB: first frame, upright, transparent parts on white. Raises MediaError.
-
-    ``shown`` is what messages call the picture.
-    """
-    shown = shown or shown_source(data)
-    if not data:
-        raise MediaError(f"The picture {shown} is empty.")
-    Image.init()
-    formats = [name for name in _FORMATS if name in Image.OPEN]
-    try:
-        picture = Image.open(BytesIO(data), formats=formats)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise MediaError(f"The picture {shown} has more pixels than Pillow opens.", "Store it smaller.") from None
-    except MemoryError:
-        raise _no_memory(shown) from None
-    except Exception:  # a hostile file makes Pillow raise nearly anything
-        looks = _looks_like(data)
-        raise MediaError(f"The picture {shown} cannot be read: it looks like {looks}.", _HINTS.get(looks)) from None
-    return _as_rgb(picture, limits or Limits(), shown)
-
-
-def _as_rgb(picture: Picture, limits: Limits, shown: str) -> Picture:
-    try:
-        for _ in ("by its header", "as decoded"):
-            if not picture.width or not picture.height:
-                raise MediaError(f"The picture {shown} is {picture.width} x {picture.height} pixels: nothing to see.")
-            if picture.width * picture.height > limits.max_pixels:
-                size = f"{picture.width} x {picture.height} pixels, more than {limits.max_pixels:,}"
-                raise MediaError(f"The picture {shown} has {size}.", "Store it smaller, or raise the limit of pixels.")
-            picture.load()
-        turned = _TURNED.get(_orientation(picture))
-        upright = picture if turned is None else picture.transpose(turned)
-        return _flattened(upright)
-    except MediaError:
-        raise
-    except MemoryError:
-        raise _no_memory(shown) from None
-    except Exception as error:  # a hostile file makes Pillow raise nearly anything
-        raise MediaError(f"The picture {shown} cannot be decoded: {reason(error)}.") from error
-
-
-def _flattened(picture: Picture) -> Picture:
-    """Any mode -> RGB, of full range and on white."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return Image.fromarray(_as_bytes(np.asarray(picture))).convert("RGB")
-    if picture.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in picture.info:
-        if picture.mode == "La":
-            picture = picture.convert("LA")
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")
-
-
-def _as_bytes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """16 bits, 32 bits or floats -> 8 bits: integers over 255 count as 16 bits, floats over 1 by their range."""
-    if values.dtype.kind == "f":
-        finite = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = min(float(finite.min()), 0.0), max(float(finite.max()), 1.0)
-        return ((finite - low) * (255 / (high - low))).round().astype(np.uint8)
-    wide = values.dtype.itemsize == 2 or int(values.max()) > 255
-    return np.clip(values >> 8 if wide else values, 0, 255).astype(np.uint8)
-
-
-def _orientation(picture: Picture) -> int:
-    try:
-        return picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # broken EXIF says nothing about the pixels
-        return 1
 
 
 def _read_path(source: str, policy: MediaPolicy, shown: str) -> bytes:
@@ -257,18 +173,3 @@ def _require_file(facts: os.stat_result, shown: str) -> None:
     """Opening a device may already do something, so it is asked before, too."""
     if not stat.S_ISREG(facts.st_mode):
         raise MediaError(f"The picture {shown} is not a file but a folder, a pipe or a device.")
-
-
-def _looks_like(data: bytes) -> str:
-    for pattern, name in _LOOKS_LIKE:
-        if re.match(pattern, data[:2048], re.DOTALL):
-            return name
-    try:
-        text = data[:512].decode()
-    except UnicodeDecodeError as error:
-        text = data[: error.start].decode() if error.start > 500 else "\0"
-    return "text" if all(character.isprintable() or character.isspace() for character in text) else "unknown data"
-
-
-def _no_memory(shown: str) -> MediaError:
-    return MediaError(f"The picture {shown} does not fit into memory.", "Use fewer threads.", transient=True)

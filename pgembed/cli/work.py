@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pgembed.worker import Worker
 
 
+DecodeIn = Literal["processes", "threads"]
+
+
 @app.command(epilog=examples("pgembed worker", "pgembed worker --until-idle --media-root /srv/pictures"))
 @loads_encoders
 def worker(
@@ -37,7 +40,10 @@ def worker(
     media_root: Annotated[Path | None, typer.Option(help="Pictures given as paths must lie below this folder.")] = None,
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures given as https URLs.")] = False,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Leave once so many rows are written.")] = None,
-    decode_threads: Annotated[int, typer.Option(min=1, help="Threads that decode pictures.")] = 4,
+    decode_threads: Annotated[int, typer.Option(min=1, help="Threads that read and prepare pictures.")] = 4,
+    decode: Annotated[
+        DecodeIn, typer.Option(help="Where pictures are decoded: a hostile one may kill what decodes it.")
+    ] = "processes",
     sweep_every: Annotated[
         float,
         typer.Option(
@@ -62,6 +68,7 @@ def worker(
         encoders=settings.encoders or EncoderPolicy.from_environment(),
         max_rows=max_rows,
         decode_threads=decode_threads,
+        decode_in=decode,
         sweep_every=sweep_every,
     )
     configure_logging()

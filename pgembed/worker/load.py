@@ -34,7 +34,7 @@ class Loader:
         self.state = pipes.state
         self.options = pipes.options
         self.conn = conn
-        self.decoder = Decoder(self.options.media, self.options.decode_threads)
+        self.decoder = Decoder(self.options.media, self.options.decode_threads, self.options.decode_in)
         self.sweep = Sweep(self.state, conn)
         self.renewed = time.monotonic()
         self.works: list[Work] = []
