@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 
 from pgembed.encoders import Encoder
 from pgembed.errors import InvalidInput, NotInstalled, PgembedError
+from pgembed.media_errors import too_long
 from pgembed.worker.batch import Batch, Row
 from pgembed.worker.decode import Decoder
 from pgembed.worker.faults import is_lost
@@ -23,6 +24,8 @@ from pgembed.worker.sweep import Sweep
 from pgembed.worker.write import give_back, is_detached
 
 READ_ROWS = 64  # read at once, so that no more pictures than these lie in memory undecoded, twice
+LIST_FILES = 4  # of the largest size that one picture may have, all together in one row's list
+READ_BYTES = 64 * 1024 * 1024  # the same; a row that has more is read alone
 REFRESH = 2.0  # seconds between looks at the catalog
 
 
@@ -180,17 +183,43 @@ class Loader:
         by_seq = {row.seq: row for row in rows}
         kept: list[Row] = []
         decoding: list[Future[Any]] = []
-        for start in range(0, len(rows), READ_ROWS):
+        for portion in self._portions(work, rows):
             before, decoding = decoding, []
-            for seq, there, *values in self._fetch(work, rows[start : start + READ_ROWS]):
+            for seq, there, *values in self._fetch(work, portion):
                 row = by_seq.pop(seq)
                 row.gone = not there
                 decoding += self.decoder.fill(work, encoder, row, values)
                 kept.append(row)
-            wait(before)
+            while wait(before, timeout=1).not_done:
+                self._renew()  # they may come from far away
         spoiled = [row for row in by_seq.values() if row.error is not None]
         self.state.let_go(work, list(by_seq.keys() - {row.seq for row in spoiled}))  # changed again: a new seq
         return Batch(work, kept + spoiled, began_at)
+
+    def _portions(self, work: Work, rows: Sequence[Row]) -> list[list[Row]]:
+        """The rows in parts that may be read at once; one whose pictures are too large gets its error instead."""
+        sizes: dict[int, int] = {}
+        if (statement := Queue(work).sizes) is not None:
+            try:
+                with self.conn.transaction():
+                    sizes = dict(self.conn.execute(statement, [[row.seq for row in rows]]).fetchall())
+            except psycopg.DataError:  # a value that cannot be computed is found when it is read
+                return [[row] for row in rows]
+        lists = any(facts.get("list") for facts in work.inputs.values())
+        most = self.options.media.limits.max_bytes * (LIST_FILES if lists else len(work.modalities))
+        portions: list[list[Row]] = []
+        taken = READ_BYTES + 1
+        for row in rows:
+            size = sizes.get(row.seq, 0)
+            if size > most:
+                row.error = too_long("of the row", size, most)
+                continue
+            if taken + size > READ_BYTES or len(portions[-1]) == READ_ROWS:
+                portions.append([])
+                taken = 0
+            portions[-1].append(row)
+            taken += size
+        return portions
 
     def _fetch(self, work: Work, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
         """Read rows; one whose values cannot be computed, by a generated column say, is found by halves."""

@@ -179,6 +179,26 @@ class Queue:
         ).format(self._job)
 
     @cached_property
+    def sizes(self) -> sql.Composed | None:
+        """Parameter: seqs. Returns seq and the bytes of the row's pictures; None where none of them is in the database.
+
+        What is stored beside the row is not read for it, unless it is a list.
+        """
+        parts: list[sql.Composed] = []
+        for modality in self.work.modalities:
+            facts = self.work.inputs[modality]
+            if facts.get("as") in {"bytes", "url"}:
+                size = "pg_catalog.pg_column_size" if facts.get("list") else "pg_catalog.octet_length"
+                coded = "3 / 4" if facts["as"] == "url" else "1"  # a data: URL is Base64
+                value = trusted(self.work.input_sql[modality])
+                parts.append(sql.SQL("coalesce({}({})::bigint * {}, 0)").format(trusted(size), value, trusted(coded)))
+        if not parts:
+            return None
+        return sql.SQL(
+            "SELECT j.seq, {bytes} FROM {table} t JOIN {job} j ON {same} WHERE j.seq = ANY($1::bigint[])"
+        ).format(bytes=sql.SQL(" + ").join(parts), table=self._table, job=self._job, same=self._same_key("j"))
+
+    @cached_property
     def read(self) -> sql.Composed:
         """Parameter: seqs. Returns seq, whether the row is there, then one column a modality, NULL where absent."""
         return sql.SQL(
