@@ -627,6 +627,56 @@ def test_other_answers(server: Server, status: int, transient: bool) -> None:
     assert caught.value.transient is transient
 
 
+def unless_unchanged(data: bytes, tag: str, asked: list[str | None], **headers: str) -> Answer:
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        asked.append(handler.headers.get("If-None-Match"))
+        unchanged = asked[-1] == tag
+        handler.send_response(304 if unchanged else 200)
+        handler.send_header("ETag", tag)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", "0" if unchanged else str(len(data)))
+        handler.end_headers()
+        if not unchanged:
+            handler.wfile.write(data)
+
+    return answer
+
+
+def test_an_unchanged_picture_is_not_sent_again_and_a_changed_one_is(server: Server) -> None:
+    asked: list[str | None] = []
+    server.answers["/a.png"] = unless_unchanged(PNG, '"one"', asked)
+    with MediaReader(LOCAL) as reader:
+        for _ in range(3):
+            assert reader.read(f"{server.url}/a.png", "url") == PNG
+        assert asked == [None, '"one"', '"one"']
+        server.answers["/a.png"] = unless_unchanged(b"other", '"two"', asked)
+        for _ in range(2):
+            assert reader.read(f"{server.url}/a.png", "url") == b"other"
+        assert asked[3:] == ['"one"', '"two"']
+
+
+def test_what_is_not_to_be_kept_is_asked_for_as_new(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_KEPT_BYTES", 8 * len(PNG))
+    asked: list[str | None] = []
+    server.answers["/secret"] = unless_unchanged(PNG, '"one"', asked, Cache_Control="private, No-Store")
+    server.answers["/large"] = unless_unchanged(PNG + b"x", '"one"', asked)
+    server.answers |= {f"/{n}": unless_unchanged(PNG, '"one"', asked) for n in range(9)}
+    with MediaReader(LOCAL) as reader:
+        for path in ("secret", "secret", "large", "large"):
+            reader.read(f"{server.url}/{path}", "url")
+        assert asked == [None] * 4
+        for path in (*range(9), 8, 0):
+            reader.read(f"{server.url}/{path}", "url")
+        assert asked[4:] == [None] * 9 + ['"one"', None]
+
+
+def test_not_modified_without_having_been_asked_is_an_error(server: Server) -> None:
+    server.answers["/no"] = body(b"", 304)
+    with pytest.raises(MediaError, match="HTTP 304"):
+        read_media(f"{server.url}/no", "url", LOCAL)
+
+
 def test_a_long_body_is_cut_off(server: Server) -> None:
     server.answers |= {"/long": body(bytes(100_001)), "/endless": endless, "/fits": body(bytes(100_000))}
     assert len(read_media(f"{server.url}/fits", "url", LOCAL)) == 100_000
