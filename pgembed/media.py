@@ -8,13 +8,15 @@ MediaError.
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 
@@ -27,12 +29,43 @@ from pgembed.media_errors import reason, too_long
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+_PLAIN_BASE64 = bytes.maketrans(b"-_", b"+/")
 _LATER = {errno.ENOENT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where one picture of a row comes from; ``number`` is its place in the row's list, from 1 on."""
+
+    value: str | bytes
+    kind: SourceKind
+    number: int | None = None
+
+
+def sources(value: object, facts: Mapping[str, Any]) -> list[Source]:
+    """The pictures of an input, as a row holds it and the catalog describes it; of a list those that are not null."""
+    kind: SourceKind = "bytes" if facts["as"] == "large_object" else facts["as"]
+    if not facts.get("list"):
+        return [Source(cast("str | bytes", value), kind)]
+    return [
+        Source(item, kind, number)
+        for number, item in enumerate(_flat(value), start=1)
+        if item is not None and (isinstance(item, bytes) or item.strip())
+    ]
+
+
+def _flat(value: object) -> Iterator[Any]:
+    """The elements of an array, of however many dimensions."""
+    if not isinstance(value, list):
+        yield value
+        return
+    for item in cast("list[object]", value):
+        yield from _flat(item)
+
+
+@dataclass(frozen=True)
 class MediaPolicy:
-    """What may be read. The default is bytes alone.
+    """What may be read. The default is bytes alone, in data: URLs too.
 
     ``media_root`` is the folder below which paths may lie; ``any_path`` takes every path, as the person at the keyboard
     may: never set it for what comes from a database. ``allow_private`` lets URLs lead to this machine and its network.
@@ -93,6 +126,8 @@ class MediaReader:
         if isinstance(source, str) and kind == "path":
             return _read_path(source, self.policy, shown)
         if isinstance(source, str) and kind == "url":
+            if source[:5].lower() == "data:":
+                return _read_data_url(source, self.policy.limits.max_bytes, shown)
             if not self.policy.allow_urls:
                 switched_off = f"The picture {shown} is a URL, and URLs are switched off."
                 raise MediaError(switched_off, "Switch them on: --allow-urls")
@@ -120,6 +155,25 @@ def open_picture(source: str | bytes | Picture, kind: SourceKind, policy: MediaP
     """Read and decode one picture to RGB, upright: ``open_picture(image.source, image.kind)``. Raises MediaError."""
     with MediaReader(policy) as reader:
         return reader.open(source, kind)
+
+
+def _read_data_url(source: str, max_bytes: int, shown: str) -> bytes:
+    """The bytes that a data: URL holds (RFC 2397). It needs no permission: nobody is asked for anything."""
+    head, comma, data = source.partition(",")
+    if not comma:
+        raise MediaError(f"The picture {shown} is a data: URL without a comma.", "Write data:image/png;base64,…")
+    if len(data) > 3 * max_bytes:  # as long as it may be, each byte written as %41
+        raise too_long(shown, len(data) // 3, max_bytes)
+    found = unquote_to_bytes(data)
+    if head.lower().endswith(";base64"):
+        try:
+            letters = b"".join(found.split()).translate(_PLAIN_BASE64).rstrip(b"=")
+            found = base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
+        except ValueError as error:
+            raise MediaError(f"The picture {shown} is not valid Base64: {reason(error)}.") from None
+    if len(found) > max_bytes:
+        raise too_long(shown, len(found), max_bytes)
+    return found
 
 
 def _read_path(source: str, policy: MediaPolicy, shown: str) -> bytes:

@@ -56,7 +56,7 @@ class Limits:
     max_pixels: int = 100_000_000
     timeout: float = 20.0  # seconds, for the whole of a download
     max_redirects: int = 3
-    max_parts: int = 100  # pictures in one row's list
+    max_parts: int = 64  # pictures in one row's list
 
 
 def decode_picture(

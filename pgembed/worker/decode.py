@@ -16,8 +16,9 @@ from pgembed.decoding.picture import decode_picture
 from pgembed.decoding.pool import ProcessPool
 from pgembed.decoding.turns import Turns
 from pgembed.encoders import Encoder
-from pgembed.inputs import SourceKind, shown_source
-from pgembed.media import MediaPolicy, MediaReader
+from pgembed.errors import MediaError
+from pgembed.inputs import shown_source
+from pgembed.media import MediaPolicy, MediaReader, Source, sources
 from pgembed.worker.batch import Row
 from pgembed.worker.queue import Work
 
@@ -50,16 +51,18 @@ class Decoder:
                 continue
             if modality == "text":
                 row.inputs[modality] = value
-            else:
-                decoding.append(future := self._decode(work, encoder, modality, value))
-                row.inputs[modality] = future
+                continue
+            found = sources(value, work.inputs[modality])
+            if len(found) > (most := self._media.policy.limits.max_parts):
+                row.error = MediaError(f"The list has {len(found)} pictures, more than {most}.", "Choose some of them.")
+                break
+            pictures = [(source.number or 0, self._pool.submit(self._prepare, encoder, source)) for source in found]
+            decoding += [picture for _, picture in pictures]
+            row.inputs[modality] = [*pictures] if work.inputs[modality].get("list") else pictures[0][1]
         return decoding
 
-    def _decode(self, work: Work, encoder: Encoder, modality: str, value: str | bytes) -> Future[Any]:
-        kind: SourceKind = work.inputs[modality]["as"]
-        return self._pool.submit(self._prepare, encoder, value, kind)
-
-    def _prepare(self, encoder: Encoder, value: str | bytes, kind: SourceKind) -> Any:  # noqa: ANN401
+    def _prepare(self, encoder: Encoder, source: Source) -> Any:  # noqa: ANN401
+        value, kind = source.value, source.kind
         with ExitStack() as turn:
 
             def announce(pixels: int) -> None:

@@ -24,6 +24,7 @@ from pgembed.worker.sweep import Sweep
 from pgembed.worker.write import give_back, is_detached
 
 READ_ROWS = 64  # read at once, so that no more pictures than these lie in memory undecoded, twice
+LIST_ROWS = 32  # claimed at once, of rows that hold lists of pictures
 LIST_FILES = 4  # of the largest size that one picture may have, all together in one row's list
 READ_BYTES = 64 * 1024 * 1024  # the same; a row that has more is read alone
 REFRESH = 2.0  # seconds between looks at the catalog
@@ -106,7 +107,7 @@ class Loader:
         rows: list[Row] = []
         try:
             encoder = self.state.encoder(work)
-            limit = self.options.batch_size or max(encoder.batch_size, 256)
+            limit = self.options.batch_size or (max(encoder.batch_size, 256) if not work.has_lists else LIST_ROWS)
             moved = self._claim(work, limit if room is None else min(limit, room), rows)
             if rows:
                 batch = self._read(work, encoder, rows)
@@ -205,8 +206,7 @@ class Loader:
                     sizes = dict(self.conn.execute(statement, [[row.seq for row in rows]]).fetchall())
             except psycopg.DataError:  # a value that cannot be computed is found when it is read
                 return [[row] for row in rows]
-        lists = any(facts.get("list") for facts in work.inputs.values())
-        most = self.options.media.limits.max_bytes * (LIST_FILES if lists else len(work.modalities))
+        most = self.options.media.limits.max_bytes * (LIST_FILES if work.has_lists else len(work.modalities))
         portions: list[list[Row]] = []
         taken = READ_BYTES + 1
         for row in rows:

@@ -58,6 +58,11 @@ class Work:
         return bool(self.settings.get("rows_per_day") or self.settings.get("tokens_per_day"))
 
     @property
+    def has_lists(self) -> bool:
+        """Whether a row may have many pictures."""
+        return any(facts.get("list") for facts in self.inputs.values())
+
+    @property
     def modalities(self) -> list[str]:
         """The modalities it reads, in a fixed order."""
         return sorted(self.input_sql)
@@ -184,19 +189,29 @@ class Queue:
 
         What is stored beside the row is not read for it, unless it is a list.
         """
-        parts: list[sql.Composed] = []
-        for modality in self.work.modalities:
-            facts = self.work.inputs[modality]
-            if facts.get("as") in {"bytes", "url"}:
-                size = "pg_catalog.pg_column_size" if facts.get("list") else "pg_catalog.octet_length"
-                coded = "3 / 4" if facts["as"] == "url" else "1"  # a data: URL is Base64
-                value = trusted(self.work.input_sql[modality])
-                parts.append(sql.SQL("coalesce({}({})::bigint * {}, 0)").format(trusted(size), value, trusted(coded)))
-        if not parts:
+        sizes = [size for modality in self.work.modalities if (size := self._size(modality)) is not None]
+        if not sizes:
             return None
         return sql.SQL(
             "SELECT j.seq, {bytes} FROM {table} t JOIN {job} j ON {same} WHERE j.seq = ANY($1::bigint[])"
-        ).format(bytes=sql.SQL(" + ").join(parts), table=self._table, job=self._job, same=self._same_key("j"))
+        ).format(bytes=sql.SQL(" + ").join(sizes), table=self._table, job=self._job, same=self._same_key("j"))
+
+    def _size(self, modality: str) -> sql.SQL | None:
+        """The bytes of one input's pictures, where they are in the database."""
+        facts, value = self.work.inputs[modality], self.work.input_sql[modality]
+        match facts.get("as"), bool(facts.get("list")):
+            case "bytes", False:
+                return trusted(f"coalesce(pg_catalog.octet_length({value}), 0)::bigint")
+            case "url", False:  # a data: URL is Base64
+                return trusted(f"coalesce(pg_catalog.octet_length({value}), 0)::bigint * 3 / 4")
+            case (("bytes" | "url"), True):
+                return trusted(f"coalesce(pg_catalog.pg_column_size({value}), 0)::bigint")
+            case "large_object", listed:
+                size = value.replace("pgembed._large_object(", "pgembed._large_object_bytes(", 1)
+                total = f"(SELECT pg_catalog.sum(size) FROM pg_catalog.unnest({size}) AS size)" if listed else size
+                return trusted(f"coalesce({total}, 0)::bigint")
+            case _:
+                return None
 
     @cached_property
     def read(self) -> sql.Composed:

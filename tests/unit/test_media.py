@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import io
 import os
@@ -14,13 +15,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import PIL.Image
 import pytest
 from PIL import Image, ImageOps
 
-from pgembed import download
+from pgembed import download, inputs
 from pgembed.decoding import picture as picture_module
 from pgembed.errors import MediaError
 from pgembed.media import Limits, MediaPolicy, MediaReader, decode_picture, open_picture, read_media
@@ -394,6 +396,52 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- URLs
+
+# -------------------------------------------------------------------------------------------------------- data: URLs
+
+CODED = base64.b64encode(PNG).decode()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"data:image/png;base64,{CODED}",
+        f"DATA:;BASE64,{CODED.rstrip('=')}",
+        f"data:image/png;name=a.png;base64,{CODED[:40]}\n {CODED[40:]}",
+        f"data:image/png;base64,{quote(CODED, safe='')}",
+        f"data:image/png;base64,{base64.urlsafe_b64encode(PNG).decode()}",
+        f"data:image/png,{quote(PNG)}",
+    ],
+)
+def test_data_urls_are_read_without_permission(source: str) -> None:
+    assert read_media(source, "url") == PNG
+    image = inputs.Image(source)
+    assert image.kind == "url"
+    assert open_picture(image.source, image.kind).size == SIZE
+    assert len(repr(image)) < 100
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("data:image/png;base64", "without a comma. Write data:image/png;base64,"),
+        ("data:image/png;base64,§", "not valid Base64"),
+        ("data:image/png;base64,AAAAA", "not valid Base64"),
+        ("data:,", "is empty"),
+        (
+            f"data:image/png;base64,{base64.b64encode(bytes(1001)).decode()}",
+            "'data:image/png;base64,…' has 1,001 bytes",
+        ),
+        (f"data:,{'x' * 4000}", "'data:,…' has 1,333 bytes or more, and the limit is 1,000"),
+        ("data:text/plain,words", "looks like text"),
+    ],
+)
+def test_a_data_url_that_holds_no_picture_is_refused(source: str, message: str) -> None:
+    with pytest.raises(MediaError, match=message) as caught:
+        open_picture(source, "url", MediaPolicy(limits=Limits(max_bytes=1000)))
+    assert not caught.value.transient
+    assert len(str(caught.value)) < 200
+
 
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
