@@ -1,9 +1,9 @@
 """Bytes, a path or a URL -> a decoded RGB picture, as far as a policy lets it be read.
 
 What a database holds is data: a path in it may point anywhere, a URL at the cloud's metadata server, bytes at a bomb.
-So paths are opened only below a root, URLs only when switched on and never to a private address (pgembed.download), and
-the size of a picture is read from its header before its pixels are (pgembed.decoding). Whatever goes wrong is one
-MediaError.
+So paths are opened only below a root, URLs only when switched on and never to a private address (pgembed.download), or
+in a bucket that was named (pgembed.buckets), and the size of a picture is read from its header before its pixels are
+(pgembed.decoding). Whatever goes wrong is one MediaError.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 
+from pgembed.buckets import BucketReader, is_in_a_store, place
 from pgembed.decoding.picture import Limits, as_rgb, decode_picture
 from pgembed.download import Downloader
 from pgembed.errors import MediaError
@@ -69,6 +70,8 @@ class MediaPolicy:
 
     ``media_root`` is the folder below which paths may lie; ``any_path`` takes every path, as the person at the keyboard
     may: never set it for what comes from a database. ``allow_private`` lets URLs lead to this machine and its network.
+    ``buckets`` are those of object stores that may be read: ``s3://shop``, ``gs://shop/photos``, ``az://shop``.
+    Raises InvalidInput for one that is none.
     """
 
     media_root: Path | None = None
@@ -76,7 +79,12 @@ class MediaPolicy:
     allow_urls: bool = False
     allow_http: bool = False
     allow_private: bool = False
+    buckets: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for bucket in self.buckets:
+            place(bucket)
 
 
 class Decode(Protocol):
@@ -99,6 +107,9 @@ class MediaReader:
             max_bytes=self.policy.limits.max_bytes,
             timeout=self.policy.limits.timeout,
             max_redirects=self.policy.limits.max_redirects,
+        )
+        self._buckets = BucketReader(
+            self.policy.buckets, max_bytes=self.policy.limits.max_bytes, timeout=self.policy.limits.timeout
         )
 
     def open(
@@ -128,6 +139,8 @@ class MediaReader:
         if isinstance(source, str) and kind == "url":
             if source[:5].lower() == "data:":
                 return _read_data_url(source, self.policy.limits.max_bytes, shown)
+            if is_in_a_store(source):
+                return self._buckets.get(source)
             if not self.policy.allow_urls:
                 switched_off = f"The picture {shown} is a URL, and URLs are switched off."
                 raise MediaError(switched_off, "Switch them on: --allow-urls")

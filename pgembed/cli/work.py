@@ -39,6 +39,10 @@ def worker(
     ] = None,
     media_root: Annotated[Path | None, typer.Option(help="Pictures given as paths must lie below this folder.")] = None,
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures given as https URLs.")] = False,
+    allow_bucket: Annotated[
+        list[str] | None,
+        typer.Option(help="Fetch pictures from this bucket: s3://NAME, gs://NAME or az://NAME; may be repeated."),
+    ] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Leave once so many rows are written.")] = None,
     decode_threads: Annotated[int, typer.Option(min=1, help="Threads that read and prepare pictures.")] = 4,
     decode: Annotated[
@@ -64,7 +68,7 @@ def worker(
     options = WorkerOptions(
         batch_size=batch_size,
         embeddings=tuple(embedding or ()),
-        media=MediaPolicy(media_root=media_root, allow_urls=allow_urls),
+        media=MediaPolicy(media_root=media_root, allow_urls=allow_urls, buckets=tuple(allow_bucket or ())),
         encoders=settings.encoders or EncoderPolicy.from_environment(),
         max_rows=max_rows,
         decode_threads=decode_threads,

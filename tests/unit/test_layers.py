@@ -19,7 +19,7 @@ MAX_LINES = 500
 LAYERS = (
     {"errors", "_distribution"},
     {"inputs", "embedded", "media_errors"},
-    {"vectors", "static_text", "decoding", "download", "metering"},
+    {"vectors", "static_text", "buckets", "decoding", "download", "metering"},
     {"media", "encoders", "query", "evaluate"},
     {
         "catalog",
@@ -43,7 +43,7 @@ LAYERS = (
 INTEGRATIONS = {"sqlalchemy": "sqlalchemy", "django": "django", "alembic": "alembic"}
 HEAVY = {
     "torch", "open_clip", "onnxruntime", "tokenizers", "transformers", "sentence_transformers", "alembic", "sqlalchemy",
-    "django", "typer",
+    "django", "typer", "fsspec",
 }  # fmt: skip
 
 
