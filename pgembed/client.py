@@ -127,8 +127,9 @@ class Pgembed:
         ``storage`` is ``"column"``, a vector column ``target`` in the table, or ``"side"``, a table
         ``<table>_<target>`` beside it: then writing vectors fires no trigger of the table and makes no row versions.
 
-        ``text`` is a column or a template (``"{title}. {body}"``), ``image`` and ``screenshot`` a bytea column, or
-        ``{"column": "photo", "as": "path"}`` (or ``"url"``) for a text column; a mapping may give a ``weight`` too.
+        ``text`` is a column or a template (``"{title}. {body}"``), ``image`` and ``screenshot`` a bytea column, an oid
+        column of large objects, or ``{"column": "photo", "as": "path"}`` (or ``"url"``) for a text column; an array of
+        any of these is a list, with the mean of its parts. A mapping may give a ``weight`` too.
         Raises CatalogError where the table, its columns or the encoder do not fit; nothing is changed then.
         """
         inputs = {"text": text, "image": image, "screenshot": screenshot}
