@@ -1,8 +1,8 @@
 """What decoding pictures in processes costs a backfill, against decoding them in the worker's threads.
 
 The worker encodes photographs with builtin:lite: those of PGEMBED_DATA as they are, and some enlarged to 12 megapixels.
-Rounds alternate. The best of each is shown, and the time of all processors (of the processes too, their start included) is
-compared, which others on the machine disturb least.
+Rounds alternate. The best of each is shown, and the time of all processors (of the processes too, their start
+included) is compared, which others on the machine disturb least.
 """
 
 from __future__ import annotations
