@@ -142,8 +142,9 @@ class Pgembed:
         ``mode`` is ``"queue"``, where workers encode, or for texts of an encoder with a static text side ``"instant"``:
         a row then has its vector in the transaction that writes it.
 
-        ``text`` is a column or a template (``"{title}. {body}"``), ``image`` and ``screenshot`` a bytea column, or
-        ``{"column": "photo", "as": "path"}`` (or ``"url"``) for a text column; a mapping may give a ``weight`` too.
+        ``text`` is a column or a template (``"{title}. {body}"``), ``image`` and ``screenshot`` a bytea column, an oid
+        column of large objects, or ``{"column": "photo", "as": "path"}`` (or ``"url"``) for a text column; an array of
+        any of these is a list, with the mean of its parts. A mapping may give a ``weight`` too.
         Raises CatalogError where the table, its columns or the encoder do not fit; nothing is changed then.
         """
         inputs = {"text": text, "image": image, "screenshot": screenshot}

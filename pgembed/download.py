@@ -2,6 +2,7 @@
 
 A URL comes from a table, so it is somebody's wish, not ours. The address that is checked is the one connected to (no
 second look-up in between), at every redirect again. Proxies are not used: they would connect to what nobody checked.
+A picture that was fetched before is asked for with its ETag or date, and not sent again where it is unchanged.
 Certificates are checked against certifi's authorities, or against those of the file that SSL_CERT_FILE names, or of the
 folder that SSL_CERT_DIR names.
 """
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import socket
 import ssl
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import httpcore
@@ -23,16 +25,27 @@ import httpx
 
 from pgembed.errors import MediaError
 from pgembed.inputs import shown_source
+from pgembed.media_errors import reason, too_long
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _REFUSED = [  # what ipaddress calls global, and is not: IETF assignments, 6to4, Azure's metadata
     ipaddress.ip_network(network) for network in ("192.0.0.0/24", "192.88.99.0/24", "2002::/16", "168.63.129.16/32")
 ]
 _OTHER_NAME, _EXPIRED = {62, 64}, 10  # of OpenSSL's x509_vfy.h: a host name, an address; the date
+_KEPT_BYTES = 64 * 1024 * 1024  # of pictures that may be asked for again
+_KEPT_SHARE = 8  # a picture that takes more than this part of it is not kept
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A picture as a URL gave it, and the headers that ask whether it still does."""
+
+    body: bytes
+    conditions: dict[str, str]
 
 
 class Downloader:
-    """Gets pictures from URLs and keeps its connections; threads may share it.
+    """Gets pictures from URLs and keeps its connections, and the pictures it got last; threads may share it.
 
     ``timeout`` is in seconds and for the whole of a download, redirects and all. ``allow_private`` lets URLs lead to
     this machine and its network.
@@ -48,6 +61,8 @@ class Downloader:
         self._lock = threading.Lock()
         self._backend = _GuardedBackend(allow_private=allow_private)
         self._pool: httpcore.ConnectionPool | None = None
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known_bytes = 0
 
     def get(self, source: str) -> bytes:
         """The body at a URL. Raises MediaError, transient where trying again may help."""
@@ -83,6 +98,10 @@ class Downloader:
             "Accept-Encoding": "identity",
             "User-Agent": "pgembed",
         }
+        with self._lock:
+            known = self._known.get(str(url))
+        if known is not None:
+            headers |= known.conditions
         timeout = dict.fromkeys(("connect", "read", "write", "pool"), self._timeout)
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         with self._connections().stream(
@@ -91,6 +110,8 @@ class Downloader:
             fields = {name.lower(): value for name, value in response.headers}
             if response.status in {301, 302, 303, 307, 308} and b"location" in fields:
                 return url.join(fields[b"location"].decode("latin-1"))
+            if response.status == 304 and known is not None:
+                return known.body
             if response.status != 200:
                 later = response.status in {404, 408, 425, 429} or response.status >= 500
                 raise MediaError(f"The picture {shown} was answered with HTTP {response.status}.", transient=later)
@@ -102,7 +123,27 @@ class Downloader:
                 body += chunk
                 if len(body) > self._max_bytes:
                     raise too_long(shown, len(body), self._max_bytes)
-            return bytes(body)
+            found = bytes(body)
+            self._keep(str(url), found, fields)
+            return found
+
+    def _keep(self, url: str, body: bytes, fields: dict[bytes, bytes]) -> None:
+        """Remember a picture, unless it says no more about itself than its pixels, or says that nobody should."""
+        conditions = {
+            condition: fields[field].decode("latin-1")
+            for field, condition in ((b"etag", "If-None-Match"), (b"last-modified", "If-Modified-Since"))
+            if field in fields
+        }
+        if b"no-store" in fields.get(b"cache-control", b"").lower() or len(body) > _KEPT_BYTES // _KEPT_SHARE:
+            conditions = {}
+        with self._lock:
+            if (before := self._known.pop(url, None)) is not None:
+                self._known_bytes -= len(before.body)
+            if conditions:
+                self._known[url] = _Known(body, conditions)
+                self._known_bytes += len(body)
+            while self._known_bytes > _KEPT_BYTES:
+                self._known_bytes -= len(self._known.popitem(last=False)[1].body)
 
     def _connections(self) -> httpcore.ConnectionPool:
         with self._lock:
@@ -117,6 +158,8 @@ class Downloader:
         with self._lock:
             if self._pool is not None:
                 self._pool.close()
+            self._known.clear()
+            self._known_bytes = 0
 
 
 class _GuardedBackend(httpcore.SyncBackend):
@@ -245,16 +288,3 @@ def is_public(address: str) -> bool:
             return False
     refused = any(ip in network for network in _REFUSED)
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or refused)
-
-
-def reason(error: BaseException) -> str:
-    """Why, in a few words: what goes after the colon of a message that names the picture."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return re.sub(r"\s+", " ", str(error)).strip().rstrip(".")[:120] or type(error).__name__
-
-
-def too_long(shown: str, size: int, limit: int) -> MediaError:
-    """The error of a picture file that is too large."""
-    hint = "Store it smaller, or raise the limit of bytes."
-    return MediaError(f"The picture {shown} has {size:,} bytes or more, and the limit is {limit:,}.", hint)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 SourceKind = Literal["bytes", "path", "url", "picture"]
 InputModality = Literal["text", "image", "screenshot", "vector"]
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_DATA_URL = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
+_URL = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://|{_DATA_URL.pattern}", re.IGNORECASE)
 _CANCELS = 1e-6  # of the sum of the weights: what is left then is the rounding of float32, not a direction
 
 
@@ -337,7 +338,9 @@ def shown_source(source: str | bytes | Picture, limit: int = 80, *, url: bool = 
 
 
 def shown_url(url: str) -> str:
-    """``https://me:secret@host/a.png?key=1`` -> ``https://host/a.png``."""
+    """``https://me:secret@host/a.png?key=1`` -> ``https://host/a.png``; of a data: URL what comes before the data."""
+    if data := _DATA_URL.match(url):
+        return f"{data[0]}…"
     plain = re.split("[?#]", url, maxsplit=1)[0]
     scheme, mark, rest = plain.partition("://")
     if not mark:

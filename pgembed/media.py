@@ -1,70 +1,77 @@
-"""Bytes, a path or a URL -> a decoded RGB picture. Every limit and guard against hostile media is here.
+"""Bytes, a path or a URL -> a decoded RGB picture, as far as a policy lets it be read.
 
 What a database holds is data: a path in it may point anywhere, a URL at the cloud's metadata server, bytes at a bomb.
-So paths are opened only below a root, URLs only when switched on and never to a private address (pgembed.download), and
-the size of a picture is read from its header before its pixels are. Whatever goes wrong is one MediaError.
+So paths are opened only below a root, URLs only when switched on and never to a private address (pgembed.download), or
+in a bucket that was named (pgembed.buckets), and the size of a picture is read from its header before its pixels are
+(pgembed.decoding). Whatever goes wrong is one MediaError.
 """
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
-import re
 import stat
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from urllib.parse import unquote_to_bytes
 
-import numpy as np
 from PIL import Image
 
-from pgembed.download import Downloader, reason, too_long
+from pgembed.buckets import BucketReader, is_in_a_store, place
+from pgembed.decoding.picture import Limits, as_rgb, decode_picture
+from pgembed.download import Downloader
 from pgembed.errors import MediaError
 from pgembed.inputs import SourceKind, shown_source
+from pgembed.media_errors import reason, too_long
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "HEIF", "TIFF", "BMP", "JPEG2000", "PPM", "ICO", "QOI")  # no program
-_TURNED = {  # EXIF orientation -> how to set the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
-_ORIENTATION = 0x0112
-_LOOKS_LIKE = (  # first bytes -> what to call it
-    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|II\*\0|MM\0\*", "a broken picture"),
-    (rb"%PDF", "a PDF"), (rb"%!PS", "PostScript"), (rb"8BPS", "a Photoshop file"),
-    (rb"....ftyp(heic|heix|mif1|hevc)", "a HEIC picture"), (rb"....ftyp|\x1aE\xdf\xa3", "a video"),
-    (rb"PK\x03\x04", "a ZIP archive"), (rb"\x1f\x8b", "gzip"), (rb"version https://git-lfs", "a Git LFS pointer"),
-    (rb"(?i)\s*(<\?xml.{0,1000}?)?(<!--.{0,1000}?-->\s*)?(<!doctype svg.{0,1000}?)?<svg", "an SVG drawing"),
-    (rb"(?i)\s*<(!doctype )?html", "an HTML page"), (rb"data:[a-z]+/", "a data: URL"),
-)  # fmt: skip
-_HINTS = {
-    "a HEIC picture": "Install pillow-heif and register it with Pillow.",
-    "an SVG drawing": "Draw it to pixels first, as PNG.",
-    "a PDF": "Draw its pages to pixels first, as PNG.",
-}
+_PLAIN_BASE64 = bytes.maketrans(b"-_", b"+/")
 _LATER = {errno.ENOENT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What one picture may cost. Pillow's own limit of pixels (``Image.MAX_IMAGE_PIXELS``, twice) holds as well."""
+class Source:
+    """Where one picture of a row comes from; ``number`` is its place in the row's list, from 1 on."""
 
-    max_bytes: int = 64 * 1024 * 1024
-    max_pixels: int = 100_000_000
-    timeout: float = 20.0  # seconds, for the whole of a download
-    max_redirects: int = 3
+    value: str | bytes
+    kind: SourceKind
+    number: int | None = None
+
+
+def sources(value: object, facts: Mapping[str, Any]) -> list[Source]:
+    """The pictures of an input, as a row holds it and the catalog describes it; of a list those that are not null."""
+    kind: SourceKind = "bytes" if facts["as"] == "large_object" else facts["as"]
+    if not facts.get("list"):
+        return [Source(cast("str | bytes", value), kind)]
+    return [
+        Source(item, kind, number)
+        for number, item in enumerate(_flat(value), start=1)
+        if item is not None and (isinstance(item, bytes) or item.strip())
+    ]
+
+
+def _flat(value: object) -> Iterator[Any]:
+    """The elements of an array, of however many dimensions."""
+    if not isinstance(value, list):
+        yield value
+        return
+    for item in cast("list[object]", value):
+        yield from _flat(item)
 
 
 @dataclass(frozen=True)
 class MediaPolicy:
-    """What may be read. The default is bytes alone.
+    """What may be read. The default is bytes alone, in data: URLs too.
 
     ``media_root`` is the folder below which paths may lie; ``any_path`` takes every path, as the person at the keyboard
     may: never set it for what comes from a database. ``allow_private`` lets URLs lead to this machine and its network.
+    ``buckets`` are those of object stores that may be read: ``s3://shop``, ``gs://shop/photos``, ``az://shop``.
+    Raises InvalidInput for one that is none.
     """
 
     media_root: Path | None = None
@@ -72,14 +79,28 @@ class MediaPolicy:
     allow_urls: bool = False
     allow_http: bool = False
     allow_private: bool = False
+    buckets: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for bucket in self.buckets:
+            place(bucket)
+
+
+class Decode(Protocol):
+    """What makes a picture of bytes: ``decode_picture``, or a pool of processes that do the same."""
+
+    def __call__(
+        self, data: bytes, limits: Limits, *, shown: str, announce: Callable[[int], object] | None
+    ) -> Picture: ...
 
 
 class MediaReader:
     """Reads pictures under one policy and keeps its connections; threads may share it. Close it, or use ``with``."""
 
-    def __init__(self, policy: MediaPolicy | None = None) -> None:
+    def __init__(self, policy: MediaPolicy | None = None, decode: Decode = decode_picture) -> None:
         self.policy = policy or MediaPolicy()
+        self._decode = decode
         self._downloader = Downloader(
             allow_http=self.policy.allow_http,
             allow_private=self.policy.allow_private,
@@ -87,14 +108,24 @@ class MediaReader:
             timeout=self.policy.limits.timeout,
             max_redirects=self.policy.limits.max_redirects,
         )
-
-    def open(self, source: str | bytes | Picture, kind: SourceKind) -> Picture:
-        """Read and decode one picture, as RGB and upright. Raises MediaError."""
-        if isinstance(source, Image.Image):
-            return _as_rgb(source, self.policy.limits, shown_source(source))
-        return decode_picture(
-            self.read(source, kind), self.policy.limits, shown=shown_source(source, url=kind == "url")
+        self._buckets = BucketReader(
+            self.policy.buckets, max_bytes=self.policy.limits.max_bytes, timeout=self.policy.limits.timeout
         )
+
+    def open(
+        self,
+        source: str | bytes | Picture,
+        kind: SourceKind,
+        announce: Callable[[int], object] | None = None,
+    ) -> Picture:
+        """Read and decode one picture, as RGB and upright. Raises MediaError.
+
+        ``announce`` is told how many pixels a picture has before they are decoded, where it is large.
+        """
+        if isinstance(source, Image.Image):
+            return as_rgb(source, self.policy.limits, shown_source(source))
+        shown = shown_source(source, url=kind == "url")
+        return self._decode(self.read(source, kind), self.policy.limits, shown=shown, announce=announce)
 
     def read(self, source: str | bytes, kind: SourceKind) -> bytes:
         """The bytes of one picture file, not decoded. Raises MediaError."""
@@ -106,6 +137,10 @@ class MediaReader:
         if isinstance(source, str) and kind == "path":
             return _read_path(source, self.policy, shown)
         if isinstance(source, str) and kind == "url":
+            if source[:5].lower() == "data:":
+                return _read_data_url(source, self.policy.limits.max_bytes, shown)
+            if is_in_a_store(source):
+                return self._buckets.get(source)
             if not self.policy.allow_urls:
                 switched_off = f"The picture {shown} is a URL, and URLs are switched off."
                 raise MediaError(switched_off, "Switch them on: --allow-urls")
@@ -135,75 +170,23 @@ def open_picture(source: str | bytes | Picture, kind: SourceKind, policy: MediaP
         return reader.open(source, kind)
 
 
-def decode_picture(data: bytes, limits: Limits | None = None, *, shown: str | None = None) -> Picture:
-    """Decode the bytes of a picture file to RGB: first frame, upright, transparent parts on white. Raises MediaError.
-
-    ``shown`` is what messages call the picture.
-    """
-    shown = shown or shown_source(data)
-    if not data:
-        raise MediaError(f"The picture {shown} is empty.")
-    Image.init()
-    formats = [name for name in _FORMATS if name in Image.OPEN]
-    try:
-        picture = Image.open(BytesIO(data), formats=formats)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise MediaError(f"The picture {shown} has more pixels than Pillow opens.", "Store it smaller.") from None
-    except MemoryError:
-        raise _no_memory(shown) from None
-    except Exception:  # a hostile file makes Pillow raise nearly anything
-        looks = _looks_like(data)
-        raise MediaError(f"The picture {shown} cannot be read: it looks like {looks}.", _HINTS.get(looks)) from None
-    return _as_rgb(picture, limits or Limits(), shown)
-
-
-def _as_rgb(picture: Picture, limits: Limits, shown: str) -> Picture:
-    try:
-        for _ in ("by its header", "as decoded"):
-            if not picture.width or not picture.height:
-                raise MediaError(f"The picture {shown} is {picture.width} x {picture.height} pixels: nothing to see.")
-            if picture.width * picture.height > limits.max_pixels:
-                size = f"{picture.width} x {picture.height} pixels, more than {limits.max_pixels:,}"
-                raise MediaError(f"The picture {shown} has {size}.", "Store it smaller, or raise the limit of pixels.")
-            picture.load()
-        turned = _TURNED.get(_orientation(picture))
-        upright = picture if turned is None else picture.transpose(turned)
-        return _flattened(upright)
-    except MediaError:
-        raise
-    except MemoryError:
-        raise _no_memory(shown) from None
-    except Exception as error:  # a hostile file makes Pillow raise nearly anything
-        raise MediaError(f"The picture {shown} cannot be decoded: {reason(error)}.") from error
-
-
-def _flattened(picture: Picture) -> Picture:
-    """Any mode -> RGB, of full range and on white."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return Image.fromarray(_as_bytes(np.asarray(picture))).convert("RGB")
-    if picture.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in picture.info:
-        if picture.mode == "La":
-            picture = picture.convert("LA")
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")
-
-
-def _as_bytes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """16 bits, 32 bits or floats -> 8 bits: integers over 255 count as 16 bits, floats over 1 by their range."""
-    if values.dtype.kind == "f":
-        finite = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = min(float(finite.min()), 0.0), max(float(finite.max()), 1.0)
-        return ((finite - low) * (255 / (high - low))).round().astype(np.uint8)
-    wide = values.dtype.itemsize == 2 or int(values.max()) > 255
-    return np.clip(values >> 8 if wide else values, 0, 255).astype(np.uint8)
-
-
-def _orientation(picture: Picture) -> int:
-    try:
-        return picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # broken EXIF says nothing about the pixels
-        return 1
+def _read_data_url(source: str, max_bytes: int, shown: str) -> bytes:
+    """The bytes that a data: URL holds (RFC 2397). It needs no permission: nobody is asked for anything."""
+    head, comma, data = source.partition(",")
+    if not comma:
+        raise MediaError(f"The picture {shown} is a data: URL without a comma.", "Write data:image/png;base64,…")
+    if len(data) > 3 * max_bytes:  # as long as it may be, each byte written as %41
+        raise too_long(shown, len(data) // 3, max_bytes)
+    found = unquote_to_bytes(data)
+    if head.lower().endswith(";base64"):
+        try:
+            letters = b"".join(found.split()).translate(_PLAIN_BASE64).rstrip(b"=")
+            found = base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
+        except ValueError as error:
+            raise MediaError(f"The picture {shown} is not valid Base64: {reason(error)}.") from None
+    if len(found) > max_bytes:
+        raise too_long(shown, len(found), max_bytes)
+    return found
 
 
 def _read_path(source: str, policy: MediaPolicy, shown: str) -> bytes:
@@ -257,18 +240,3 @@ def _require_file(facts: os.stat_result, shown: str) -> None:
     """Opening a device may already do something, so it is asked before, too."""
     if not stat.S_ISREG(facts.st_mode):
         raise MediaError(f"The picture {shown} is not a file but a folder, a pipe or a device.")
-
-
-def _looks_like(data: bytes) -> str:
-    for pattern, name in _LOOKS_LIKE:
-        if re.match(pattern, data[:2048], re.DOTALL):
-            return name
-    try:
-        text = data[:512].decode()
-    except UnicodeDecodeError as error:
-        text = data[: error.start].decode() if error.start > 500 else "\0"
-    return "text" if all(character.isprintable() or character.isspace() for character in text) else "unknown data"
-
-
-def _no_memory(shown: str) -> MediaError:
-    return MediaError(f"The picture {shown} does not fit into memory.", "Use fewer threads.", transient=True)

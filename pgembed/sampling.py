@@ -9,7 +9,7 @@ from psycopg import sql
 
 from pgembed.encoders.check import Samples
 from pgembed.errors import InvalidInput, MediaError
-from pgembed.media import MediaPolicy, MediaReader
+from pgembed.media import MediaPolicy, MediaReader, sources
 from pgembed.plans import Call, Compute, Plan
 from pgembed.worker.queue import trusted
 
@@ -55,8 +55,9 @@ def _read(rows: list[dict[str, Any]], inputs: dict[str, dict[str, Any]], media: 
         for modality in ("image", "screenshot"):
             pictures[modality] = []
             for value in values[modality]:
-                try:
-                    pictures[modality].append(reader.open(value, inputs[modality]["as"]))
-                except MediaError:
-                    continue
+                for source in sources(value, inputs[modality])[:1]:
+                    try:
+                        pictures[modality].append(reader.open(source.value, source.kind))
+                    except MediaError:
+                        continue
     return Samples(values["text"], pictures["image"], pictures["screenshot"])

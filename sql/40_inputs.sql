@@ -102,7 +102,7 @@ END
 $$;
 
 -- The inputs that a person gave to attach, checked and completed: each with its weight, its columns by name and
--- number, and for pictures the form they have ('bytes', 'path' or 'url').
+-- number, and for pictures the form they have ('bytes', 'large_object', 'path' or 'url').
 CREATE OR REPLACE FUNCTION pgembed._checked_inputs(relation oid, encoder pgembed.encoder, inputs jsonb) RETURNS jsonb
 LANGUAGE plpgsql STABLE
 AS $$
@@ -191,13 +191,15 @@ BEGIN
 END
 $$;
 
--- A picture input with its column looked up: bytea holds the picture itself, a text column needs "as": path or url.
+-- A picture input with its column looked up: bytea holds the picture itself, oid a large object, a text column needs
+-- "as": path or url; an array of any of these is a list of pictures.
 CREATE OR REPLACE FUNCTION pgembed._checked_picture(relation oid, modality text, input jsonb) RETURNS jsonb
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     attribute pg_catalog.pg_attribute;
-    category "char";
+    kind pg_catalog.pg_type;
+    is_list boolean;
     form text := input ->> 'as';
 BEGIN
     IF input ? 'template' THEN
@@ -206,23 +208,39 @@ BEGIN
             HINT = 'Write {"column": "photo"}.';
     END IF;
     attribute := pgembed._column(relation, input ->> 'column');
-    SELECT typcategory INTO category FROM pg_catalog.pg_type WHERE oid = attribute.atttypid;
-    IF attribute.atttypid = 'bytea'::regtype THEN
-        form := coalesce(form, 'bytes');
+    kind := pgembed._base_type(attribute.atttypid);
+    is_list := kind.typcategory = 'A';
+    IF is_list THEN
+        kind := pgembed._base_type(kind.typelem);
     END IF;
-    IF (attribute.atttypid = 'bytea'::regtype AND form <> 'bytes')
-        OR (category = 'S' AND (form IS NULL OR form NOT IN ('path', 'url')))
-        OR (attribute.atttypid <> 'bytea'::regtype AND category <> 'S') THEN
-        RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
-            MESSAGE = format('Column ''%s'' of %s is %s%s, which cannot be read as a picture.', attribute.attname,
-                relation::regclass, format_type(attribute.atttypid, attribute.atttypmod),
-                coalesce(' as ''' || form || '''', '')),
-            HINT = 'A bytea column holds the picture itself; a text column needs "as": "path" or "as": "url".';
+    form := coalesce(form,
+        CASE kind.oid WHEN 'bytea'::regtype THEN 'bytes' WHEN 'oid'::regtype THEN 'large_object' END);
+    IF (kind.oid = 'bytea'::regtype AND form = 'bytes') OR (kind.oid = 'oid'::regtype AND form = 'large_object')
+        OR (kind.typcategory = 'S' AND form IN ('path', 'url')) THEN
+        RETURN jsonb_build_object('column', attribute.attname, 'columns',
+            jsonb_build_object(attribute.attname, attribute.attnum), 'as', form)
+            || CASE WHEN is_list THEN '{"list": true}' ELSE '{}' END::jsonb;
     END IF;
-    RETURN jsonb_build_object('column', attribute.attname, 'columns',
-        jsonb_build_object(attribute.attname, attribute.attnum), 'as', form);
+    RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
+        MESSAGE = format('Column ''%s'' of %s is %s%s, which cannot be read as a picture.', attribute.attname,
+            relation::regclass, format_type(attribute.atttypid, attribute.atttypmod),
+            coalesce(' as ''' || form || '''', '')),
+        HINT = 'A bytea column holds the picture itself, an oid column names a large object, and a text column needs '
+            '"as": "path" or "as": "url"; an array of any of these is a list of pictures.';
 END
 $$;
+
+-- A type; where it is a domain, that which it is made of.
+CREATE OR REPLACE FUNCTION pgembed._base_type(type oid) RETURNS pg_catalog.pg_type
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH RECURSIVE base (oid, under) AS (
+        SELECT t.oid, t.typbasetype FROM pg_catalog.pg_type AS t WHERE t.oid = type
+        UNION ALL
+        SELECT t.oid, t.typbasetype FROM base AS b JOIN pg_catalog.pg_type AS t ON t.oid = b.under
+    )
+    SELECT t FROM base AS b JOIN pg_catalog.pg_type AS t ON t.oid = b.oid WHERE b.under = 0;
+END;
 
 -- The columns that an embedding reads, quoted, by their present names.
 CREATE OR REPLACE FUNCTION pgembed._input_columns(relation oid, inputs jsonb) RETURNS TABLE (column_sql text, type oid)
@@ -268,9 +286,7 @@ BEGIN
             HINT = 'Detach the embedding and attach it again with columns that are there.';
     END IF;
     IF modality <> 'text' THEN
-        RETURN format(
-            CASE facts ->> 'as' WHEN 'bytes' THEN 't.%s' ELSE 'nullif(pg_catalog.btrim(t.%s::text), '''')' END,
-            names ->> (facts ->> 'column'));
+        RETURN pgembed._picture_sql('t.' || (names ->> (facts ->> 'column')), facts ->> 'as', facts ? 'list');
     END IF;
     SELECT string_agg(CASE WHEN p.column_name IS NULL THEN quote_literal(p.literal)
         ELSE pgembed._rendered_sql(a, m.path) END, ', ' ORDER BY p.ordinal)
@@ -282,5 +298,60 @@ BEGIN
         ON a.attrelid = relation AND a.attnum = (facts -> 'columns' ->> m.name)::smallint;
     RETURN format('CASE WHEN pg_catalog.num_nonnulls(%s) > 0 THEN nullif(pg_catalog.btrim(pg_catalog.concat(%s), E'' \t\r\n''), '''') END',
         (SELECT string_agg('t.' || value, ', ') FROM jsonb_each_text(names)), rendered);
+END
+$$;
+
+-- A picture, or an array of pictures, as an SQL expression: NULL where there is none. In a list what is null keeps its
+-- place, so that messages can name that of another.
+CREATE OR REPLACE FUNCTION pgembed._picture_sql(column_sql text, form text, is_list boolean) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN pg_catalog.format(CASE
+    WHEN NOT is_list THEN CASE form
+        WHEN 'bytes' THEN '%s'
+        WHEN 'large_object' THEN 'pgembed._large_object(%s)'
+        ELSE 'nullif(pg_catalog.btrim(%s::text), '''')'
+    END
+    WHEN form = 'large_object' THEN '(SELECT pg_catalog.array_agg(pgembed._large_object(u) ORDER BY n) '
+        'FROM pg_catalog.unnest(%s) WITH ORDINALITY AS o (u, n) HAVING pg_catalog.count(nullif(u::oid, 0)) > 0)'
+    WHEN form = 'bytes'
+        THEN 'CASE WHEN EXISTS (SELECT FROM pg_catalog.unnest(%1$s) AS u WHERE u IS NOT NULL) THEN %1$s::bytea[] END'
+    ELSE 'CASE WHEN EXISTS (SELECT FROM pg_catalog.unnest(%1$s) AS u WHERE pg_catalog.btrim(u::text) <> '''') '
+        'THEN %1$s::text[] END'
+END, column_sql);
+
+-- The content of a large object, NULL for 0, which names none; what goes wrong is the row's error. Called by what
+-- reads rows: the worker, verify, and samples.
+CREATE OR REPLACE FUNCTION pgembed._large_object(object oid) RETURNS bytea
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE WHEN object <> 0 THEN lo_get(object) END;
+EXCEPTION
+    WHEN undefined_object THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('The large object %s is not there: store it again, or set the column to NULL.', object);
+    WHEN insufficient_privilege THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('The role %I may not read the large object %s; as its owner: GRANT SELECT ON LARGE OBJECT %s TO %I;',
+                current_user, object, object, current_user);
+END
+$$;
+
+-- How many bytes a large object has, 0 where it cannot be read: _large_object tells why. Called by the worker.
+CREATE OR REPLACE FUNCTION pgembed._large_object_bytes(object oid) RETURNS bigint
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    descriptor integer;
+    bytes bigint;
+BEGIN
+    descriptor := lo_open(object, 262144); -- INV_READ
+    bytes := lo_lseek64(descriptor, 0, 2);
+    PERFORM lo_close(descriptor);
+    RETURN bytes;
+EXCEPTION WHEN undefined_object OR insufficient_privilege THEN
+    RETURN 0;
 END
 $$;

@@ -38,16 +38,21 @@ BEGIN
     source := format('%s AS t TABLESAMPLE %s (%s) REPEATABLE (1)', relation,
         CASE WHEN exact THEN 'BERNOULLI' ELSE 'SYSTEM' END, share);
     FOR modality IN SELECT key FROM jsonb_object_keys(checked) AS key ORDER BY key LOOP
-        expression := pgembed._input_sql(relation, checked, modality);
+        expression := CASE WHEN checked -> modality ->> 'as' = 'large_object' -- they are not read to be counted
+            THEN 't.' || quote_ident(checked -> modality ->> 'column')
+            ELSE pgembed._input_sql(relation, checked, modality) END;
         is_text := modality = 'text';
-        EXECUTE format('SELECT %s, avg(CASE WHEN %s THEN octet_length(x) END), '
+        EXECUTE format('SELECT %s, avg(CASE WHEN %s THEN %s(x) END), '
             '(array_agg(x::text) FILTER (WHERE %s AND x IS NOT NULL))[:64] FROM (SELECT %s AS x FROM %s) AS s',
             CASE WHEN exact THEN format('(SELECT count(*) FROM %s AS t WHERE num_nonnulls(%s) > 0)', relation,
                 (SELECT string_agg('t.' || quote_ident(a.attname), ', ')
                     FROM jsonb_each_text(checked -> modality -> 'columns') AS used (name, number)
                     JOIN pg_attribute AS a ON a.attrelid = relation AND a.attnum = used.number::smallint))
             ELSE format('(%s * count(x) / greatest(count(*), 1))::bigint', rows) END,
-            (is_text OR checked -> modality ->> 'as' = 'bytes')::text, is_text::text, expression, source)
+            (is_text OR checked -> modality ->> 'as' = 'bytes')::text,
+            CASE WHEN is_text OR checked #>> ARRAY[modality, 'as'] = 'bytes' AND NOT checked -> modality ? 'list'
+                THEN 'octet_length' ELSE 'pg_column_size' END,
+            is_text::text, expression, source)
         INTO inputs_present, mean_bytes, sample;
         RETURN NEXT;
     END LOOP;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pgembed.client import Pgembed
 from pgembed.contact_sheet import Hit, Panel, parts_of, require_sheet_suffix, write_contact_sheet
@@ -43,11 +43,16 @@ def search_with_sheet(
 
 
 def _read(reader: MediaReader, value: Any) -> bytes | None:  # noqa: ANN401
-    """A picture as the table has it: its bytes, a path below the root, or an https URL; None where it is not read."""
+    """A picture as the table has it: its bytes, a path below the root, a URL, or the first of a list of these; None
+    where it is not read."""
+    if isinstance(value, list):
+        value = next((item for item in cast("list[Any]", value) if item), None)
+    if isinstance(value, int):
+        return None  # a large object: what it holds is not among the columns
     if not isinstance(value, str):
         return bytes(value) if value is not None else None
     try:
-        return reader.read(value, "url" if "://" in value else "path")
+        return reader.read(value, "url" if "://" in value or value[:5].lower() == "data:" else "path")
     except MediaError:
         return None
 

@@ -34,6 +34,10 @@ def verify(
         Path | None, typer.Option(help="Pictures given as paths must lie below this folder, as for the worker.")
     ] = None,
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures given as https URLs.")] = False,
+    allow_bucket: Annotated[
+        list[str] | None,
+        typer.Option(help="Fetch pictures from this bucket: s3://NAME, gs://NAME or az://NAME; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Encode rows again and compare them with their vectors. Exit status 1: something does not match."""
@@ -42,7 +46,7 @@ def verify(
     from pgembed.media import MediaPolicy
     from pgembed.worker.verification import SAMPLE
 
-    media = MediaPolicy(media_root=media_root, allow_urls=allow_urls)
+    media = MediaPolicy(media_root=media_root, allow_urls=allow_urls, buckets=tuple(allow_bucket or ()))
     with database() as db, _progress(table) as on_progress:
         found = db.verify(
             table,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pgembed.catalog import StatusRow
     from pgembed.worker import Progress as BatchDone
     from pgembed.worker import Worker
+
+
+DecodeIn = Literal["processes", "threads"]
 
 
 @app.command(
@@ -45,8 +48,15 @@ def worker(
     ] = None,
     media_root: Annotated[Path | None, typer.Option(help="Pictures given as paths must lie below this folder.")] = None,
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures given as https URLs.")] = False,
+    allow_bucket: Annotated[
+        list[str] | None,
+        typer.Option(help="Fetch pictures from this bucket: s3://NAME, gs://NAME or az://NAME; may be repeated."),
+    ] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Leave once so many rows are written.")] = None,
-    decode_threads: Annotated[int, typer.Option(min=1, help="Threads that decode pictures.")] = 4,
+    decode_threads: Annotated[int, typer.Option(min=1, help="Threads that read and prepare pictures.")] = 4,
+    decode: Annotated[
+        DecodeIn, typer.Option(help="Where pictures are decoded: a hostile one may kill what decodes it.")
+    ] = "processes",
     max_memory: Annotated[
         str, typer.Option(metavar="SIZE", help="What pictures in hand may take, besides the model: 500MB, 2GB.")
     ] = "1GB",
@@ -78,13 +88,14 @@ def worker(
     options = WorkerOptions(
         batch_size=batch_size,
         embeddings=tuple(embedding or ()),
-        media=MediaPolicy(media_root=media_root, allow_urls=allow_urls),
+        media=MediaPolicy(media_root=media_root, allow_urls=allow_urls, buckets=tuple(allow_bucket or ())),
         encoders=settings.encoders or EncoderPolicy.from_environment(),
         max_rows=max_rows,
         decode_threads=decode_threads,
         max_memory=size_in_bytes("--max-memory", max_memory),
         max_rate=max_rate,
         max_load=max_load,
+        decode_in=decode,
         sweep_every=sweep_every,
     )
     configure_logging()

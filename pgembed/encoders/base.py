@@ -58,6 +58,9 @@ class Encoder(ABC):
     metric: Metric = "cosine"
     normalized: bool = True
     batch_size: int = 64
+    preparation: str | None = None
+    """``package.module:function``, where ``preprocess`` is that function, returns an array, and needs no model: workers
+    then call it in the process that decodes, and whole pictures need not be handed on."""
 
     def static_side(self) -> StaticText | None:
         """The text side as a table of token vectors, where it is no more than that: SQL then encodes texts too."""

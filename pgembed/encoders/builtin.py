@@ -89,6 +89,7 @@ class LiteEncoder(Encoder):
     spec = f"builtin:{NAME}"
     modalities: frozenset[Modality] = frozenset(("text", "image", "screenshot"))
     dim = DIM
+    preparation = f"{__name__}:preprocess"
 
     def __init__(self, folder: Traversable | None = None, *, threads: int | None = None) -> None:
         self._folder = folder or lite_files()

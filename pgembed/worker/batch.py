@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from pgembed.encoders import Encoder
-from pgembed.errors import EncoderError, EncoderUnavailable, InvalidInput, PgembedError
+from pgembed.errors import EncoderError, EncoderUnavailable, InvalidInput, MediaError, PgembedError
 from pgembed.metering import count_tokens
 from pgembed.worker.queue import Work
 
@@ -19,14 +19,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+Value = str | Future[Any]  # a text, or a picture that is being decoded
+
+
 @dataclass
 class Row:
-    """One claimed job: what the row holds, and then its vector ``(dim,) float32`` or its own error."""
+    """One claimed job: what the row holds, and then its vector ``(dim,) float32`` or its own error.
+
+    An input is one value, or a list of them, each with its place in the list.
+    """
 
     seq: int
     attempts: int
     gone: bool = False
-    inputs: dict[str, str | Future[Any]] = field(default_factory=dict[str, "str | Future[Any]"])
+    inputs: dict[str, Value | list[tuple[int, Value]]] = field(default_factory=dict[str, Any])
     vector: NDArray[np.float32] | None = None
     error: Exception | None = None
 
@@ -45,47 +51,90 @@ class Batch:
 def encode(encoder: Encoder, batch: Batch) -> None:
     """Give each row its vector or its own error. Raises EncoderError where the encoder, not a row, is at fault."""
     fused: dict[int, NDArray[np.float64]] = {}
+    many = len(batch.work.modalities) > 1
     for modality in batch.work.modalities:
-        rows, values = _collect(encoder, batch.rows, modality)
-        weight = float(batch.work.inputs[modality]["weight"])
+        parts, values = _collect(encoder, batch.rows, modality)
+        facts = batch.work.inputs[modality]
         if modality == "text" and batch.work.settings.get("tokens_per_day"):
             batch.tokens += count_tokens(encoder, values)
-        for row, vector in zip(rows, _encode_all(encoder, modality, rows, values), strict=True):
-            if vector is not None:
-                total = fused.setdefault(row.seq, np.zeros(encoder.dim))
-                total += weight * _unit(vector) if len(batch.work.modalities) > 1 else vector
+        vectors = _encode_all(encoder, modality, parts, values)
+        for seq, vector in (_means if facts.get("list") else _singles)(parts, vectors):
+            total = fused.setdefault(seq, np.zeros(encoder.dim))
+            total += float(facts["weight"]) * _unit(vector) if many else vector
+    normalize = encoder.normalized or many or any(facts.get("list") for facts in batch.work.inputs.values())
     for row in batch.rows:
         if row.error is None and row.seq in fused:
-            _finish(row, fused[row.seq], normalize=encoder.normalized or len(batch.work.modalities) > 1)
+            _finish(row, fused[row.seq], normalize=normalize)
 
 
-def _collect(encoder: Encoder, rows: Sequence[Row], modality: str) -> tuple[list[Row], list[Any]]:
-    """The rows that have this input, and the inputs, decoded; a picture that cannot be read is its row's error."""
-    chosen: list[Row] = []
-    values: list[Any] = []
+@dataclass(frozen=True)
+class Part:
+    """One value of a row's input: the only one, or that with this number in the list."""
+
+    row: Row
+    number: int | None
+
+    def fail(self, error: Exception) -> None:
+        """It is at fault, and so is its row; of several parts the first is told."""
+        if self.row.error is None:
+            self.row.error = error if self.number is None else _numbered(error, self.number)
+
+
+def _numbered(error: Exception, number: int) -> Exception:
+    """The error with the place of its value before it, as transient as it was."""
+    place = f"Number {number} of the list:"
+    if isinstance(error, MediaError):
+        return MediaError(f"{place} {error.message}", error.hint, transient=error.transient)
+    kind = InvalidInput if isinstance(error, InvalidInput | ValueError) else PgembedError
+    numbered = kind(f"{place} {str(error) or type(error).__name__}")
+    numbered.__cause__ = error
+    return numbered
+
+
+def _singles(
+    parts: Sequence[Part], vectors: Sequence[NDArray[np.float32] | None]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    return ((part.row.seq, vector) for part, vector in zip(parts, vectors, strict=True) if vector is not None)
+
+
+def _means(
+    parts: Sequence[Part], vectors: Sequence[NDArray[np.float32] | None]
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """By seq, the mean of each list's normalized vectors."""
+    lists: dict[int, list[NDArray[np.float64]]] = {}
+    for seq, vector in _singles(parts, vectors):
+        lists.setdefault(seq, []).append(_unit(vector))
+    return ((seq, np.mean(units, axis=0)) for seq, units in lists.items())
+
+
+def _collect(encoder: Encoder, rows: Sequence[Row], modality: str) -> tuple[list[Part], list[Any]]:
+    """The values that rows have for this input, decoded; a picture that cannot be read is its row's error."""
+    chosen: list[tuple[Part, Any]] = []
     for row in rows:
-        value = row.inputs.get(modality)
-        if value is None or row.error is not None:
+        given = row.inputs.get(modality)
+        if given is None or row.error is not None:
             continue
-        if isinstance(value, Future):
-            try:
-                value = value.result()
-            except PgembedError as error:
-                row.error = error
-                continue
-            except Exception as error:
-                _require_working(encoder, modality, error)
-                row.error = error
-                continue
-        chosen.append(row)
-        values.append(value)
-    return chosen, values
+        for number, value in given if isinstance(given, list) else [(None, given)]:
+            part = Part(row, number)
+            if isinstance(value, Future):
+                try:
+                    value = value.result()
+                except PgembedError as error:
+                    part.fail(error)
+                    break
+                except Exception as error:
+                    _require_working(encoder, modality, error)
+                    part.fail(error)
+                    break
+            chosen.append((part, value))
+    sound = [(part, value) for part, value in chosen if part.row.error is None]
+    return [part for part, _ in sound], [value for _, value in sound]
 
 
 def _encode_all(
-    encoder: Encoder, modality: str, rows: Sequence[Row], values: Sequence[Any]
+    encoder: Encoder, modality: str, parts: Sequence[Part], values: Sequence[Any]
 ) -> list[NDArray[np.float32] | None]:
-    """One vector a row, None where the row turned out to be at fault."""
+    """One vector a value, None where it turned out to be at fault."""
     call: Callable[[Sequence[Any]], NDArray[np.float32]] = (
         encoder.embed_texts if modality == "text" else encoder.embed_pixels
     )
@@ -98,7 +147,7 @@ def _encode_all(
             raise
         except Exception as error:
             _require_working(encoder, modality, error)
-            out.extend(_bisect(encoder, modality, call, rows[start:stop], values[start:stop], error))
+            out.extend(_bisect(encoder, modality, call, parts[start:stop], values[start:stop], error))
     return out
 
 
@@ -146,24 +195,24 @@ def _bisect(
     encoder: Encoder,
     modality: str,
     call: Callable[[Sequence[Any]], NDArray[np.float32]],
-    rows: Sequence[Row],
+    parts: Sequence[Part],
     values: Sequence[Any],
     error: Exception,
 ) -> list[NDArray[np.float32] | None]:
-    """Halve a failing batch until the rows at fault stand alone; the others get their vectors."""
+    """Halve a failing batch until the values at fault stand alone; the others get their vectors."""
     if len(values) == 1:
         _require_working(encoder, modality, error)  # it may have broken meanwhile
-        rows[0].error = error
+        parts[0].fail(error)
         return [None]
     out: list[NDArray[np.float32] | None] = []
     middle = len(values) // 2
-    for part in (slice(None, middle), slice(middle, None)):
+    for half in (slice(None, middle), slice(middle, None)):
         try:
-            out.extend(_checked(encoder, call, values[part]))
+            out.extend(_checked(encoder, call, values[half]))
         except EncoderUnavailable:
             raise
         except Exception as half_error:
-            out.extend(_bisect(encoder, modality, call, rows[part], values[part], half_error))
+            out.extend(_bisect(encoder, modality, call, parts[half], values[half], half_error))
     return out
 
 

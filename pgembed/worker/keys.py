@@ -221,7 +221,7 @@ class KeyQueue(Queue):
     def _empty(self) -> sql.Composed:
         """A row, alias t, has no vector."""
         if self._side is not None:
-            return self._side.without(self.work)
+            return self._side.without
         return sql.SQL("{} IS NULL").format(sql.Identifier("t", self.work.target))
 
     def _failed(self) -> sql.Composed:

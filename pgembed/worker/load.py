@@ -14,6 +14,8 @@ from psycopg.types.json import Jsonb
 
 from pgembed.encoders import Encoder
 from pgembed.errors import InvalidInput, NotInstalled, PgembedError
+from pgembed.media import sources
+from pgembed.media_errors import too_long
 from pgembed.worker.batch import Batch, Row
 from pgembed.worker.catalog import Catalog
 from pgembed.worker.decode import Decoder
@@ -26,6 +28,9 @@ from pgembed.worker.sweep import Sweep
 from pgembed.worker.write import give_back, is_detached
 
 READ_ROWS = 64  # read at once, so that pictures are decoded as they come
+READ_BYTES = 64 * 1024 * 1024  # the same; a row that has more is read alone
+LIST_ROWS = 32  # claimed at once, of rows that hold lists of pictures
+LIST_FILES = 4  # of the largest size that one picture may have, all together in one row's list
 FILL_ROWS = 1_000  # encoded by SQL in one transaction
 TEXTS = 256  # in a batch, at least
 FIRST_PICTURES = 8  # in the first batch after a rest; each one after it has twice as many
@@ -42,7 +47,7 @@ class Loader:
         self.options = pipes.options
         self.conn = conn
         self.catalog = Catalog(self.state, conn)
-        self.decoder = Decoder(self.options.media, self.options.decode_threads)
+        self.decoder = Decoder(self.options.media, self.options.decode_threads, self.options.decode_in)
         self.sweep = Sweep(self.state, conn)
         self.renewed = time.monotonic()
         self.served_at: dict[int, float] = {}  # when rows of an embedding were last claimed
@@ -255,7 +260,7 @@ class Loader:
             return max(encoder.batch_size, TEXTS)
         self.pace = self.pace * 2 if self.state.holds_any() else FIRST_PICTURES
         self.pace = min(self.pace, encoder.batch_size)
-        return self.pace
+        return min(self.pace, LIST_ROWS) if work.has_lists else self.pace
 
     def _batches(self, work: Work, encoder: Encoder, rows: list[Row]) -> Iterator[Batch]:
         """What the rows hold, in one batch, or in more where their pictures would take too much memory together."""
@@ -271,7 +276,7 @@ class Loader:
                     yield Batch(work, kept, began_at)
                     kept, began_at = [], time.monotonic()
                     self._has_room(row, sizes, kept)
-                for future, size in zip(self.decoder.fill(work, encoder, row, values), sizes, strict=True):
+                for future, size in zip(self.decoder.fill(work, encoder, row, values), sizes, strict=False):
                     future.add_done_callback(partial(self._decoded, row, size))
                 kept.append(row)
         spoiled = [row for row in by_seq.values() if row.error is not None]
@@ -280,13 +285,19 @@ class Loader:
             yield Batch(work, kept + spoiled, began_at)
 
     def _parts(self, work: Work, rows: list[Row]) -> Iterator[list[Row]]:
-        """The rows in parts that are read at once: as many as their pictures' files leave room for."""
+        """The rows in parts that are read at once: as many as their pictures' files leave room for. One whose pictures
+        are too large gets its error instead."""
         sizes = self._file_sizes(work, rows)
+        most = self.options.media.limits.max_bytes * (LIST_FILES if work.has_lists else len(work.modalities))
+        room = min(READ_BYTES, self.pipes.memory.limit // 4)
         part: list[Row] = []
         total = 0
         for row in rows:
             size = sizes.get(row.seq, 0)
-            if part and (len(part) == READ_ROWS or total + size > self.pipes.memory.limit // 4):
+            if size > most:
+                row.error = too_long("of the row", size, most)
+                continue
+            if part and (len(part) == READ_ROWS or total + size > room):
                 yield part
                 part, total = [], 0
             part.append(row)
@@ -295,21 +306,26 @@ class Loader:
             yield part
 
     def _file_sizes(self, work: Work, rows: list[Row]) -> dict[int, int]:
-        """The bytes of the rows' pictures, by seq, where they stand in the rows."""
-        if not rows or not work.has_files:
+        """The bytes of the rows' pictures, by seq, where they stand in the database."""
+        if not rows or (statement := Queue(work).sizes) is None:
             return {}
         try:
             with self.conn.transaction():
-                found = self.conn.execute(Queue(work).file_sizes, [[row.seq for row in rows]]).fetchall()
+                return dict(self.conn.execute(statement, [[row.seq for row in rows]]).fetchall())
         except psycopg.DataError:  # a value that cannot be computed is found when it is read
-            return {}
-        return dict(found)
+            return dict.fromkeys((row.seq for row in rows), READ_BYTES)  # each alone
 
     def _sizes(self, work: Work, values: Sequence[Any]) -> list[int]:
-        """What each picture of a row takes while it is decoded."""
-        most = self.options.media.limits.max_pixels
-        pairs = zip(work.modalities, values, strict=True)
-        return [size_undecoded(value, most) for modality, value in pairs if modality != "text" and value is not None]
+        """What each picture of a row takes while it is decoded; none where a list is too long to be decoded."""
+        limits = self.options.media.limits
+        sizes: list[int] = []
+        for modality, value in zip(work.modalities, values, strict=True):
+            if modality != "text" and value is not None:
+                found = sources(value, work.inputs[modality])
+                if len(found) > limits.max_parts:
+                    return []
+                sizes += [size_undecoded(source.value, limits.max_pixels) for source in found]
+        return sizes
 
     def _has_room(self, row: Row, sizes: Sequence[int], kept: Sequence[Row]) -> bool:
         """Hold what a row's pictures will take. Waits for room; False where ``kept`` must be encoded before."""

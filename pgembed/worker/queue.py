@@ -14,6 +14,8 @@ from typing import Any
 
 from psycopg import sql
 
+from pgembed.worker.side import Side
+
 FOLD_LIMIT = 5_000
 BACKFILL_LIMIT = 2_000  # rows looked at in one step, in which nobody else may claim
 HELD_WAIT = 0.5  # seconds until a row that somebody held, or that had changed, is looked at again
@@ -66,9 +68,9 @@ class Work:
         return bool(self.settings.get("rows_per_day") or self.settings.get("tokens_per_day"))
 
     @property
-    def has_files(self) -> bool:
-        """Whether pictures stand in its rows as bytes."""
-        return any(facts.get("as") == "bytes" for facts in self.inputs.values())
+    def has_lists(self) -> bool:
+        """Whether a row may have many pictures."""
+        return any(facts.get("list") for facts in self.inputs.values())
 
     @property
     def modalities(self) -> list[str]:
@@ -86,7 +88,7 @@ class Queue:
         self._table = sql.Identifier(work.schema_name, work.table_name)
         self._change = sql.Identifier("pgembed", f"change_{work.id}")
         self._job = sql.Identifier("pgembed", f"job_{work.id}")
-        self._side = Side(work) if work.side else None
+        self._side = Side(work.side, work.key_names) if work.side else None
 
     def _keys(self, alias: str | None = None) -> sql.Composed:
         """``key_1, key_2`` of the queue's tables."""
@@ -195,6 +197,36 @@ class Queue:
         ).format(self._job)
 
     @cached_property
+    def sizes(self) -> sql.Composed | None:
+        """Parameter: seqs. Returns seq and the bytes of the row's pictures; None where none of them is in the database.
+
+        What is stored beside the row is not read for it, unless it is a list.
+        """
+        sizes = [size for modality in self.work.modalities if (size := self._size(modality)) is not None]
+        if not sizes:
+            return None
+        return sql.SQL(
+            "SELECT j.seq, {bytes} FROM {table} t JOIN {job} j ON {same} WHERE j.seq = ANY($1::bigint[])"
+        ).format(bytes=sql.SQL(" + ").join(sizes), table=self._table, job=self._job, same=self._same_key("j"))
+
+    def _size(self, modality: str) -> sql.SQL | None:
+        """The bytes of one input's pictures, where they are in the database."""
+        facts, value = self.work.inputs[modality], self.work.input_sql[modality]
+        match facts.get("as"), bool(facts.get("list")):
+            case "bytes", False:
+                return trusted(f"coalesce(pg_catalog.octet_length({value}), 0)::bigint")
+            case "url", False:  # a data: URL is Base64
+                return trusted(f"coalesce(pg_catalog.octet_length({value}), 0)::bigint * 3 / 4")
+            case (("bytes" | "url"), True):
+                return trusted(f"coalesce(pg_catalog.pg_column_size({value}), 0)::bigint")
+            case "large_object", listed:
+                size = value.replace("pgembed._large_object(", "pgembed._large_object_bytes(", 1)
+                total = f"(SELECT pg_catalog.sum(size) FROM pg_catalog.unnest({size}) AS size)" if listed else size
+                return trusted(f"coalesce({total}, 0)::bigint")
+            case _:
+                return None
+
+    @cached_property
     def read(self) -> sql.Composed:
         """Parameter: seqs. Returns seq, whether the row is there, then one column a modality, NULL where absent."""
         return sql.SQL(
@@ -203,22 +235,6 @@ class Queue:
         ).format(
             first_key=sql.Identifier("t", self.work.key_names[0]),
             inputs=self._inputs,
-            job=self._job,
-            table=self._table,
-            same=self._same_key("j"),
-        )
-
-    @cached_property
-    def file_sizes(self) -> sql.Composed:
-        """Parameter: seqs. Returns seq, and how many bytes of pictures the row holds; reads none of them."""
-        files = [name for name, facts in self.work.inputs.items() if facts.get("as") == "bytes"]
-        return sql.SQL(
-            "SELECT j.seq, {sizes} FROM {table} t JOIN {job} j ON {same} WHERE j.seq = ANY($1::bigint[])"
-        ).format(
-            sizes=sql.SQL(" + ").join(
-                sql.SQL("coalesce(pg_catalog.octet_length({}), 0)").format(trusted(self.work.input_sql[name]))
-                for name in sorted(files)
-            ),
             job=self._job,
             table=self._table,
             same=self._same_key("j"),
@@ -240,7 +256,7 @@ class Queue:
             job=self._job,
             table=self._table,
             same=self._same_key("j"),
-            placeless=self._side.without(self.work) if self._side else sql.SQL("false"),
+            placeless=self._side.without if self._side else sql.SQL("false"),
             strength=sql.SQL("KEY SHARE" if self._side else "NO KEY UPDATE"),
         )
 
@@ -422,9 +438,7 @@ class Queue:
             " SELECT pg_catalog.jsonb_build_array({texts}) FROM step ORDER BY {descending} LIMIT 1"
         ).format(
             aliases=aliases,
-            empty=self._side.without(self.work)
-            if self._side
-            else sql.Identifier("t", self.work.target) + sql.SQL(" IS NULL"),
+            empty=self._side.without if self._side else sql.Identifier("t", self.work.target) + sql.SQL(" IS NULL"),
             columns=sql.SQL(", ").join(trusted(column) for column in self.work.input_columns),
             table=self._table,
             beyond=beyond,
@@ -456,34 +470,6 @@ class Queue:
     def any_left(self) -> sql.Composed:
         """Whether a change or a job is there at all."""
         return sql.SQL("SELECT EXISTS (SELECT FROM {}) OR EXISTS (SELECT FROM {})").format(self._change, self._job)
-
-
-class Side:
-    """The table that holds an embedding's vectors beside the user's, as the statements name it (alias s)."""
-
-    def __init__(self, work: Work) -> None:
-        side = work.side or {}
-        self.table = sql.Identifier(side["schema"], side["table"])
-        self._names: list[str] = side["keys"]
-
-    def keys(self, alias: str | None = None) -> sql.Composed:
-        """Its key's columns."""
-        return sql.SQL(", ").join(sql.Identifier(*([alias] if alias else []), name) for name in self._names)
-
-    def same(self, alias: str, own_alias: str = "s") -> sql.Composed:
-        """``s.id = j.key_1 AND …``: joins it with a table of the queue."""
-        return sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(sql.Identifier(own_alias, name), sql.Identifier(alias, f"key_{n}"))
-            for n, name in enumerate(self._names, start=1)
-        )
-
-    def without(self, work: Work) -> sql.Composed:
-        """That a row of the user's table, alias t, has no vector."""
-        same = sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(sql.Identifier("s", name), sql.Identifier("t", row_name))
-            for name, row_name in zip(self._names, work.key_names, strict=True)
-        )
-        return sql.SQL("NOT EXISTS (SELECT FROM {} s WHERE {})").format(self.table, same)
 
 
 def trusted(text: str) -> sql.SQL:

@@ -13,6 +13,7 @@ import structlog
 from pgembed.encoders import Encoder, EncoderPolicy, load_registered
 from pgembed.errors import EncoderError, EncoderMismatch, PgembedError
 from pgembed.media import MediaPolicy
+from pgembed.worker.decode import DecodeIn
 from pgembed.worker.queue import Work
 
 Mode = Literal["forever", "until_idle", "once"]
@@ -36,6 +37,7 @@ class WorkerOptions:
     max_rate: float | None = None  # rows claimed a second
     max_load: int | None = None  # claim nothing while more sessions of others are at work on the server
     decode_threads: int = 4
+    decode_in: DecodeIn = "processes"  # which a picture may kill without ending the worker; or in its own "threads"
     sweep_every: float = 300.0  # seconds between looks for rows that no trigger saw, where it runs for ever; 0: never
 
 

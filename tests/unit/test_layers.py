@@ -18,8 +18,8 @@ MAX_LINES = 500
 # From the bottom up: a module imports from its own layer and those before it, never from a later one.
 LAYERS = (
     {"errors", "_distribution"},
-    {"inputs", "embedded"},
-    {"vectors", "static_text", "download", "metering"},
+    {"inputs", "embedded", "media_errors"},
+    {"vectors", "static_text", "buckets", "decoding", "download", "metering"},
     {"media", "encoders", "query", "evaluate"},
     {
         "catalog",
@@ -44,7 +44,7 @@ LAYERS = (
 INTEGRATIONS = {"sqlalchemy": "sqlalchemy", "django": "django", "alembic": "alembic"}
 HEAVY = {
     "torch", "open_clip", "onnxruntime", "tokenizers", "transformers", "sentence_transformers", "alembic", "sqlalchemy",
-    "django", "typer",
+    "django", "typer", "fsspec",
 }  # fmt: skip
 
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import io
 import os
 import random
 import socket
 import socketserver
-import struct
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import PIL.Image
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from pgembed import download
+from pgembed import download, inputs
+from pgembed.decoding import picture as picture_module
 from pgembed.errors import MediaError
 from pgembed.media import Limits, MediaPolicy, MediaReader, decode_picture, open_picture, read_media
+from tests import deadly
 
 SIZE = (40, 30)
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -47,13 +50,7 @@ def close(picture: PIL.Image.Image, colour: tuple[int, int, int], at: tuple[int,
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG that says it is so large, and holds next to nothing."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    body = zlib.compress(bytes(100))
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return deadly.png(width, height, zlib.compress(bytes(100)))
 
 
 # ---------------------------------------------------------------------------------------------------------- decoding
@@ -93,6 +90,35 @@ def test_every_mode_is_shown_as_people_see_it(
     assert close(decode_picture(data), expected)
 
 
+def test_lab_is_shown_as_people_see_it() -> None:
+    lab = Image.merge("LAB", [Image.new("L", SIZE, value) for value in (138, 209, 198)])  # sRGB's red
+    assert close(decode_picture(saved(lab, "TIFF")), RED)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB"])
+def test_a_colour_that_a_file_calls_transparent_is_white(mode: str) -> None:
+    black = (0, 0, 0) if mode == "RGB" else 0
+    data = saved(Image.new(mode, SIZE, black), transparency=black)
+    assert close(decode_picture(data), WHITE)
+
+
+def test_an_alpha_channel_on_white_is_the_same_in_parts_and_as_a_whole() -> None:
+    picture = Image.effect_noise((2100, 2000), 90).convert("RGB")
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    white = Image.new("RGBA", picture.size, "white")
+    decoded = decode_picture(saved(picture, compress_level=1))
+    assert decoded.tobytes() == Image.alpha_composite(white, picture).convert("RGB").tobytes()
+
+
+def test_what_is_decoded_says_no_more_how_it_is_turned() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decoded = decode_picture(saved(Image.new("RGB", SIZE), "JPEG", exif=exif))
+    assert decoded.size == SIZE[::-1]
+    assert 0x0112 not in decoded.getexif()
+    assert decoded.info == {}
+
+
 def test_sixteen_bits_keep_their_gradient() -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None, :].repeat(4, axis=0)
     picture = decode_picture(saved(Image.fromarray(ramp)))
@@ -130,6 +156,27 @@ def test_pictures_are_turned_upright(form: str, orientation: int) -> None:
     assert close(decoded, WHITE, (35, 5), 40)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heic_is_decoded_and_turned_upright_where_its_plugin_is_there(orientation: int) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    taken = Image.new("RGB", (64, 48), "white")
+    taken.paste("red", (0, 0, 32, 24))
+    file = io.BytesIO()
+    heif.from_pillow(taken).save(file, exif=exif.tobytes(), quality=90)
+    decoded = decode_picture(file.getvalue())
+    right = ImageOps.exif_transpose(Image.open(io.BytesIO(saved(taken, exif=exif))))
+    assert decoded.size == right.size
+    assert np.abs(np.asarray(decoded).astype(int) - np.asarray(right)).mean() < 8
+
+
+def test_heic_without_its_plugin_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_module, "register_heic", lambda: False)
+    with pytest.raises(MediaError, match=r"a HEIC picture\. Install the extra: pip install .*\[heic\]"):
+        decode_picture(b"\0\0\0\x18ftypmif1" + bytes(20))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_broken_exif_is_ignored() -> None:
     data = saved(Image.new("RGB", SIZE, RED), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0")
@@ -153,6 +200,9 @@ def test_first_frame_of_an_animation(form: str) -> None:
         (b"<!DOCTYPE html><html></html>", "an HTML page"),
         (b"PK\x03\x04abc", "a ZIP archive"),
         (b"\0\0\0\x18ftypheic" + bytes(20), "a HEIC picture"),
+        (b"\0\0\0\x1cftypavif" + bytes(20), r"an AVIF picture\. It is broken"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", r"a JPEG XL picture\. Store it as"),
+        (b"data:image/png;base64,AAAA", 'a data: URL. Keep it in a column of type text.*"as": "url"'),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "PostScript"),
         (b"\x89PNG\r\n\x1a\n", "a broken picture"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF", "a broken picture"),
@@ -346,6 +396,52 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- URLs
+
+# -------------------------------------------------------------------------------------------------------- data: URLs
+
+CODED = base64.b64encode(PNG).decode()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"data:image/png;base64,{CODED}",
+        f"DATA:;BASE64,{CODED.rstrip('=')}",
+        f"data:image/png;name=a.png;base64,{CODED[:40]}\n {CODED[40:]}",
+        f"data:image/png;base64,{quote(CODED, safe='')}",
+        f"data:image/png;base64,{base64.urlsafe_b64encode(PNG).decode()}",
+        f"data:image/png,{quote(PNG)}",
+    ],
+)
+def test_data_urls_are_read_without_permission(source: str) -> None:
+    assert read_media(source, "url") == PNG
+    image = inputs.Image(source)
+    assert image.kind == "url"
+    assert open_picture(image.source, image.kind).size == SIZE
+    assert len(repr(image)) < 100
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("data:image/png;base64", "without a comma. Write data:image/png;base64,"),
+        ("data:image/png;base64,§", "not valid Base64"),
+        ("data:image/png;base64,AAAAA", "not valid Base64"),
+        ("data:,", "is empty"),
+        (
+            f"data:image/png;base64,{base64.b64encode(bytes(1001)).decode()}",
+            "'data:image/png;base64,…' has 1,001 bytes",
+        ),
+        (f"data:,{'x' * 4000}", "'data:,…' has 1,333 bytes or more, and the limit is 1,000"),
+        ("data:text/plain,words", "looks like text"),
+    ],
+)
+def test_a_data_url_that_holds_no_picture_is_refused(source: str, message: str) -> None:
+    with pytest.raises(MediaError, match=message) as caught:
+        open_picture(source, "url", MediaPolicy(limits=Limits(max_bytes=1000)))
+    assert not caught.value.transient
+    assert len(str(caught.value)) < 200
+
 
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
@@ -577,6 +673,56 @@ def test_other_answers(server: Server, status: int, transient: bool) -> None:
     with pytest.raises(MediaError, match=f"HTTP {status}") as caught:
         read_media(f"{server.url}/no", "url", LOCAL)
     assert caught.value.transient is transient
+
+
+def unless_unchanged(data: bytes, tag: str, asked: list[str | None], **headers: str) -> Answer:
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        asked.append(handler.headers.get("If-None-Match"))
+        unchanged = asked[-1] == tag
+        handler.send_response(304 if unchanged else 200)
+        handler.send_header("ETag", tag)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", "0" if unchanged else str(len(data)))
+        handler.end_headers()
+        if not unchanged:
+            handler.wfile.write(data)
+
+    return answer
+
+
+def test_an_unchanged_picture_is_not_sent_again_and_a_changed_one_is(server: Server) -> None:
+    asked: list[str | None] = []
+    server.answers["/a.png"] = unless_unchanged(PNG, '"one"', asked)
+    with MediaReader(LOCAL) as reader:
+        for _ in range(3):
+            assert reader.read(f"{server.url}/a.png", "url") == PNG
+        assert asked == [None, '"one"', '"one"']
+        server.answers["/a.png"] = unless_unchanged(b"other", '"two"', asked)
+        for _ in range(2):
+            assert reader.read(f"{server.url}/a.png", "url") == b"other"
+        assert asked[3:] == ['"one"', '"two"']
+
+
+def test_what_is_not_to_be_kept_is_asked_for_as_new(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_KEPT_BYTES", 8 * len(PNG))
+    asked: list[str | None] = []
+    server.answers["/secret"] = unless_unchanged(PNG, '"one"', asked, Cache_Control="private, No-Store")
+    server.answers["/large"] = unless_unchanged(PNG + b"x", '"one"', asked)
+    server.answers |= {f"/{n}": unless_unchanged(PNG, '"one"', asked) for n in range(9)}
+    with MediaReader(LOCAL) as reader:
+        for path in ("secret", "secret", "large", "large"):
+            reader.read(f"{server.url}/{path}", "url")
+        assert asked == [None] * 4
+        for path in (*range(9), 8, 0):
+            reader.read(f"{server.url}/{path}", "url")
+        assert asked[4:] == [None] * 9 + ['"one"', None]
+
+
+def test_not_modified_without_having_been_asked_is_an_error(server: Server) -> None:
+    server.answers["/no"] = body(b"", 304)
+    with pytest.raises(MediaError, match="HTTP 304"):
+        read_media(f"{server.url}/no", "url", LOCAL)
 
 
 def test_a_long_body_is_cut_off(server: Server) -> None:
