@@ -191,6 +191,29 @@ BEGIN
 END
 $$;
 
+-- In which form a column of this type has pictures, NULL where in none, and whether it has lists of them. `wanted` is
+-- what a person says of a text column: path or url.
+CREATE OR REPLACE FUNCTION pgembed._picture_form(type oid, wanted text, OUT form text, OUT is_list boolean)
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    kind pg_catalog.pg_type;
+BEGIN
+    SELECT * INTO kind FROM pg_catalog.pg_type AS t WHERE t.oid = pgembed._base_type(_picture_form.type);
+    is_list := kind.typcategory = 'A';
+    IF is_list THEN
+        SELECT * INTO kind FROM pg_catalog.pg_type AS t WHERE t.oid = pgembed._base_type(kind.typelem);
+    END IF;
+    form := coalesce(wanted,
+        CASE kind.oid WHEN 'bytea'::regtype THEN 'bytes' WHEN 'oid'::regtype THEN 'large_object' END);
+    IF (kind.oid = 'bytea'::regtype AND form = 'bytes') IS NOT TRUE
+        AND (kind.oid = 'oid'::regtype AND form = 'large_object') IS NOT TRUE
+        AND (kind.typcategory = 'S' AND form IN ('path', 'url')) IS NOT TRUE THEN
+        form := NULL;
+    END IF;
+END
+$$;
+
 -- A picture input with its column looked up: bytea holds the picture itself, oid a large object, a text column needs
 -- "as": path or url; an array of any of these is a list of pictures.
 CREATE OR REPLACE FUNCTION pgembed._checked_picture(relation oid, modality text, input jsonb) RETURNS jsonb
@@ -198,9 +221,7 @@ LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     attribute pg_catalog.pg_attribute;
-    kind pg_catalog.pg_type;
-    is_list boolean;
-    form text := input ->> 'as';
+    given record;
 BEGIN
     IF input ? 'template' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
@@ -208,39 +229,20 @@ BEGIN
             HINT = 'Write {"column": "photo"}.';
     END IF;
     attribute := pgembed._column(relation, input ->> 'column');
-    kind := pgembed._base_type(attribute.atttypid);
-    is_list := kind.typcategory = 'A';
-    IF is_list THEN
-        kind := pgembed._base_type(kind.typelem);
-    END IF;
-    form := coalesce(form,
-        CASE kind.oid WHEN 'bytea'::regtype THEN 'bytes' WHEN 'oid'::regtype THEN 'large_object' END);
-    IF (kind.oid = 'bytea'::regtype AND form = 'bytes') OR (kind.oid = 'oid'::regtype AND form = 'large_object')
-        OR (kind.typcategory = 'S' AND form IN ('path', 'url')) THEN
+    given := pgembed._picture_form(attribute.atttypid, input ->> 'as');
+    IF given.form IS NOT NULL THEN
         RETURN jsonb_build_object('column', attribute.attname, 'columns',
-            jsonb_build_object(attribute.attname, attribute.attnum), 'as', form)
-            || CASE WHEN is_list THEN '{"list": true}' ELSE '{}' END::jsonb;
+            jsonb_build_object(attribute.attname, attribute.attnum), 'as', given.form)
+            || CASE WHEN given.is_list THEN '{"list": true}' ELSE '{}' END::jsonb;
     END IF;
     RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
         MESSAGE = format('Column ''%s'' of %s is %s%s, which cannot be read as a picture.', attribute.attname,
             relation::regclass, format_type(attribute.atttypid, attribute.atttypmod),
-            coalesce(' as ''' || form || '''', '')),
+            coalesce(' as ''' || (input ->> 'as') || '''', '')),
         HINT = 'A bytea column holds the picture itself, an oid column names a large object, and a text column needs '
             '"as": "path" or "as": "url"; an array of any of these is a list of pictures.';
 END
 $$;
-
--- A type; where it is a domain, that which it is made of.
-CREATE OR REPLACE FUNCTION pgembed._base_type(type oid) RETURNS pg_catalog.pg_type
-LANGUAGE sql STABLE
-BEGIN ATOMIC
-    WITH RECURSIVE base (oid, under) AS (
-        SELECT t.oid, t.typbasetype FROM pg_catalog.pg_type AS t WHERE t.oid = type
-        UNION ALL
-        SELECT t.oid, t.typbasetype FROM base AS b JOIN pg_catalog.pg_type AS t ON t.oid = b.under
-    )
-    SELECT t FROM base AS b JOIN pg_catalog.pg_type AS t ON t.oid = b.oid WHERE b.under = 0;
-END;
 
 -- The columns that an embedding reads, quoted, by their present names.
 CREATE OR REPLACE FUNCTION pgembed._input_columns(relation oid, inputs jsonb) RETURNS TABLE (column_sql text, type oid)
@@ -270,7 +272,9 @@ BEGIN
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attnum = used.number::smallint;
     SELECT string_agg(quote_literal(c.name), ', ' ORDER BY c.name) INTO missing
     FROM (
-        SELECT DISTINCT p.column_name FROM pgembed._template_parts(facts ->> 'template') AS p
+        SELECT DISTINCT m.name FROM pgembed._template_parts(facts ->> 'template') AS p
+        CROSS JOIN LATERAL pgembed._column_and_path(
+            ARRAY(SELECT jsonb_object_keys(facts -> 'columns')), p.column_name) AS m
         WHERE modality = 'text' AND p.column_name IS NOT NULL
         UNION
         SELECT coalesce(facts ->> 'column', '') WHERE modality <> 'text'

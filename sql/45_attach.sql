@@ -370,7 +370,7 @@ BEGIN
     FROM pg_catalog.pg_index AS i
     CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, ordinal)
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-    CROSS JOIN LATERAL (SELECT pgembed._base_type(a.atttypid) AS base) AS b
+    CROSS JOIN LATERAL (SELECT pgembed._base_type(a.atttypid) AS base) AS b -- no CHECK of the user's runs in its triggers
     WHERE i.indrelid = relation AND i.indisprimary;
     IF keys IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -381,18 +381,6 @@ BEGIN
     RETURN keys;
 END
 $$;
-
--- The type under a domain. The queue takes keys as such, so that no CHECK of the user's runs in its triggers.
-CREATE OR REPLACE FUNCTION pgembed._base_type(type oid) RETURNS oid
-LANGUAGE sql STABLE
-RETURN (
-    WITH RECURSIVE step (oid, base) AS (
-        SELECT t.oid, t.typbasetype FROM pg_catalog.pg_type AS t WHERE t.oid = type
-        UNION ALL
-        SELECT t.oid, t.typbasetype FROM step JOIN pg_catalog.pg_type AS t ON t.oid = step.base
-    )
-    SELECT oid FROM step WHERE base = 0
-);
 
 -- A type and its collation as SQL that means the same under any search_path.
 CREATE OR REPLACE FUNCTION pgembed._type_sql(type oid, collation_id oid) RETURNS text

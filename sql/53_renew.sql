@@ -181,11 +181,9 @@ BEGIN
     FROM jsonb_each(inputs) AS i
     CROSS JOIN jsonb_each_text(i.value -> 'columns') AS c
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attnum = c.value::smallint
-    CROSS JOIN pgembed._base_type(a.atttypid) AS base (type)
-    JOIN pg_catalog.pg_type AS t ON t.oid = base.type
-    WHERE CASE WHEN i.key = 'text' THEN base.type = 'bytea'::regtype
-        WHEN i.value ->> 'as' = 'bytes' THEN base.type <> 'bytea'::regtype
-        WHEN i.value ->> 'as' IN ('path', 'url') THEN t.typcategory <> 'S' END
+    CROSS JOIN LATERAL pgembed._picture_form(a.atttypid, i.value ->> 'as') AS p
+    WHERE CASE WHEN i.key = 'text' THEN pgembed._base_type(a.atttypid) = 'bytea'::regtype
+        ELSE p.form IS NULL OR p.is_list <> (i.value ? 'list') END
     LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
