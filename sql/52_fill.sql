@@ -81,8 +81,8 @@ BEGIN
 END
 $$;
 
--- Queue the next rows by key that have text and no vector; false, and the backfill is over, where there are none.
--- Called by _fill_queue.
+-- Queue the next rows by key that have text, no vector and no failure; false, and the backfill is over, where there are
+-- none. Called by _fill_queue.
 CREATE OR REPLACE FUNCTION pgembed._fill_backfill(embedding pgembed.embedding) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -94,16 +94,20 @@ DECLARE
 BEGIN
     EXECUTE format('WITH step AS MATERIALIZED (SELECT row_number() OVER (ORDER BY %1$s) AS n, %2$s, '
         '%3$s AND num_nonnulls(%4$s) > 0 AS wanted FROM %5$s AS t WHERE %6$s ORDER BY %1$s LIMIT 10000), '
-        'queued AS (INSERT INTO pgembed.%7$I (%8$s, backfill) SELECT %8$s, true FROM step WHERE wanted ON CONFLICT DO NOTHING) '
+        'queued AS (INSERT INTO pgembed.%7$I (%8$s, backfill) SELECT %8$s, true FROM step WHERE wanted '
+            'AND NOT EXISTS (SELECT FROM pgembed.failure AS f WHERE f.embedding = $2 AND f.key = jsonb_build_array(%9$s)) '
+            'ON CONFLICT DO NOTHING) '
         'SELECT jsonb_build_array(%9$s) FROM step ORDER BY n DESC LIMIT 1',
         row_keys,
-        (SELECT string_agg(format('t.%I AS key_%s', k.key ->> 'name', k.ordinal), ', ' ORDER BY k.ordinal)
-            FROM jsonb_array_elements(embedding.key_columns) WITH ORDINALITY AS k (key, ordinal)),
+        (SELECT string_agg(format('t.%I AS key_%s', a.attname, k.ordinal), ', ' ORDER BY k.ordinal)
+            FROM jsonb_array_elements(embedding.key_columns) WITH ORDINALITY AS k (key, ordinal)
+            JOIN pg_catalog.pg_attribute AS a ON a.attrelid = embedding.relation
+                AND a.attnum = (k.key ->> 'attnum')::smallint),
         pgembed._no_vector_sql(embedding), pgembed._present_sql(embedding), embedding.relation::regclass,
         CASE WHEN reached IS NULL THEN 'true'
             ELSE format('(%s) > (%s)', row_keys, pgembed._typed_key(embedding, '$1')) END,
         'job_' || embedding.id, pgembed._key_list(embedding, 'key_%s'), pgembed._key_list(embedding, 'key_%s::text'))
-    INTO last_key USING reached;
+    INTO last_key USING reached, embedding.id;
     IF last_key IS NULL THEN
         UPDATE pgembed.embedding AS e SET state = 'ready' WHERE e.id = embedding.id;
     ELSE

@@ -411,7 +411,8 @@ class Queue:
         ).format(id=self.work.id, table=self._table, same=self._typed_failure())
 
     def backfill(self, after: Sequence[str] | None) -> sql.Composed:
-        """Queue the next rows by key that have inputs and no vector; returns the last key looked at, or no row.
+        """Queue the next rows by key that have inputs, no vector and no failure; returns the last key looked at, or no
+        row.
 
         Blank texts are left for the worker to find: reading every text here would hold the lock for long.
 
@@ -433,9 +434,10 @@ class Queue:
             "WITH step AS MATERIALIZED (SELECT {aliases},"
             " {empty} AND pg_catalog.num_nonnulls({columns}) > 0 AS wanted FROM {table} t"
             " WHERE {beyond} ORDER BY {row_keys} LIMIT {limit}),"
-            " queued AS (INSERT INTO {job} ({queue_keys}, backfill) SELECT {keys}, true FROM step WHERE wanted"
+            " queued AS (INSERT INTO {job} ({queue_keys}, backfill) SELECT {keys}, true FROM step WHERE wanted AND NOT"
+            " EXISTS (SELECT FROM pgembed.failure f WHERE f.embedding = {id} AND f.key = {key_text})"
             " ON CONFLICT DO NOTHING)"
-            " SELECT pg_catalog.jsonb_build_array({texts}) FROM step ORDER BY {descending} LIMIT 1"
+            " SELECT {key_text} FROM step ORDER BY {descending} LIMIT 1"
         ).format(
             aliases=aliases,
             empty=self._side.without if self._side else sql.Identifier("t", self.work.target) + sql.SQL(" IS NULL"),
@@ -447,7 +449,10 @@ class Queue:
             job=self._job,
             queue_keys=self._keys(),
             keys=keys,
-            texts=sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(f"k{n}")) for n in self._numbers),
+            id=self.work.id,
+            key_text=sql.SQL("pg_catalog.jsonb_build_array({})").format(
+                sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(f"k{n}")) for n in self._numbers)
+            ),
             descending=sql.SQL(", ").join(sql.SQL("{} DESC").format(sql.Identifier(f"k{n}")) for n in self._numbers),
         )
 
