@@ -47,6 +47,10 @@ ATTACH = (
     "SELECT pgembed.attach('{table}', 'embedding', 'bench', '{{\"text\": \"title\", \"image\": \"photo\"}}',"
     " storage => '{storage}')"
 )
+INSTANT = (
+    "SELECT pgembed.attach('{table}', 'embedding', 'lite', '{{\"text\": \"title\"}}',"
+    " storage => '{storage}', mode => 'instant')"
+)
 PGAI = """
     CREATE TABLE queue_of_{table} (id bigint NOT NULL, queued_at timestamptz NOT NULL DEFAULT now());
     CREATE INDEX ON queue_of_{table} (id);
@@ -90,12 +94,14 @@ class Form:
         conn.execute(self.setup.format(table=table).encode())
 
 
-# A new way to embed (in the writer's own transaction, say) is one more line here.
+# Instant mode encodes the texts themselves, with the built-in encoder, which the others leave to workers.
 FORMS = (
     Form(PLAIN),
     Form(OURS, ATTACH.replace("{storage}", "column")),
     Form(SIDE, ATTACH.replace("{storage}", "side")),
     Form("pgembed, partitioned table", ATTACH.replace("{storage}", "column"), partitioned=True),
+    Form("pgembed, instant", INSTANT.replace("{storage}", "column")),
+    Form("pgembed, instant, a side table", INSTANT.replace("{storage}", "side")),
     Form(PEER, PGAI),
 )
 
@@ -142,6 +148,7 @@ def main() -> int:
             "SELECT pgembed.add_encoder('bench', 'bench:bench', dim => 256, modalities => '{text,image}',"
             " fingerprint => 'bench')"
         )
+        conn.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
         version = conn.info.server_version
         tables = {form.name: f"product_{number}" for number, form in enumerate(FORMS)}
         for form in FORMS:

@@ -72,20 +72,22 @@ class StaticText:
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Encode n texts into ``(n, dim) float32`` of length 1. Raises InvalidInput for a text without known tokens."""
-        out = np.empty((len(texts), self.dim), dtype=np.float32)
-        for row, (text, ids) in enumerate(zip(texts, self._ids(texts), strict=True)):
-            total = self.table[ids].sum(axis=0)
-            length = float(np.linalg.norm(total))
-            if length == 0:
-                shown = text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
-                raise InvalidInput(
-                    f"The text '{shown}' has no word that '{self.model}' knows.",
-                    "Write it in English words, or use an encoder for its language.",
-                )
-            out[row] = total / length
-        return out
+        totals = np.empty((len(texts), self.dim), dtype=np.float32)
+        for row, ids in enumerate(self._ids(texts)):
+            self.table[ids].sum(axis=0, out=totals[row])
+        lengths = np.linalg.norm(totals, axis=1, keepdims=True)
+        if not lengths.all():
+            raise self._unknown(texts[int(np.flatnonzero(lengths == 0)[0])])
+        return totals / lengths
+
+    def _unknown(self, text: str) -> InvalidInput:
+        shown = text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+        return InvalidInput(
+            f"The text '{shown}' has no word that '{self.model}' knows.",
+            "Write it in English words, or use an encoder for its language.",
+        )
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         unknown = self.tokenizer.token_to_id(self.settings["unknown"])
-        found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [[i for i in encoding.ids if i != unknown] for encoding in found]
