@@ -95,18 +95,25 @@ class Loader:
 
         A role that may not change it works on by the names that the tables have, and says who must.
         """
-        try:
-            with self.conn.transaction():
-                self.conn.execute("SELECT pgembed.sync()")
-        except psycopg.errors.InsufficientPrivilege as error:
-            self.state.log.warning(
-                "catalog out of date", error=error.diag.message_primary, remedy="as its owner: SELECT pgembed.sync();"
-            )
-        except (psycopg.DataError, psycopg.ProgrammingError, psycopg.errors.RaiseException) as error:
-            if not isinstance(error, _NOT_INSTALLED):
+        for again in (True, False):
+            try:
+                with self.conn.transaction():
+                    self.conn.execute("SELECT pgembed.sync()")
+                return
+            except psycopg.errors.InsufficientPrivilege as error:
                 self.state.log.warning(
-                    "catalog out of order", error=error.diag.message_primary, remedy="pgembed doctor"
+                    "catalog out of date",
+                    error=error.diag.message_primary,
+                    remedy="as its owner: SELECT pgembed.sync();",
                 )
+                return
+            except (psycopg.DataError, psycopg.ProgrammingError, psycopg.errors.RaiseException) as error:
+                if isinstance(error, _NOT_INSTALLED):
+                    return
+                if not again:  # somebody may have detached an embedding just then
+                    self.state.log.warning(
+                        "catalog out of order", error=error.diag.message_primary, remedy="pgembed doctor"
+                    )
 
     def _sync_missed(self) -> None:
         """Put tables right whose triggers know a column by a name that it no longer has, where this role may."""
