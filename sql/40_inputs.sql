@@ -208,10 +208,10 @@ BEGIN
             HINT = 'Write {"column": "photo"}.';
     END IF;
     attribute := pgembed._column(relation, input ->> 'column');
-    kind := pgembed._base_type(attribute.atttypid);
+    kind := pgembed._base_kind(attribute.atttypid);
     is_list := kind.typcategory = 'A';
     IF is_list THEN
-        kind := pgembed._base_type(kind.typelem);
+        kind := pgembed._base_kind(kind.typelem);
     END IF;
     form := coalesce(form,
         CASE kind.oid WHEN 'bytea'::regtype THEN 'bytes' WHEN 'oid'::regtype THEN 'large_object' END);
@@ -231,7 +231,7 @@ END
 $$;
 
 -- A type; where it is a domain, that which it is made of.
-CREATE OR REPLACE FUNCTION pgembed._base_type(type oid) RETURNS pg_catalog.pg_type
+CREATE OR REPLACE FUNCTION pgembed._base_kind(type oid) RETURNS pg_catalog.pg_type
 LANGUAGE sql STABLE
 BEGIN ATOMIC
     WITH RECURSIVE base (oid, under) AS (
