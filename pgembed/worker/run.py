@@ -32,6 +32,9 @@ SESSION_SETTINGS = {
     "lock_timeout": "10s",
     "statement_timeout": "10min",
     "idle_in_transaction_session_timeout": "1min",  # no step stops in the middle; if one does, its locks end
+    "tcp_keepalives_idle": "30",  # seconds; a worker that is cut off loses its locks in a minute, not in two hours
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
     "synchronous_commit": "off",  # a crash loses a vector together with the end of its job, and it is made again
     "plan_cache_mode": "force_generic_plan",  # a batch of vectors as a constant would be copied again and again
     "jit": "off",
