@@ -21,7 +21,12 @@ from pgembed.vectors import register_packed
 _log = logging.getLogger("pgembed")
 POOL_SIZE = 4
 # Of connections that last: without them one that is cut off is noticed after hours, if ever.
-NOTICED_SOON = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+NOTICED_SOON: dict[str, Any] = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
 SyncSource = str | psycopg.Connection[Any] | ConnectionPool[Any]
 AsyncSource = str | psycopg.AsyncConnection[Any] | AsyncConnectionPool[Any]
 
@@ -149,8 +154,8 @@ def _refuse_open_transaction(source: SyncSource | AsyncSource) -> None:
 
 
 def _new(source: SyncSource | AsyncSource) -> psycopg.Connection[Any]:
-    address = conninfo_to_dict(_address(source))
-    conn = unprepared(psycopg.connect(make_conninfo(**{**NOTICED_SOON, **address}), autocommit=True))
+    address = make_conninfo("", **(NOTICED_SOON | conninfo_to_dict(_address(source))))
+    conn = unprepared(psycopg.connect(address, autocommit=True))
     conn.autocommit = False
     return conn
 

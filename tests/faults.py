@@ -59,8 +59,8 @@ def assert_kept(
     """What must hold of a table with one embedding, ``embedding`` of its titles, once nothing waits.
 
     Every row's vector is the encoding of its present input, and one without input has none; every row that failed is
-    in ``failure`` with its reason (``failed``, by key), and no other; no job is left, none is claimed; no vector is left
-    of a row that is gone; where ``audit`` looked on, no input's vector was written twice.
+    in ``failure`` with its reason (``failed``, by key), and no other; no job is left, none is claimed; no vector is
+    left of a row that is gone; where ``audit`` looked on, no input's vector was written twice.
     """
     numbers = [number for (number,) in conn.execute("SELECT id FROM pgembed.embedding ORDER BY id").fetchall()]
     for number in numbers:
@@ -117,9 +117,7 @@ class Workers:
             try:
                 yield workers
             finally:
-                for pid in list(workers.running):
-                    if alive(pid):
-                        os.kill(pid, 9)
+                workers.kill_all()
                 assert forks.stdin is not None
                 forks.stdin.close()
                 forks.wait(10)
@@ -137,6 +135,12 @@ class Workers:
         """Wait for its end."""
         until(lambda: not alive(pid), seconds)
         self.running.discard(pid)
+
+    def kill_all(self) -> None:
+        """Kill those that still run."""
+        for pid in list(self.running):
+            if alive(pid):
+                self.kill(pid)
 
     def kill(self, pid: int) -> None:
         """Kill it with -9."""

@@ -27,6 +27,7 @@ def main() -> None:
     for line in sys.stdin:
         if (pid := os.fork()) == 0:
             try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # its log
                 work(**json.loads(line))
             finally:
                 os._exit(0)

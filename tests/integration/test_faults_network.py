@@ -1,4 +1,4 @@
-"""The network between a worker and its server: connections cut at every moment, and a partition that lets nothing by."""
+"""The network between a worker and its server: connections cut at every moment, and partitions."""
 
 from __future__ import annotations
 
@@ -66,9 +66,7 @@ def test_a_connection_that_is_cut_costs_no_row_and_no_second_write(table: Table,
 
 
 @pytest.mark.parametrize("moment", [MOMENTS[9], MOMENTS[10]], ids=str)
-def test_a_partition_in_the_write_frees_the_rows_and_others_go_on(
-    table: Table, proxy: Proxy, moment: Moment
-) -> None:
+def test_a_partition_in_the_write_frees_the_rows_and_others_go_on(table: Table, proxy: Proxy, moment: Moment) -> None:
     """What the server holds for a worker that is cut off ends by itself: the application's rows, and the queue."""
     proxy.at(moment, proxy.stall)
     with by_way_of(proxy, table, lease=0.3):
@@ -89,7 +87,9 @@ def test_what_a_partition_held_back_is_not_written_twice(table: Table, proxy: Pr
         assert proxy.reached.wait(10)
         table.work()
         assert_table_kept(table, failed={"3": "bad is refused"})
-        table.conn.execute("UPDATE product SET title = title || ' again' WHERE id = 1; DELETE FROM product WHERE id = 2")
+        table.conn.execute(
+            "UPDATE product SET title = title || ' again' WHERE id = 1; DELETE FROM product WHERE id = 2"
+        )
         proxy.flowing.set()
         until(lambda: table.waiting() == 0)
     assert_table_kept(table, failed={"3": "bad is refused"})
@@ -104,7 +104,6 @@ def test_a_server_that_cannot_be_reached_for_a_while(table: Table, proxy: Proxy)
             proxy.cut_all()
         until(lambda: table.waiting() == 0)
     assert_table_kept(table, failed={"3": "bad is refused"})
-
 
 
 def test_a_worker_notices_soon_that_it_is_cut_off(database: Connection, database_dsn: str) -> None:

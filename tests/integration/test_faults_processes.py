@@ -5,20 +5,29 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 
 import pytest
 
+from pgembed.errors import EncoderTimeout
 from tests.fakes import Connection, FakeEncoder, Table, until
 from tests.faults import Workers, alive, assert_table_kept, audit
-from tests.proxy import MOMENTS, Moment, Proxy
+from tests.proxy import MOMENTS, Moment, Pair, Proxy
 
 
 @pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
+def forks() -> Iterator[Workers]:
     with Workers.ready() as workers:
         yield workers
+
+
+@pytest.fixture
+def workers(forks: Workers, database: Connection) -> Iterator[Workers]:
+    """Makes workers; those that a test leaves are killed before its database is dropped."""
+    yield forks
+    forks.kill_all()
 
 
 @pytest.fixture
@@ -39,7 +48,12 @@ def test_a_worker_that_is_killed_leaves_nothing_undone(table: Table, workers: Wo
     table.insert("red shoe", "blue car", "bad", None)
     with Proxy.before(table.dsn) as proxy:
         pids: list[int] = []
-        proxy.at(moment, lambda pair: (os.kill(pids[0], 9), pair.cut()) and None)
+
+        def kill(pair: Pair) -> None:
+            os.kill(pids[0], 9)
+            pair.cut()
+
+        proxy.at(moment, kill)
         pids.append(workers.start(proxy.dsn, options={"lease": 0.3}, bad="bad"))
         assert proxy.reached.wait(10)
         workers.join(pids[0])
@@ -160,4 +174,47 @@ def test_an_encoder_that_never_returns_ends_its_worker_with_an_error(table: Tabl
     assert table.conn.execute("SELECT claimed FROM pgembed.status").fetchone() == (0,)
     assert table.failures() == {}
     table.work()
+    assert_table_kept(table)
+
+
+def test_a_row_at_which_the_encoder_hangs_is_given_up_when_it_was_alone(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgembed.worker.watch.random.uniform", lambda low, high: 0.01)
+    table.insert("endless", "red shoe", "blue car")
+    over = threading.Event()
+    table.encoder.before = lambda texts: over.wait(60) if "endless" in texts else None
+    ended = 0
+    while table.waiting():
+        try:
+            table.work(batch_size=1, encode_timeout=0.3, max_attempts=3)
+        except EncoderTimeout:
+            ended += 1
+    assert ended == 3
+    assert_table_kept(table, failed={"1": "The encoder did not return within 0.3 seconds."})
+    over.set()
+
+
+def test_an_embedding_detached_while_its_rows_are_encoded_for_long(table: Table) -> None:
+    """Longer than the lease is renewed after: the worker goes on with others."""
+    table.conn.execute("CREATE TABLE page (id integer PRIMARY KEY, title text)")
+    table.attach("page")
+    for number in range(1, 9):
+        table.conn.execute("INSERT INTO page VALUES (%s, 'home')", [number])
+    encoding, over = threading.Event(), threading.Event()
+
+    def wait(texts: Sequence[str]) -> None:
+        if "home" in texts:
+            encoding.set()
+            over.wait(30)
+
+    table.encoder.before = wait
+    with table.working(batch_size=1, lease=0.3):
+        assert encoding.wait(10)
+        time.sleep(0.3)
+        table.conn.execute("SELECT pgembed.detach('page')")
+        time.sleep(0.5)
+        over.set()
+        table.insert("red shoe")
+        until(lambda: table.true_ids() == [1])
     assert_table_kept(table)
