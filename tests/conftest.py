@@ -20,6 +20,7 @@ from tests.full_server import FullServer, NotAvailable
 from tests.full_server import full_server as any_full_server
 from tests.roles import roles
 
+pytest.register_assert_rewrite("tests.faults")
 Connection = psycopg.Connection[tuple[object, ...]]
 
 QUICK = {"fsync": False, "synchronous_commit": False, "full_page_writes": False, "autovacuum": False}
@@ -103,7 +104,7 @@ def template(server_dsn: str) -> Iterator[str]:
 
 CORE = {"install", "attach", "keeping_true", "worker", "search", "algebra", "sql_text"}  # of tests/integration
 ALL_CASES = {"keeping_true"}  # elsewhere the cases of parametrized tests run on the embedded server alone, to save time
-BOTH_STORAGES = {"worker", "worker_faults", "faults_network", "faults_processes"}
+BOTH_STORAGES = {"worker", "worker_faults", "faults_network", "faults_processes", "faults_transactions"}
 ONE_SERVER = {"embedded_server", "server_dsn", "template"}  # a test that names one of them is about that server
 
 

@@ -83,7 +83,9 @@ def assert_kept(
     assert [row for row, _, found in sound if found is None] == empty
     full = [(row, title, found) for row, title, found in sound if found is not None]
     if full:
-        apart = np.abs(np.array([found for _, _, found in full]) - encode([title for _, title, _ in full])).max(axis=1)
+        apart = np.abs(np.array([found for _, _, found in full]) - encode([title.strip() for _, title, _ in full])).max(
+            axis=1
+        )
         assert [row for (row, _, _), far in zip(full, apart, strict=True) if far > 1e-5] == []
     if storage == "side":
         left_over = f"SELECT s.{key} FROM {table}_embedding s WHERE NOT EXISTS"
