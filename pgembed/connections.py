@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from typing import Any, cast
 
 import psycopg
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import Diagnostic
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
@@ -20,6 +20,13 @@ from pgembed.vectors import register_packed
 
 _log = logging.getLogger("pgembed")
 POOL_SIZE = 4
+# Of connections that last: without them one that is cut off is noticed after hours, if ever.
+NOTICED_SOON: dict[str, Any] = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
 SyncSource = str | psycopg.Connection[Any] | ConnectionPool[Any]
 AsyncSource = str | psycopg.AsyncConnection[Any] | AsyncConnectionPool[Any]
 
@@ -147,7 +154,8 @@ def _refuse_open_transaction(source: SyncSource | AsyncSource) -> None:
 
 
 def _new(source: SyncSource | AsyncSource) -> psycopg.Connection[Any]:
-    conn = unprepared(psycopg.connect(_address(source), autocommit=True))
+    address = make_conninfo("", **(NOTICED_SOON | conninfo_to_dict(_address(source))))
+    conn = unprepared(psycopg.connect(address, autocommit=True))
     conn.autocommit = False
     return conn
 

@@ -45,6 +45,10 @@ class EncoderUnavailable(EncoderError):
     """An encoder's server or device does not answer, or refuses all calls for now; no row is at fault."""
 
 
+class EncoderTimeout(EncoderError):
+    """An encoder did not return; the worker whose thread it holds has to be started again."""
+
+
 class EncoderMismatch(EncoderError):
     """Two encoders, spaces or fingerprints that must agree do not."""
 

@@ -20,6 +20,7 @@ from tests.full_server import FullServer, NotAvailable
 from tests.full_server import full_server as any_full_server
 from tests.roles import roles
 
+pytest.register_assert_rewrite("tests.faults")
 Connection = psycopg.Connection[tuple[object, ...]]
 
 QUICK = {"fsync": False, "synchronous_commit": False, "full_page_writes": False, "autovacuum": False}
@@ -103,8 +104,14 @@ def template(server_dsn: str) -> Iterator[str]:
 
 CORE = {"install", "attach", "keeping_true", "worker", "search", "algebra", "sql_text"}  # of tests/integration
 ALL_CASES = {"keeping_true"}  # elsewhere the cases of parametrized tests run on the embedded server alone, to save time
-BOTH_STORAGES = {"worker", "worker_faults"}
+BOTH_STORAGES = {"worker", "worker_faults", "faults_network", "faults_processes", "faults_transactions"}
 ONE_SERVER = {"embedded_server", "server_dsn", "template"}  # a test that names one of them is about that server
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", type=float, default=0.0, metavar="HOURS", help="go on with random operations and faults for so long"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -174,6 +181,7 @@ def bare_database(bare_dsn: str) -> Iterator[Connection]:
 # The full server: for tests marked full_server
 
 NO_FULL_SERVER = "no full server: "
+NO_SMALL_DISK = "no small file system: "
 
 
 @pytest.fixture(scope="session")
@@ -227,15 +235,18 @@ def shop_password(full_server_dsn: str) -> Iterator[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly which tests did not run for want of a full server, here and, for the end of the run, in a file."""
+    """Say loudly which tests did not run for want of something, here and, for the end of the run, in a file."""
     skipped = terminalreporter.stats.get("skipped", [])
-    missing = [report for report in skipped if NO_FULL_SERVER in str(report.longrepr)]
-    if not missing:
-        return
-    reason = str(missing[0].longrepr[-1]).split(NO_FULL_SERVER)[-1]  # the tests may have run in other processes
-    line = f"NOT RUN: {len(missing)} full-server tests: {reason}"
-    names = [f"  {report.nodeid}" for report in missing]
-    terminalreporter.write_sep("=", line, red=True, bold=True)
-    terminalreporter.write_line("\n".join(names))
-    if file := os.environ.get("PGEMBED_NOT_RUN_FILE"):
-        Path(file).write_text("\n".join([line, *names, ""]))
+    told: list[str] = []
+    for want, kind in ((NO_FULL_SERVER, "full-server tests"), (NO_SMALL_DISK, "tests with a full disk")):
+        missing = [report for report in skipped if want in str(report.longrepr)]
+        if not missing:
+            continue
+        reason = str(missing[0].longrepr[-1]).split(want)[-1]  # the tests may have run in other processes
+        line = f"NOT RUN: {len(missing)} {kind}: {reason}"
+        names = [f"  {report.nodeid}" for report in missing]
+        terminalreporter.write_sep("=", line, red=True, bold=True)
+        terminalreporter.write_line("\n".join(names))
+        told += [line, *names]
+    if told and (file := os.environ.get("PGEMBED_NOT_RUN_FILE")):
+        Path(file).write_text("\n".join([*told, ""]))

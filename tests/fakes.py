@@ -110,7 +110,12 @@ class Table:
     @contextmanager
     def working(self, **options: Any) -> Iterator[Worker]:  # noqa: ANN401
         """A worker that runs in a thread for as long as the block; its own error, if any, is raised at the end."""
-        worker = self.worker(**options)
+        with self.running(self.worker(**options)) as worker:
+            yield worker
+
+    @contextmanager
+    def running(self, worker: Worker) -> Iterator[Worker]:
+        """The same with a worker that was made before."""
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(worker.run)
             try:

@@ -64,6 +64,10 @@ def worker(
     max_load: Annotated[
         int | None, typer.Option(min=0, help="Hold back while more sessions of others are at work on the server.")
     ] = None,
+    encode_timeout: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds that the encoder may take for one call, then the worker leaves; 0: any."),
+    ] = 600.0,
     sweep_every: Annotated[
         float,
         typer.Option(
@@ -96,6 +100,7 @@ def worker(
         max_rate=max_rate,
         max_load=max_load,
         decode_in=decode,
+        encode_timeout=encode_timeout,
         sweep_every=sweep_every,
     )
     configure_logging()

@@ -369,9 +369,19 @@ class Loader:
         self.renewed = time.monotonic()
         for work in self.works:
             if held := self.state.held_seqs(work.id):
-                with self.conn.transaction():
-                    self.conn.execute(Queue(work).lock)
-                    self.conn.execute(Queue(work).renew, [self.options.lease, held])
+                self._renew_leases(work, held)
+
+    def _renew_leases(self, work: Work, seqs: list[int]) -> None:
+        """Of an embedding that may be detached by now, or whose queue somebody has locked for long."""
+        try:
+            with self.conn.transaction():
+                self.conn.execute(Queue(work).lock)
+                self.conn.execute(Queue(work).renew, [self.options.lease, seqs])
+        except psycopg.Error as error:
+            if is_lost(self.conn, error):
+                raise
+            if not is_detached(self.conn, work, error):
+                self.state.note_trouble(work, error)
 
     def _give_back_from_before(self) -> None:
         """After a lost connection: what the session before held is free again."""
@@ -389,10 +399,15 @@ class Loader:
             return False
         if work.state == "backfill":
             return True
-        with self.conn.transaction():
-            row = self.conn.execute(Queue(work).any_left).fetchone()
-            if row == (False,):
-                self.conn.execute(Queue(work).forget_gone_failures)
+        try:
+            with self.conn.transaction():
+                row = self.conn.execute(Queue(work).any_left).fetchone()
+                if row == (False,):
+                    self.conn.execute(Queue(work).forget_gone_failures)
+        except psycopg.Error as error:
+            if is_lost(self.conn, error) or not is_detached(self.conn, work, error):
+                raise
+            return False
         return row != (False,)
 
     def _raise_lasting_trouble(self) -> None:

@@ -11,15 +11,17 @@ from typing import Any
 
 import psycopg
 
-from pgembed.errors import EncoderError, PgembedError
+from pgembed.errors import EncoderError, EncoderTimeout, PgembedError
 from pgembed.pooling import require_session
 from pgembed.vectors import BinaryParameter, BinaryParameterDumper
 from pgembed.worker.batch import Batch, abandon, encode
 from pgembed.worker.load import Loader
 from pgembed.worker.pipes import Pipe, Pipes, Stopped
 from pgembed.worker.state import TROUBLE_WAITS, Mode, Progress, State, Summary, WorkerOptions
-from pgembed.worker.write import Writer
+from pgembed.worker.watch import Watch
+from pgembed.worker.write import Writer, give_back
 
+LOOK_EVERY = 0.2  # seconds between looks whether the encoder is still at work
 Connect = Callable[[], psycopg.Connection[Any]]
 SESSION_SETTINGS = {
     "application_name": "pgembed worker",
@@ -32,6 +34,9 @@ SESSION_SETTINGS = {
     "lock_timeout": "10s",
     "statement_timeout": "10min",
     "idle_in_transaction_session_timeout": "1min",  # no step stops in the middle; if one does, its locks end
+    "tcp_keepalives_idle": "30",  # seconds; a worker that is cut off loses its locks in a minute, not in two hours
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
     "synchronous_commit": "off",  # a crash loses a vector together with the end of its job, and it is made again
     "plan_cache_mode": "force_generic_plan",  # a batch of vectors as a constant would be copied again and again
     "jit": "off",
@@ -62,8 +67,9 @@ class Worker:
     def run(self, mode: Mode = "forever") -> Summary:
         """Work. ``until_idle`` returns when nothing waits in any queue, ``once`` after one batch of each embedding.
 
-        Raises InvalidInput for an embedding that is not there; in ``until_idle`` and ``once`` an error of an encoder
-        or the database that does not go away after a few tries is raised, otherwise it is logged and tried again.
+        Raises InvalidInput for an embedding that is not there, and EncoderTimeout where an encoder does not return; in
+        ``until_idle`` and ``once`` an error of an encoder or the database that does not go away after a few tries is
+        raised, otherwise it is logged and tried again.
         """
         failures = 0
         self.state.start()
@@ -92,6 +98,7 @@ class Session(Pipes):
         super().__init__(state, mode)
         self.connect = connect
         self.errors: list[BaseException] = []
+        self.watch = Watch(state.options.encode_timeout)
         state.memory_held = lambda: self.memory.held
 
     def run(self) -> None:
@@ -105,13 +112,38 @@ class Session(Pipes):
                 threading.Thread(target=self._stage, args=(loader.run, self.loaded), name="pgembed-load"),
                 threading.Thread(target=self._stage, args=(Writer(self, writer).run, None), name="pgembed-write"),
             ]
-            for thread in threads:
+            encoding = threading.Thread(target=self._stage, args=(self._encode, self.encoded), daemon=True)
+            for thread in (*threads, encoding):
                 thread.start()
-            self._stage(self._encode, self.encoded)
+            while encoding.is_alive() and not self.broken.is_set():
+                if overdue := self.watch.overdue():
+                    self._leave(overdue)
+                encoding.join(LOOK_EVERY)
             for thread in threads:
                 thread.join()
+            if self.errors and isinstance(self.errors[0], EncoderTimeout):
+                self._give_back(loader)
+            else:
+                encoding.join()
             if self.errors:
                 raise self.errors[0]
+
+    def _leave(self, overdue: Batch) -> None:
+        """The encoder does not return: the other stages end, and the thread that it holds is left alone."""
+        error = self.watch.error(overdue)
+        self.state.log.error("encoder does not return", embedding=overdue.work.name, error=error.message)
+        self.errors.append(error)
+        self.broken.set()
+
+    def _give_back(self, loader: Loader) -> None:
+        """Rows that are in hand are free again; those that the encoder has not returned from, later."""
+        assert self.watch.batch is not None
+        self.watch.put_off(loader.conn, self.watch.batch, self.options.max_attempts)
+        for work in loader.works:
+            held = set(self.state.held_seqs(work.id))
+            if work.id == self.watch.batch.work.id:
+                held -= {row.seq for row in self.watch.batch.rows}
+            give_back(loader.conn, work, sorted(held))
 
     def _stage(self, run: Callable[[], None], following: Pipe | None) -> None:
         try:
@@ -132,7 +164,8 @@ class Session(Pipes):
             elif batch.rows:  # none where SQL encodes
                 began_at = time.monotonic()
                 try:
-                    encode(self.state.encoder(batch.work), batch)
+                    self.watch.batch = batch
+                    encode(self.watch.over(self.state.encoder(batch.work)), batch)
                 except Exception as error:  # an encoder may raise anything, and must not stop the others' work
                     self.state.note_trouble(batch.work, _as_own(batch, error))
                     abandon(batch)

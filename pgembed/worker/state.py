@@ -38,6 +38,7 @@ class WorkerOptions:
     max_load: int | None = None  # claim nothing while more sessions of others are at work on the server
     decode_threads: int = 4
     decode_in: DecodeIn = "processes"  # which a picture may kill without ending the worker; or in its own "threads"
+    encode_timeout: float = 600.0  # seconds that one call of an encoder may take, then the worker leaves; 0: any
     sweep_every: float = 300.0  # seconds between looks for rows that no trigger saw, where it runs for ever; 0: never
 
 

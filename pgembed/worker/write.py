@@ -200,16 +200,20 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
 
     ``conn`` is a connection of ``session_connection``. Rows that another transaction holds, or whose key is in the log
     again, are given back; a row that a trigger of its table kept as it was gets an error. Returns the jobs done.
+
+    Each round trip ends with a Sync: a server that has seen none since it locked would not count as idle in a
+    transaction, and hold the rows and the queue for as long as it does not notice that this worker is cut off.
     """
     statements = Queue(work)
     vectors = {row.seq: row.vector for row in rows if row.vector is not None and not row.gone}
     there = [row.seq for row in rows if not row.gone]
     gone = [row.seq for row in rows if row.gone]
     done = set(gone)
-    with conn.pipeline(), conn.transaction():
+    with conn.pipeline() as pipeline, conn.transaction():
         locking = conn.execute(statements.lock_rows, [bigint_array(there)], binary=True)
         conn.execute(statements.lock)
         packed = vector_array(list(vectors.values()), work.vector_oid) if vectors else None  # while the server locks
+        pipeline.sync()
         locked, placeless = (set(seqs or ()) for seqs in locking.fetchall()[0])
         for part in (vectors.keys() & placeless, vectors.keys() & locked - placeless):
             if part:
@@ -217,15 +221,15 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
                 if packed is None or len(full) < len(vectors):
                     packed = vector_array([vectors[seq] for seq in full], work.vector_oid)
                 statement = statements.insert if part <= placeless else statements.write
-                done.update(_array(conn.execute(statement, [bigint_array(full), packed], binary=True)))
+                done.update(_array(pipeline, conn.execute(statement, [bigint_array(full), packed], binary=True)))
                 packed = None
         if empty := locked.difference(vectors):
-            done.update(_array(conn.execute(statements.clear, [bigint_array(empty)], binary=True)))
+            done.update(_array(pipeline, conn.execute(statements.clear, [bigint_array(empty)], binary=True)))
         if gone:
             conn.execute(statements.finish, [gone])
         refused: list[int] = []
         if (unwritten := locked - done) and work.side is None:
-            refused = _array(conn.execute(statements.refused, [bigint_array(unwritten)], binary=True))
+            refused = _array(pipeline, conn.execute(statements.refused, [bigint_array(unwritten)], binary=True))
         if skipped := [seq for seq in there if seq not in done]:
             conn.execute(statements.put_off, [skipped])
     for row in rows:
@@ -234,8 +238,9 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
     return len(done)
 
 
-def _array(cursor: psycopg.Cursor[Any]) -> list[int]:
+def _array(pipeline: psycopg.Pipeline, cursor: psycopg.Cursor[Any]) -> list[int]:
     """The seqs that a statement returned as one array."""
+    pipeline.sync()
     (found,) = cursor.fetchall()[0]
     return found or []
 

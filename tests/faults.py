@@ -1,0 +1,165 @@
+"""What must hold once the queue is idle, whatever went wrong before; and workers as processes that can be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.fakes import Connection, Table, until, vector_of
+
+ROOT = Path(__file__).parents[1]
+Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+
+AUDIT = {
+    "column": """
+        CREATE TRIGGER audit AFTER UPDATE OF embedding ON product FOR EACH ROW
+        WHEN (NEW.embedding IS NOT NULL) EXECUTE FUNCTION audit()
+    """,
+    "side": """
+        CREATE TRIGGER audit AFTER INSERT OR UPDATE ON product_embedding FOR EACH ROW EXECUTE FUNCTION audit()
+    """,
+}
+
+
+def fake(texts: Sequence[str]) -> NDArray[np.float32]:
+    """The vectors of FakeEncoder, of texts that need not be different."""
+    return np.stack([vector_of(text) for text in texts])
+
+
+def audit(conn: Connection, storage: str) -> None:
+    """Note each vector that is written to ``product``, with the title that its row has then."""
+    conn.execute("CREATE TABLE effect (id integer NOT NULL, title text)")
+    conn.execute(
+        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO effect SELECT id, title FROM product WHERE id = NEW.id; RETURN NULL; END $$"
+    )
+    conn.execute(AUDIT[storage].encode())
+
+
+def assert_kept(
+    conn: Connection,
+    *,
+    storage: str = "column",
+    table: str = "product",
+    failed: Mapping[str, str] | None = None,
+    encode: Encode = fake,
+    key: str = "id",
+    text: str = "title",
+) -> None:
+    """What must hold of a table with one embedding, ``embedding`` of its titles, once nothing waits.
+
+    Every row's vector is the encoding of its present input, and one without input has none; every row that failed is
+    in ``failure`` with its reason (``failed``, by key), and no other; no job is left, none is claimed; no vector is
+    left of a row that is gone; where ``audit`` looked on, no input's vector was written twice.
+    """
+    numbers = [number for (number,) in conn.execute("SELECT id FROM pgembed.embedding ORDER BY id").fetchall()]
+    for number in numbers:
+        for queue in (f"change_{number}", f"job_{number}"):
+            assert conn.execute(f"SELECT * FROM pgembed.{queue}".encode()).fetchall() == []
+    standing = conn.execute("SELECT queued, claimed FROM pgembed.status").fetchall()
+    assert standing == [(0, 0)] * len(numbers)
+    query = "SELECT key ->> 0, error FROM pgembed.failure f JOIN pgembed.embedding e ON e.id = f.embedding"
+    reasons: dict[str, str] = dict(
+        conn.execute(f"{query} WHERE e.relation = '{table}'::regclass::oid".encode()).fetchall()
+    )
+    assert reasons == dict(failed or {})
+    vector = (
+        "t.embedding" if storage == "column" else f"(SELECT s.vector FROM {table}_embedding s WHERE s.{key} = t.{key})"
+    )
+    rows = conn.execute(f"SELECT t.{key}, t.{text}, {vector}::real[] FROM {table} t".encode()).fetchall()
+    sound = [(row, title, found) for row, title, found in rows if str(row) not in reasons]
+    assert {str(row) for row, _, _ in rows} >= set(reasons)
+    empty = [row for row, title, _ in sound if title is None or not title.strip()]
+    assert [row for row, _, found in sound if found is None] == empty
+    full = [(row, title, found) for row, title, found in sound if found is not None]
+    if full:
+        apart = np.abs(np.array([found for _, _, found in full]) - encode([title.strip() for _, title, _ in full])).max(
+            axis=1
+        )
+        assert [row for (row, _, _), far in zip(full, apart, strict=True) if far > 1e-5] == []
+    if storage == "side":
+        left_over = f"SELECT s.{key} FROM {table}_embedding s WHERE NOT EXISTS"
+        assert conn.execute(f"{left_over} (SELECT FROM {table} t WHERE t.{key} = s.{key})".encode()).fetchall() == []
+    if conn.execute("SELECT to_regclass('effect') IS NOT NULL").fetchone() == (True,):
+        twice = "SELECT id, title, count(*) FROM effect GROUP BY 1, 2 HAVING count(*) > 1"
+        assert conn.execute(twice).fetchall() == []
+
+
+def assert_table_kept(table: Table, failed: Mapping[str, str] | None = None) -> None:
+    """The same for the table of tests/fakes.py."""
+    assert_kept(table.conn, storage=table.storage, failed=failed)
+
+
+class Workers:
+    """Makes workers that are processes of their own: forked from one that has everything imported."""
+
+    def __init__(self, forks: subprocess.Popen[str]) -> None:
+        self._forks = forks
+        self.running: set[int] = set()
+
+    @classmethod
+    @contextmanager
+    def ready(cls) -> Generator[Workers]:
+        """Gives what makes them; those that still run at the end are killed."""
+        command = [sys.executable, "-m", "tests.forked_workers"]
+        with subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        ) as forks:
+            workers = cls(forks)
+            try:
+                yield workers
+            finally:
+                workers.kill_all()
+                assert forks.stdin is not None
+                forks.stdin.close()
+                forks.wait(10)
+
+    def start(self, dsn: str, **told: Any) -> int:  # noqa: ANN401
+        """Start one; gives its process id. ``told`` are keys of tests/forked_workers.py."""
+        assert self._forks.stdin is not None
+        assert self._forks.stdout is not None
+        self._forks.stdin.write(json.dumps({"dsn": dsn, **told}) + "\n")
+        pid = int(self._forks.stdout.readline())
+        self.running.add(pid)
+        return pid
+
+    def join(self, pid: int, seconds: float = 30) -> None:
+        """Wait for its end."""
+        until(lambda: not alive(pid), seconds)
+        self.running.discard(pid)
+
+    def kill_all(self) -> None:
+        """Kill those that still run."""
+        for pid in list(self.running):
+            if alive(pid):
+                self.kill(pid)
+
+    def kill(self, pid: int) -> None:
+        """Kill it with -9."""
+        os.kill(pid, 9)
+        self.join(pid)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there, and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def settle(table: Table, seconds: float = 20, **options: Any) -> None:  # noqa: ANN401
+    """Have a worker run until nothing waits, or fail."""
+    began = time.monotonic()
+    table.work(**options)
+    assert time.monotonic() - began < seconds

@@ -1,0 +1,348 @@
+"""All operations and faults in any order: once nothing waits, everything must be as tests/faults.py says.
+
+The orders that are tried come from SEEDS, which are kept; ``--long HOURS`` goes on with others and prints each. A
+failure prints its steps and its seed: put the seed into SEEDS.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from numpy.typing import NDArray
+
+from pgembed.encoders import load_encoder
+from pgembed.worker import Worker, WorkerOptions
+from tests.conftest import new_database
+from tests.fakes import FakeEncoder, register, until, vector_of
+from tests.faults import Workers, alive, assert_kept
+
+SEEDS = (1, 2, 3, 4)
+EXAMPLES, STEPS = 4, 25
+REFUSED = "ᚠ"  # FakeEncoder is told to refuse it, and builtin:lite knows no word of it
+LEASE = 0.2
+
+KEYS = st.integers(1, 12)
+TITLES = st.sampled_from(["red shoe", "blue car", "green tree", "white dog", "black cat", None, " ", REFUSED])
+BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)  # somebody holds it: then not
+
+
+class Faults(RuleBasedStateMachine):
+    """A table ``product(id, title)`` with an embedding, a transaction beside, and workers that come and go."""
+
+    dsn_of_server: ClassVar[str]
+    template: ClassVar[str]
+    forks: ClassVar[Workers]
+    load: ClassVar[Callable[[FakeEncoder], None]]
+
+    @initialize(
+        storage=st.sampled_from(["column", "side"]), mode=st.sampled_from(["queue", "instant"]), rows=st.integers(0, 20)
+    )
+    def begin(self, storage: str, mode: str, rows: int) -> None:
+        self.making: Iterator[str] = new_database(self.dsn_of_server, self.template)
+        self.dsn = next(self.making)
+        self.storage, self.mode, self.text, self.number = storage, mode, "title", 0
+        self.pids: list[int] = []
+        self.conn = psycopg.connect(self.dsn, autocommit=True)
+        self.beside = psycopg.connect(self.dsn)
+        self.encoder = FakeEncoder()
+        self.encoder.before = self.refuse
+        self.load(self.encoder)
+        register(self.conn, "fake", self.encoder)
+        self.conn.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
+        self.conn.execute("CREATE TABLE product (id integer PRIMARY KEY, title text, spare text)")
+        self.conn.execute("INSERT INTO product SELECT i, 'shoe ' || i FROM generate_series(1, %s) AS i", [rows])
+        self.conn.execute(
+            "SELECT pgembed.attach('product', 'embedding', %s, '{\"text\": \"title\"}', storage => %s, mode => %s)",
+            ["lite" if mode == "instant" else "fake", storage, mode],
+        )
+        for conn in (self.conn, self.beside):
+            conn.execute("SET lock_timeout = '150ms'")
+        self.beside.commit()
+
+    @staticmethod
+    def refuse(texts: Sequence[str]) -> None:
+        if REFUSED in texts:
+            raise ValueError(f"{REFUSED} is refused")
+
+    def run(self, statement: str, *values: object, conn: psycopg.Connection[Any] | None = None) -> None:
+        """A statement; ``{text}`` stands for the input's column."""
+        conn = conn or self.conn
+        try:
+            conn.execute(statement.replace("{text}", self.text).encode(), values or None)
+        except BUSY:
+            conn.rollback()
+
+    # What an application does
+
+    @rule(key=KEYS, title=TITLES)
+    def insert(self, key: int, title: str | None) -> None:
+        self.run("INSERT INTO product (id, {text}) VALUES (%s, %s) ON CONFLICT DO NOTHING", key, title)
+
+    @rule(key=KEYS, title=TITLES)
+    def upsert(self, key: int, title: str | None) -> None:
+        self.run(
+            "INSERT INTO product (id, {text}) VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET {text} = excluded.{text}",
+            key,
+            title,
+        )
+
+    @rule(key=KEYS, title=TITLES)
+    def update(self, key: int, title: str | None) -> None:
+        self.run("UPDATE product SET {text} = %s WHERE id = %s", title, key)
+
+    @rule()
+    def update_all(self) -> None:
+        self.number += 1
+        self.run("UPDATE product SET {text} = {text} || ' ' || %s::text WHERE {text} <> %s", self.number, REFUSED)
+
+    @rule(key=KEYS)
+    def update_of_no_input(self, key: int) -> None:
+        self.run("UPDATE product SET spare = spare || 'x' WHERE id = %s", key)
+
+    @rule(key=KEYS)
+    def delete(self, key: int) -> None:
+        self.run("DELETE FROM product WHERE id = %s", key)
+
+    @rule(key=KEYS, title=TITLES)
+    def delete_and_put_back(self, key: int, title: str | None) -> None:
+        self.run("DELETE FROM product WHERE id = %s", key)
+        self.insert(key, title)
+
+    @rule(key=KEYS, other=KEYS)
+    def change_key(self, key: int, other: int) -> None:
+        self.run(
+            "UPDATE product SET id = %s WHERE id = %s AND NOT EXISTS (SELECT FROM product WHERE id = %s)",
+            *(other, key, other),
+        )
+
+    @rule()
+    def truncate(self) -> None:
+        self.run("TRUNCATE product")
+
+    @rule(first=st.integers(20, 60))
+    def insert_many(self, first: int) -> None:
+        self.run(
+            "INSERT INTO product (id, {text}) SELECT i, 'lamp ' || i FROM generate_series(%s::int, %s::int) AS i"
+            " ON CONFLICT DO NOTHING",
+            *(first, first + 30),
+        )
+
+    @rule(key=KEYS, title=TITLES, level=st.sampled_from(list(psycopg.IsolationLevel)[1:]))
+    def change_and_wait(self, key: int, title: str | None, level: psycopg.IsolationLevel) -> None:
+        """In a transaction that commits later, or never."""
+        if self.beside.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            self.beside.isolation_level = level
+        try:
+            self.run("UPDATE product SET {text} = %s WHERE id = %s", title, key, conn=self.beside)
+            self.run("DELETE FROM product WHERE id = %s", key % 12 + 1, conn=self.beside)
+        except psycopg.errors.SerializationFailure:
+            self.beside.rollback()
+
+    @rule(commits=st.booleans())
+    def end_transaction(self, commits: bool) -> None:
+        try:
+            self.beside.commit() if commits else self.beside.rollback()
+        except psycopg.errors.SerializationFailure:
+            self.beside.rollback()
+
+    @rule(key=KEYS, title=TITLES)
+    def bulk_load(self, key: int, title: str | None) -> None:
+        self.conn.execute("SET pgembed.instant = 'off'")
+        self.upsert(key, title)
+        self.conn.execute("RESET pgembed.instant")
+
+    @rule(key=KEYS, title=TITLES)
+    def what_no_trigger_sees(self, key: int, title: str | None) -> None:
+        self.conn.execute("SET session_replication_role = replica")
+        self.insert(key, title)
+        self.delete(key % 12 + 1)
+        self.conn.execute("RESET session_replication_role")
+        self.run("SELECT pgembed.reconcile('product')")
+        self.unseen = True
+
+    # What an operator does
+
+    @rule()
+    def pause(self) -> None:
+        self.run("SELECT pgembed.pause('product')")
+
+    @rule()
+    def resume(self) -> None:
+        self.run("SELECT pgembed.resume('product')")
+
+    @rule()
+    def retry(self) -> None:
+        self.run("SELECT pgembed.retry('product')")
+
+    @rule()
+    def reconcile_all(self) -> None:
+        self.run("SELECT pgembed.reconcile('product', \"where\" => 'true')")
+
+    @rule()
+    def sync(self) -> None:
+        self.run("SELECT pgembed.sync('product')")
+
+    @rule(key=KEYS, title=TITLES)
+    def unhook_change_and_sync(self, key: int, title: str | None) -> None:
+        try:
+            with self.conn.transaction():
+                self.conn.execute("SELECT pgembed.unhook('product')")
+                self.conn.execute(f"UPDATE product SET {self.text} = %s WHERE id = %s".encode(), [title, key])
+                self.conn.execute("SELECT pgembed.sync('product')")
+        except BUSY:
+            pass
+
+    @rule()
+    def rename_columns(self) -> None:
+        """Another column has the input's name now."""
+        if self.beside.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            return
+        try:
+            with self.conn.transaction():
+                for before, after in (("title", "held"), ("spare", "title"), ("held", "spare")):
+                    self.conn.execute(f"ALTER TABLE product RENAME {before} TO {after}".encode())
+        except BUSY:
+            return
+        self.text = "spare" if self.text == "title" else "title"
+
+    # What befalls workers
+
+    @rule(size=st.integers(1, 5), seconds=st.sampled_from([0.0, 0.01, 0.1]), clock=st.sampled_from([0.0, 3600.0]))
+    def start_worker(self, size: int, seconds: float, clock: float) -> None:
+        if len(self.pids) < 3:
+            options = {"lease": LEASE, "batch_size": size, "sweep_every": 0.1}
+            told = {"bad": REFUSED, "seconds": seconds, "clock": clock}
+            self.pids.append(self.forks.start(self.dsn, options=options, **told))
+
+    @rule(which=st.integers(0, 2))
+    def kill_worker(self, which: int) -> None:
+        if which < len(self.pids):
+            self.forks.kill(self.pids.pop(which))
+
+    @rule(which=st.integers(0, 2), number=st.sampled_from([signal.SIGSTOP, signal.SIGCONT]))
+    def stall_worker(self, which: int, number: int) -> None:
+        """Its lease may run out while it stands still, in a transaction or not."""
+        if which < len(self.pids) and alive(self.pids[which]):
+            os.kill(self.pids[which], number)
+
+    @rule()
+    def cut_connections(self) -> None:
+        self.conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'pgembed worker' AND datname = current_database()"
+        )
+
+    @rule(seconds=st.sampled_from([0.02, 0.1, 0.3]))
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    @rule()
+    def settle(self) -> None:
+        """Everything ends, and a worker does what is left: then all must be kept."""
+        self.end_transaction(commits=True)
+        for pid in self.pids:
+            self.forks.kill(pid)
+        self.pids.clear()
+        self.cut_connections()  # of one that stood still in a transaction
+        self.run("SELECT pgembed.resume('product')")
+        if getattr(self, "unseen", False):
+            self.run("SELECT pgembed.reconcile('product')")
+            self.unseen = False
+        until(lambda: Worker(lambda: psycopg.connect(self.dsn), WorkerOptions(poll=0.02)).run("until_idle") and True)
+        keys = self.conn.execute(f"SELECT id FROM product WHERE {self.text} = %s".encode(), [REFUSED]).fetchall()
+        reasons = dict(self.conn.execute("SELECT key ->> 0, error FROM pgembed.failure").fetchall())
+        assert all(reasons.values())
+        assert_kept(
+            self.conn,
+            storage=self.storage,
+            failed={str(key): reasons.get(str(key), "a reason") for (key,) in keys},
+            encode=self.encode,
+            text=self.text,
+        )
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        if self.mode == "instant":
+            return load_encoder("builtin:lite").encode_text(list(texts))
+        return np.stack([vector_of(text) for text in texts])
+
+    def teardown(self) -> None:
+        if not hasattr(self, "conn"):
+            return
+        try:
+            self.settle()
+        finally:
+            self.forks.kill_all()
+            self.beside.close()
+            self.conn.close()
+            for _ in self.making:
+                pass
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Workers]:
+    with Workers.ready() as workers:
+        yield workers
+
+
+def try_orders(number: int, machine: type[Faults], steps: int) -> None:
+    """Try the orders of one seed."""
+    chosen = settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        phases=(Phase.generate,),  # a failure depends on time too: a shorter order of the same kind is not sought
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(seed(number)(type(f"Faults_{number}", (machine,), {})), settings=chosen)
+
+
+@pytest.fixture
+def machine(server_dsn: str, template: str, forks: Workers, monkeypatch: pytest.MonkeyPatch) -> type[Faults]:
+    """The machine, for this server."""
+    monkeypatch.setattr("pgembed.worker.state.TROUBLE_WAITS", (0.05, 0.1, 0.1, 0.1, 0.1))
+    monkeypatch.setattr("pgembed.worker.run.TROUBLE_WAITS", (0.05, 0.1, 0.1, 0.1, 0.1))
+    loaded: dict[str, FakeEncoder] = {}
+    builtin = load_encoder
+
+    def load(spec: str, *given: Any, **named: Any) -> object:  # noqa: ANN401
+        return loaded[spec] if spec in loaded else builtin(spec, *given, **named)
+
+    monkeypatch.setattr("pgembed.encoders.load_encoder", load)
+    facts = {
+        "dsn_of_server": server_dsn,
+        "template": template,
+        "forks": forks,
+        "load": staticmethod(lambda encoder: loaded.update({encoder.spec: encoder})),
+    }
+    return type("OnThisServer", (Faults,), facts)
+
+
+@pytest.mark.parametrize("number", SEEDS)
+def test_all_operations_and_faults_in_any_order(machine: type[Faults], number: int) -> None:
+    try_orders(number, machine, STEPS)
+
+
+@pytest.mark.slow
+def test_for_hours(request: pytest.FixtureRequest, machine: type[Faults], capsys: pytest.CaptureFixture[str]) -> None:
+    hours: float = request.config.getoption("--long")
+    if not hours:
+        pytest.skip("for hours: pytest --long HOURS tests/integration/test_state_machine.py -k hours")
+    ends = time.monotonic() + hours * 3600
+    while time.monotonic() < ends:
+        number = random.SystemRandom().randrange(1 << 32)
+        with capsys.disabled():
+            print(f"\nseed {number}", end="", flush=True)
+        try_orders(number, machine, 4 * STEPS)
