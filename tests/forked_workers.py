@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ import psycopg
 
 import pgembed.encoders
 from pgembed.worker import Worker, WorkerOptions
+from pgembed.worker.run import SESSION_SETTINGS
 from tests.fakes import FakeEncoder
 
 
@@ -28,7 +30,10 @@ def main() -> None:
         if (pid := os.fork()) == 0:
             try:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # its log
+                SESSION_SETTINGS["idle_in_transaction_session_timeout"] = "1s"  # of one that is stopped where it stands
                 work(**json.loads(line))
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(0)
         print(pid, flush=True)

@@ -211,16 +211,23 @@ class Loader:
 
     def _claim_some(self, work: Work, limit: int) -> list[Row]:
         statements = Queue(work)
-        with self.conn.transaction():
-            self.conn.execute(statements.lock)
-            if work.has_budget and (limit := min(limit, self._left_of_budget(work))) == 0:
-                return []
-            claimed = self.conn.execute(statements.claim, [self.options.lease, limit]).fetchall()
-        rows = [Row(seq, attempts) for seq, attempts in claimed]
+        rows: list[Row] = []
+        try:
+            with self.conn.transaction():
+                self.conn.execute(statements.lock)
+                if work.has_budget and (limit := min(limit, self._left_of_budget(work))) == 0:
+                    return []
+                claimed = self.conn.execute(statements.claim, [self.options.lease, limit]).fetchall()
+                rows = [Row(seq, attempts) for seq, attempts in claimed]
+                # before the commit: where its answer is lost, they may be claimed, and the next session gives them back
+                self.state.hold(work, [row.seq for row in rows])
+        except psycopg.Error as error:
+            if not is_lost(self.conn, error):
+                self.state.let_go(work, [row.seq for row in rows])
+            raise
         self.rate.spend(len(rows))
         if rows:
             self.served_at[work.id] = time.monotonic()
-        self.state.hold(work, [row.seq for row in rows])
         return rows
 
     def _left_of_budget(self, work: Work) -> int:

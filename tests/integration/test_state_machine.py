@@ -227,7 +227,7 @@ class Faults(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 2))
     def kill_worker(self, which: int) -> None:
-        if which < len(self.pids):
+        if which < len(self.pids) and alive(self.pids[which]):
             self.forks.kill(self.pids.pop(which))
 
     @rule(which=st.integers(0, 2), number=st.sampled_from([signal.SIGSTOP, signal.SIGCONT]))
@@ -251,6 +251,7 @@ class Faults(RuleBasedStateMachine):
     def settle(self) -> None:
         """Everything ends, and a worker does what is left: then all must be kept."""
         self.end_transaction(commits=True)
+        assert all(map(alive, self.pids)), "a worker has ended by itself: its error stands in the output"
         for pid in self.pids:
             self.forks.kill(pid)
         self.pids.clear()
