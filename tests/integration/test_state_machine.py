@@ -76,8 +76,9 @@ class Faults(RuleBasedStateMachine):
             raise ValueError(f"{REFUSED} is refused")
 
     def run(self, statement: str, *values: object, conn: psycopg.Connection[Any] | None = None) -> None:
-        """A statement; ``{text}`` stands for the input's column."""
+        """A statement; ``{text}`` stands for the input's column, ``{other}`` for one that is none."""
         conn = conn or self.conn
+        statement = statement.replace("{other}", "title" if self.text == "spare" else "spare")
         try:
             conn.execute(statement.replace("{text}", self.text).encode(), values or None)
         except BUSY:
@@ -108,7 +109,7 @@ class Faults(RuleBasedStateMachine):
 
     @rule(key=KEYS)
     def update_of_no_input(self, key: int) -> None:
-        self.run("UPDATE product SET spare = spare || 'x' WHERE id = %s", key)
+        self.run("UPDATE product SET {other} = 'a lamp' WHERE id = %s", key)
 
     @rule(key=KEYS)
     def delete(self, key: int) -> None:
