@@ -251,6 +251,22 @@ def test_a_side_table_that_is_renamed_or_dropped(
     assert database.execute(f"SELECT count(*) FROM {side}".encode()).fetchall() == [(0,)]
 
 
+@pytest.mark.parametrize("type_sql", ["bytea", "bytea[]", "oid", "oid[]"])
+def test_pictures_are_known_by_the_form_that_they_had(database: Connection, database_dsn: str, type_sql: str) -> None:
+    database.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
+    database.execute(f"CREATE TABLE item (id integer PRIMARY KEY, photo {type_sql})".encode())
+    db = pgembed.connect(database_dsn)
+    db.attach("item", "embedding", encoder="lite", image="photo")
+    assert db.sync("item") == 1
+    assert findings(db) == []
+    db.unhook("item")
+    database.execute("ALTER TABLE item ALTER photo TYPE text USING NULL")
+    with pytest.raises(
+        CatalogError, match=r"Column 'photo' of (public\.)?item is text now, of which no image can be made"
+    ):
+        db.sync("item")
+
+
 def test_uninstall_while_unhooked_leaves_the_table_as_it_was(db: pgembed.Pgembed, database: Connection) -> None:
     db.unhook("item")
     db.uninstall(detach_all=True)
