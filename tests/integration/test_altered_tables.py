@@ -257,6 +257,7 @@ def test_pictures_are_known_by_the_form_that_they_had(database: Connection, data
     database.execute(f"CREATE TABLE item (id integer PRIMARY KEY, photo {type_sql})".encode())
     db = pgembed.connect(database_dsn)
     db.attach("item", "embedding", encoder="lite", image="photo")
+    db.work(until_idle=True)
     assert db.sync("item") == 1
     assert findings(db) == []
     db.unhook("item")
