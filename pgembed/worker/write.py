@@ -213,8 +213,8 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
         locking = conn.execute(statements.lock_rows, [bigint_array(there)], binary=True)
         conn.execute(statements.lock)
         packed = vector_array(list(vectors.values()), work.vector_oid) if vectors else None  # while the server locks
-        pipeline.sync()
         locked, placeless = (set(seqs or ()) for seqs in locking.fetchall()[0])
+        pipeline.sync()
         for part in (vectors.keys() & placeless, vectors.keys() & locked - placeless):
             if part:
                 full = [seq for seq in vectors if seq in part]
@@ -240,8 +240,8 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
 
 def _array(pipeline: psycopg.Pipeline, cursor: psycopg.Cursor[Any]) -> list[int]:
     """The seqs that a statement returned as one array."""
-    pipeline.sync()
     (found,) = cursor.fetchall()[0]
+    pipeline.sync()  # after the answer: before it, psycopg waits for one while what is large was not sent to its end
     return found or []
 
 
