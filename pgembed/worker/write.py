@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from psycopg.waiting import Ready, Wait
 
 from pgembed.errors import PgembedError
 from pgembed.vectors import bigint_array, vector_array
@@ -213,23 +214,23 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
         locking = conn.execute(statements.lock_rows, [bigint_array(there)], binary=True)
         conn.execute(statements.lock)
         packed = vector_array(list(vectors.values()), work.vector_oid) if vectors else None  # while the server locks
+        _sync(conn, pipeline)
         locked, placeless = (set(seqs or ()) for seqs in locking.fetchall()[0])
-        pipeline.sync()
         for part in (vectors.keys() & placeless, vectors.keys() & locked - placeless):
             if part:
                 full = [seq for seq in vectors if seq in part]
                 if packed is None or len(full) < len(vectors):
                     packed = vector_array([vectors[seq] for seq in full], work.vector_oid)
                 statement = statements.insert if part <= placeless else statements.write
-                done.update(_array(pipeline, conn.execute(statement, [bigint_array(full), packed], binary=True)))
+                done.update(_array(conn, pipeline, conn.execute(statement, [bigint_array(full), packed], binary=True)))
                 packed = None
         if empty := locked.difference(vectors):
-            done.update(_array(pipeline, conn.execute(statements.clear, [bigint_array(empty)], binary=True)))
+            done.update(_array(conn, pipeline, conn.execute(statements.clear, [bigint_array(empty)], binary=True)))
         if gone:
             conn.execute(statements.finish, [gone])
         refused: list[int] = []
         if (unwritten := locked - done) and work.side is None:
-            refused = _array(pipeline, conn.execute(statements.refused, [bigint_array(unwritten)], binary=True))
+            refused = _array(conn, pipeline, conn.execute(statements.refused, [bigint_array(unwritten)], binary=True))
         if skipped := [seq for seq in there if seq not in done]:
             conn.execute(statements.put_off, [skipped])
     for row in rows:
@@ -238,11 +239,23 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
     return len(done)
 
 
-def _array(pipeline: psycopg.Pipeline, cursor: psycopg.Cursor[Any]) -> list[int]:
+def _array(conn: psycopg.Connection[Any], pipeline: psycopg.Pipeline, cursor: psycopg.Cursor[Any]) -> list[int]:
     """The seqs that a statement returned as one array."""
+    _sync(conn, pipeline)
     (found,) = cursor.fetchall()[0]
-    pipeline.sync()  # after the answer: before it, psycopg waits for one while what is large was not sent to its end
     return found or []
+
+
+def _sync(conn: psycopg.Connection[Any], pipeline: psycopg.Pipeline) -> None:
+    """End a round trip. What is large is sent to its end first: psycopg would wait for an answer to a part of it."""
+    conn.wait(_sent(conn.pgconn))
+    pipeline.sync()
+
+
+def _sent(pgconn: psycopg.pq.abc.PGconn) -> Generator[Wait, Ready | int, None]:
+    while pgconn.flush():
+        if (yield Wait.RW) & Ready.R:
+            pgconn.consume_input()
 
 
 def give_back(conn: psycopg.Connection[Any], work: Work, seqs: Sequence[int]) -> None:
