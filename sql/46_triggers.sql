@@ -107,7 +107,6 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     embedding pgembed.embedding;
-    partitioned boolean;
     key_names text[];
     input_names text[];
     differs text;
@@ -125,7 +124,6 @@ BEGIN
         END IF;
         RETURN;
     END IF;
-    SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = embedding.relation;
     SELECT array_agg(quote_ident(key ->> 'name') ORDER BY ordinal), string_agg('key_' || ordinal, ', ' ORDER BY ordinal)
     INTO key_names, log_columns
     FROM jsonb_array_elements(embedding.key_columns) WITH ORDINALITY AS k (key, ordinal);
@@ -133,26 +131,14 @@ BEGIN
     differs := pgembed._differs_sql(embedding.relation, input_names || key_names);
 
     -- A new row without inputs is appended too: it may have taken the place of a deleted one that a worker encodes now.
-    PERFORM pgembed._create_trigger_function(embedding, 'append_row', key_names, format(
-        'BEGIN %sINSERT INTO pgembed.%I (%s) VALUES (%s); RETURN NULL; END',
-        pgembed._left_behind_sql(embedding), 'change_' || embedding_id, log_columns,
-        (SELECT string_agg('NEW.' || name, ', ' ORDER BY o) FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
-    EXECUTE format('CREATE TRIGGER %I AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
-        'pgembed_' || embedding_id || '_update', embedding.relation::regclass, differs, 'append_row_' || embedding_id);
-
-    IF partitioned THEN -- a statement trigger there does not fire for a statement that names a partition
-        EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pgembed.%I()',
-            'pgembed_' || embedding_id || '_insert', embedding.relation::regclass, 'append_row_' || embedding_id);
-    ELSE
-        PERFORM pgembed._create_trigger_function(embedding, 'append_rows', key_names, format(
-            'BEGIN INSERT INTO pgembed.%I (%s) SELECT %s FROM new_rows AS new_row; RETURN NULL; END',
+    PERFORM pgembed._create_append_triggers(embedding, key_names, differs,
+        format('BEGIN %sINSERT INTO pgembed.%I (%s) VALUES (%s); RETURN NULL; END',
+            pgembed._left_behind_sql(embedding), 'change_' || embedding_id, log_columns,
+            (SELECT string_agg('NEW.' || name, ', ' ORDER BY o) FROM unnest(key_names) WITH ORDINALITY AS k (name, o))),
+        format('BEGIN INSERT INTO pgembed.%I (%s) SELECT %s FROM new_rows AS new_row; RETURN NULL; END',
             'change_' || embedding_id, log_columns,
             (SELECT string_agg('new_row.' || name, ', ' ORDER BY o)
                 FROM unnest(key_names) WITH ORDINALITY AS k (name, o))));
-        EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
-            'FOR EACH STATEMENT EXECUTE FUNCTION pgembed.%I()',
-            'pgembed_' || embedding_id || '_insert', embedding.relation::regclass, 'append_rows_' || embedding_id);
-    END IF;
 
     IF embedding.stale = 'null' THEN
         PERFORM pgembed._create_trigger_function(embedding, 'clear', ARRAY[quote_ident(embedding.target)],
@@ -160,6 +146,34 @@ BEGIN
         EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
             'zzz_pgembed_' || embedding_id || '_clear', embedding.relation::regclass, differs,
             'clear_' || embedding_id);
+    END IF;
+END
+$$;
+
+-- Put the AFTER triggers of an embedding on its table: append_row after an update where `differs` is true, append_rows
+-- after an insert, once a statement. On a partitioned table append_row does both: a statement's trigger there does not
+-- fire for a statement that names a partition. Their bodies name `columns` (quoted).
+CREATE OR REPLACE FUNCTION pgembed._create_append_triggers(
+    embedding pgembed.embedding, columns text[], differs text, row_body text, rows_body text,
+    renders boolean DEFAULT false
+) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    relation CONSTANT regclass := embedding.relation;
+    named CONSTANT text := 'pgembed_' || embedding.id;
+BEGIN
+    PERFORM pgembed._create_trigger_function(embedding, 'append_row', columns, row_body, renders);
+    EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
+        named || '_update', relation, differs, 'append_row_' || embedding.id);
+    IF (SELECT c.relkind = 'p' FROM pg_catalog.pg_class AS c WHERE c.oid = relation) THEN
+        EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pgembed.%I()',
+            named || '_insert', relation, 'append_row_' || embedding.id);
+    ELSE
+        PERFORM pgembed._create_trigger_function(embedding, 'append_rows', columns, rows_body, renders);
+        EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
+            'FOR EACH STATEMENT EXECUTE FUNCTION pgembed.%I()', named || '_insert', relation,
+            'append_rows_' || embedding.id);
     END IF;
 END
 $$;

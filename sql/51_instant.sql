@@ -111,14 +111,12 @@ DECLARE
     embedding pgembed.embedding;
     parts record;
     relation regclass;
-    partitioned boolean;
     names text[];
     empty text;
     keys text;
 BEGIN
     SELECT * INTO embedding FROM pgembed.embedding WHERE id = embedding_id;
     relation := embedding.relation;
-    SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = relation;
     parts := pgembed._instant_parts(embedding);
     names := parts.columns || parts.keys || quote_ident(embedding.target);
     empty := pg_catalog.format('NEW.%I IS NULL AND pg_catalog.num_nonnulls(%s) > 0', embedding.target,
@@ -135,27 +133,17 @@ BEGIN
         'zzz_pgembed_' || embedding_id || '_update', relation, pgembed._differs_sql(relation, parts.columns),
         'instant_' || embedding_id);
 
-    PERFORM pgembed._create_trigger_function(embedding, 'append_row', names, pg_catalog.format(
-        'BEGIN IF %s THEN INSERT INTO pgembed.%I (%s) VALUES (%s); ELSE %s END IF; RETURN NULL; END', empty,
-        'change_' || embedding_id, parts.queue_keys, keys, pgembed._forgive_sql(embedding, '(SELECT NEW.*)')),
-        renders => true);
-    EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
-        'pgembed_' || embedding_id || '_update', relation,
-        pgembed._differs_sql(relation, parts.columns || parts.keys), 'append_row_' || embedding_id);
-    IF partitioned THEN -- a statement trigger there does not fire for a statement that names a partition
-        EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pgembed.%I()',
-            'pgembed_' || embedding_id || '_insert', relation, 'append_row_' || embedding_id);
-    ELSE
-        PERFORM pgembed._create_trigger_function(embedding, 'append_rows', names, pg_catalog.format(
-            'BEGIN INSERT INTO pgembed.%I (%s) SELECT %s FROM new_rows AS t '
+    PERFORM pgembed._create_append_triggers(embedding, names,
+        pgembed._differs_sql(relation, parts.columns || parts.keys),
+        pg_catalog.format('BEGIN IF %s THEN INSERT INTO pgembed.%I (%s) VALUES (%s); ELSE %s END IF; RETURN NULL; END',
+            empty, 'change_' || embedding_id, parts.queue_keys, keys,
+            pgembed._forgive_sql(embedding, '(SELECT NEW.*)')),
+        pg_catalog.format('BEGIN INSERT INTO pgembed.%I (%s) SELECT %s FROM new_rows AS t '
             'WHERE t.%I IS NULL AND %s; %s RETURN NULL; END',
             'change_' || embedding_id, parts.queue_keys,
             (SELECT string_agg('t.' || k, ', ' ORDER BY o) FROM unnest(parts.keys) WITH ORDINALITY AS u (k, o)),
-            embedding.target, parts.present, pgembed._forgive_sql(embedding, 'new_rows')), renders => true);
-        EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
-            'FOR EACH STATEMENT EXECUTE FUNCTION pgembed.%I()',
-            'pgembed_' || embedding_id || '_insert', relation, 'append_rows_' || embedding_id);
-    END IF;
+            embedding.target, parts.present, pgembed._forgive_sql(embedding, 'new_rows')),
+        renders => true);
 END
 $$;
 
@@ -214,28 +202,12 @@ AS $$
 DECLARE
     embedding pgembed.embedding;
     parts record;
-    relation regclass;
-    partitioned boolean;
 BEGIN
     SELECT * INTO embedding FROM pgembed.embedding WHERE id = embedding_id;
-    relation := embedding.relation;
-    SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = relation;
     parts := pgembed._instant_parts(embedding);
-
-    PERFORM pgembed._create_trigger_function(embedding, 'append_row', parts.columns || parts.keys,
-        pgembed._instant_row_body(embedding, parts.vector, parts.present), renders => true);
-    EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
-        'pgembed_' || embedding_id || '_update', relation,
-        pgembed._differs_sql(relation, parts.columns || parts.keys), 'append_row_' || embedding_id);
-    IF partitioned THEN
-        EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pgembed.%I()',
-            'pgembed_' || embedding_id || '_insert', relation, 'append_row_' || embedding_id);
-    ELSE
-        PERFORM pgembed._create_trigger_function(embedding, 'append_rows', parts.columns || parts.keys,
-            pgembed._instant_rows_body(embedding, parts.vector, parts.present), renders => true);
-        EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
-            'FOR EACH STATEMENT EXECUTE FUNCTION pgembed.%I()',
-            'pgembed_' || embedding_id || '_insert', relation, 'append_rows_' || embedding_id);
-    END IF;
+    PERFORM pgembed._create_append_triggers(embedding, parts.columns || parts.keys,
+        pgembed._differs_sql(embedding.relation, parts.columns || parts.keys),
+        pgembed._instant_row_body(embedding, parts.vector, parts.present),
+        pgembed._instant_rows_body(embedding, parts.vector, parts.present), renders => true);
 END
 $$;
