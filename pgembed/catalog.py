@@ -76,6 +76,23 @@ class FailureRow:
 
 
 @dataclass(frozen=True)
+class FailureReason:
+    """Why rows were given up, and how many: a row of the view ``pgembed.failure_reasons``.
+
+    What differs from row to row stands as ``%`` in ``reason``, so that ``retry`` takes it.
+    """
+
+    schema_name: str
+    table_name: str
+    target: str
+    reason: str
+    rows: int
+    first_failed_at: datetime
+    last_failed_at: datetime
+    latest_key: list[str]
+
+
+@dataclass(frozen=True)
 class FailedRow:
     """A row that ``wait`` found without a vector: its embedding, its primary key as texts, and why."""
 
@@ -185,22 +202,35 @@ def status(table: str | None = None) -> Plan[list[StatusRow]]:
     return [StatusRow(**row) for row in rows]
 
 
+_OF_TABLE = sql.SQL(
+    "(%(table)s::text IS NULL"
+    " OR pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', schema_name, table_name)) = %(table)s::regclass)"
+)
+
+
 def failures(table: str | None = None, limit: int = 100) -> Plan[list[FailureRow]]:
-    """Rows that were given up, with their reasons; the latest first."""
+    """Rows that were given up, with their errors; the latest first."""
     rows = yield Call(
-        sql.SQL(
-            "SELECT f.* FROM pgembed.failures f WHERE %(table)s::text IS NULL"
-            " OR pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', schema_name, table_name)) = %(table)s::regclass"
-            " ORDER BY failed_at DESC LIMIT %(limit)s"
+        sql.SQL("SELECT f.* FROM pgembed.failures f WHERE {} ORDER BY failed_at DESC LIMIT %(limit)s").format(
+            _OF_TABLE
         ),
         {"table": table, "limit": limit},
     )
     return [FailureRow(**row) for row in rows]
 
 
-def retry(table: str, target: str | None, reason: str | None) -> Plan[int]:
+def failure_reasons(table: str | None = None) -> Plan[list[FailureReason]]:
+    """Why rows were given up; the reason that most have first."""
+    rows = yield Call(sql.SQL("SELECT f.* FROM pgembed.failure_reasons f WHERE {}").format(_OF_TABLE), {"table": table})
+    return [FailureReason(**row) for row in rows]
+
+
+def retry(table: str, target: str | None, reason: str | None, keys: Sequence[Sequence[str]] | None) -> Plan[int]:
     """Put failed rows back into the queue; returns how many."""
-    rows = yield Call(sql.SQL("SELECT pgembed.retry(%s::regclass, %s, %s) AS n"), [table, target, reason])
+    rows = yield Call(
+        sql.SQL("SELECT pgembed.retry(%s::regclass, %s, %s, %s) AS n"),
+        [table, target, reason, None if keys is None else Jsonb([list(key) for key in keys])],
+    )
     return int(rows[0]["n"])
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, TypeVar
 import psycopg
 
 from pgembed import catalog, indexing, sampling, schema
-from pgembed.catalog import EncoderRow, FailedRow, FailureRow, Finding, InputSpec, LeftOver, StatusRow
+from pgembed.catalog import EncoderRow, FailedRow, FailureReason, FailureRow, Finding, InputSpec, LeftOver, StatusRow
 from pgembed.connections import Connections, SyncSource, conninfo
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
@@ -171,9 +171,21 @@ class Pgembed:
         """Rows that were given up, the latest first."""
         return self._run(catalog.failures(table, limit))
 
-    def retry(self, table: str, target: str | None = None, *, reason: str | None = None) -> int:
-        """Put failed rows back into the queue, those whose error is LIKE ``reason``; returns how many."""
-        return self._run(catalog.retry(table, target, reason))
+    def failure_reasons(self, table: str | None = None) -> list[FailureReason]:
+        """Why rows were given up, and how many for each reason; the one that most have first."""
+        return self._run(catalog.failure_reasons(table))
+
+    def retry(
+        self,
+        table: str,
+        target: str | None = None,
+        *,
+        reason: str | None = None,
+        keys: Sequence[Sequence[str]] | None = None,
+    ) -> int:
+        """Put failed rows back into the queue: those whose error is LIKE ``reason``, those with these keys, each its
+        columns as texts; returns how many."""
+        return self._run(catalog.retry(table, target, reason, keys))
 
     def reconcile(self, table: str, target: str | None = None, *, where: str | None = None) -> int:
         """Queue rows that no trigger saw: those without a vector, or all that match; returns how many."""

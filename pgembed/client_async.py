@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pgembed import catalog, sampling, schema
-from pgembed.catalog import EncoderRow, FailedRow, FailureRow, Finding, InputSpec, LeftOver, StatusRow
+from pgembed.catalog import EncoderRow, FailedRow, FailureReason, FailureRow, Finding, InputSpec, LeftOver, StatusRow
 from pgembed.client import Pgembed, RoleKind, mode_of
 from pgembed.connections import AsyncConnections, AsyncSource, Connections, conninfo
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
@@ -149,9 +149,20 @@ class AsyncPgembed:
         """See Pgembed.failures."""
         return await self._run(catalog.failures(table, limit))
 
-    async def retry(self, table: str, target: str | None = None, *, reason: str | None = None) -> int:
+    async def failure_reasons(self, table: str | None = None) -> list[FailureReason]:
+        """See Pgembed.failure_reasons."""
+        return await self._run(catalog.failure_reasons(table))
+
+    async def retry(
+        self,
+        table: str,
+        target: str | None = None,
+        *,
+        reason: str | None = None,
+        keys: Sequence[Sequence[str]] | None = None,
+    ) -> int:
         """See Pgembed.retry."""
-        return await self._run(catalog.retry(table, target, reason))
+        return await self._run(catalog.retry(table, target, reason, keys))
 
     async def reconcile(self, table: str, target: str | None = None, *, where: str | None = None) -> int:
         """See Pgembed.reconcile."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from pgembed.encoders import Encoder
+from pgembed.encoders import Encoder, Role
 from pgembed.errors import EncoderError, InvalidInput
 from pgembed.plans import Call, Plan
 from pgembed.static_text import StaticText
@@ -18,6 +18,7 @@ from pgembed.static_text import StaticText
 TOKENS_A_STATEMENT = 2_000
 SAMPLED_TOKENS = 200
 TOLERANCE = 1e-5
+ROLES: tuple[Role, ...] = ("query", "document")
 TEXTS = (
     "a red shoe", "Two Dogs, one CAT", "it's 3.14 ÷ 2 = 1.57!", "naïve café déjà-vu", "ΑΣ Σίσυφος ΟΔΟΣ", "İstanbul ǅ ß",
     "東京タワー ラーメン", "한국어", "пример текста", "tab\tand\nline", "zero\u200bwidth \ufeffmark", "emoji 👩🏽‍🚀 ok",
@@ -39,6 +40,14 @@ def stored(encoder: Encoder) -> Plan[None]:
         raise EncoderError(
             f"The text side of '{encoder.spec}' cannot be computed in SQL: its tokenizer is"
             f" {side.settings.get('tokenizer')!r}, not WordPiece.",
+            "Let its static_side() be None; texts are then encoded in Python.",
+        )
+    pooling = side.settings.get("pooling", "sum")
+    if pooling not in ("sum", "mean") or not side.settings.get("normalize", True):
+        raise EncoderError(
+            f"The text side of '{encoder.spec}' cannot be computed in SQL: its pooling is {pooling!r}"
+            f"{'' if side.settings.get('normalize', True) else ' without normalization'}, and SQL makes the normalized"
+            " sum, or mean, of token vectors.",
             "Let its static_side() be None; texts are then encoded in Python.",
         )
     known = yield Call(sql.SQL("SELECT 1 AS known FROM pgembed.static_text WHERE model = %s"), [side.model])
@@ -80,9 +89,10 @@ def _numbers(vector: np.ndarray[Any, Any]) -> str:
 
 
 def _checked(encoder: Encoder, side: StaticText) -> Plan[None]:
-    for text in _sample(side):
+    """In both roles: SQL encodes queries and, in instant mode, rows."""
+    for text, role in product(_sample(side), ROLES):
         try:
-            (vector,) = encoder.encode_text([text], role="query")
+            (vector,) = encoder.encode_text([text], role=role)
             tokens = side.split(text)
         except InvalidInput:
             vector, tokens = None, []
@@ -103,7 +113,7 @@ def _checked(encoder: Encoder, side: StaticText) -> Plan[None]:
         else:
             continue
         raise EncoderError(
-            f"The static text side of '{encoder.spec}' is not the same in SQL: for the text {text!r}, {difference}.",
+            f"The static text side of '{encoder.spec}' is not the same in SQL: for the {role} {text!r}, {difference}.",
             "Correct its settings, or let its static_side() be None; texts are then encoded in Python.",
         )
 

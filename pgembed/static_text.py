@@ -84,7 +84,7 @@ class StaticText:
         shown = text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
         return InvalidInput(
             f"The text '{shown}' has no word that '{self.model}' knows.",
-            "Write it in English words, or use an encoder for its language.",
+            f"Write it in {self.settings.get('language', 'other')} words, or use an encoder for its language.",
         )
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:

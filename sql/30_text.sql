@@ -281,7 +281,9 @@ BEGIN
     IF result IS NULL OR @extschema:vector@.vector_norm(result) = 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('The text ''%s'' has no word that ''%s'' knows.', shown, registered.static_text),
-            HINT = 'Write it in English words, or use an encoder for its language.';
+            HINT = format('Write it in %s words, or use an encoder for its language.', coalesce(
+                (SELECT s.settings ->> 'language' FROM pgembed.static_text AS s
+                    WHERE s.model = registered.static_text), 'other'));
     ELSIF pgembed._mostly_unknown(query, tokens) THEN
         SELECT s.settings ->> 'language' INTO languages
         FROM pgembed.static_text AS s WHERE s.model = registered.static_text;

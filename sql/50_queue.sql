@@ -1,10 +1,20 @@
 -- What people and workers do with the queue. A job is a row of pgembed.job_<id>; a failure is a job that was given up.
 
--- Put failed rows of a table back into the queue; returns how many. `reason` narrows it: a LIKE pattern on the error.
+DROP FUNCTION IF EXISTS pgembed.retry(regclass, text, text);
+
+-- Put failed rows of a table back into the queue; returns how many. `reason` narrows it, a LIKE pattern on the error
+-- (as in pgembed.failure_reasons), and `keys`, each an array of texts as in pgembed.failures:
+--
+--     SELECT pgembed.retry('product', keys => '[["1"], ["2"]]');
+--
 -- Like reconcile it appends to the log, as the triggers do: it takes no lock that a worker waits for, so that it can
 -- stand in any transaction.
-CREATE OR REPLACE FUNCTION pgembed.retry(relation regclass, target text DEFAULT NULL, reason text DEFAULT NULL)
-RETURNS bigint
+CREATE OR REPLACE FUNCTION pgembed.retry(
+    relation regclass,
+    target text DEFAULT NULL,
+    reason text DEFAULT NULL,
+    keys jsonb DEFAULT NULL
+) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -12,10 +22,15 @@ DECLARE
     embedding pgembed.embedding := pgembed._embedding(relation, target);
     moved bigint;
 BEGIN
-    EXECUTE format('WITH moved AS (DELETE FROM pgembed.failure WHERE embedding = $1 AND ($2 IS NULL OR error LIKE $2) RETURNING key) '
-        'INSERT INTO pgembed.%I (%s) SELECT %s FROM moved',
-        'change_' || embedding.id, pgembed._key_list(embedding, 'key_%s'), pgembed._typed_key(embedding, 'key'))
-    USING embedding.id, reason;
+    IF keys IS NOT NULL THEN
+        PERFORM pgembed._check_keys(embedding, keys);
+    END IF;
+    EXECUTE format('WITH moved AS (DELETE FROM pgembed.failure WHERE embedding = $1 AND ($2 IS NULL OR error LIKE $2) '
+        'AND ($3 IS NULL OR (%s) IN (SELECT %s FROM jsonb_array_elements($3) AS k (key))) RETURNING key) '
+        'INSERT INTO pgembed.%I (%s) SELECT %1$s FROM moved',
+        pgembed._typed_key(embedding, 'key'), pgembed._typed_key(embedding, 'k.key'),
+        'change_' || embedding.id, pgembed._key_list(embedding, 'key_%s'))
+    USING embedding.id, reason, keys;
     GET DIAGNOSTICS moved = ROW_COUNT;
     RETURN moved;
 END
@@ -77,10 +92,26 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     embedding pgembed.embedding := pgembed._embedding(relation, target);
-    width CONSTANT integer := jsonb_array_length(embedding.key_columns);
     queue_key CONSTANT text := pgembed._key_list(embedding, 'key_%s');
-    wrong jsonb;
     queued bigint;
+BEGIN
+    PERFORM pgembed._check_keys(embedding, keys);
+    EXECUTE pg_catalog.format('INSERT INTO pgembed.%I (%s) SELECT DISTINCT %s FROM jsonb_array_elements($1) AS k (key) '
+        'WHERE (%3$s) NOT IN (SELECT %2$s FROM pgembed.%1$I) AND (%3$s) NOT IN (SELECT %2$s FROM pgembed.%4$I)',
+        'change_' || embedding.id, queue_key, pgembed._typed_key(embedding, 'k.key'), 'job_' || embedding.id)
+    USING keys;
+    GET DIAGNOSTICS queued = ROW_COUNT;
+    RETURN queued;
+END
+$$;
+
+-- Raise an error unless these are keys of the embedding's table. Called by retry and requeue.
+CREATE OR REPLACE FUNCTION pgembed._check_keys(embedding pgembed.embedding, keys jsonb) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    width CONSTANT integer := jsonb_array_length(embedding.key_columns);
+    wrong jsonb;
 BEGIN
     IF jsonb_typeof(keys) IS DISTINCT FROM 'array' THEN
         wrong := coalesce(keys, 'null');
@@ -91,15 +122,10 @@ BEGIN
     END IF;
     IF wrong IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = pg_catalog.format('%s is no key of %s, which has %s column(s).', wrong, relation, width),
+            MESSAGE = pg_catalog.format('%s is no key of %s, which has %s column(s).',
+                wrong, embedding.relation::regclass, width),
             HINT = 'Keys are an array of arrays, as in pgembed.failures: [["1"], ["2"]].';
     END IF;
-    EXECUTE pg_catalog.format('INSERT INTO pgembed.%I (%s) SELECT DISTINCT %s FROM jsonb_array_elements($1) AS k (key) '
-        'WHERE (%3$s) NOT IN (SELECT %2$s FROM pgembed.%1$I) AND (%3$s) NOT IN (SELECT %2$s FROM pgembed.%4$I)',
-        'change_' || embedding.id, queue_key, pgembed._typed_key(embedding, 'k.key'), 'job_' || embedding.id)
-    USING keys;
-    GET DIAGNOSTICS queued = ROW_COUNT;
-    RETURN queued;
 END
 $$;
 

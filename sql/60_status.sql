@@ -140,6 +140,13 @@ CROSS JOIN LATERAL pgembed._counts(e) AS c
 CROSS JOIN LATERAL (SELECT pgembed._reads_queue(e.id) AS is_read) AS q
 ORDER BY e.id;
 
+-- An error without what is its row's own, as a pattern for LIKE: names and values in quotes or angle brackets, and
+-- numbers but those of HTTP, are %. Called by failure_reasons.
+CREATE OR REPLACE FUNCTION pgembed._reason(error text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN regexp_replace(replace(error, '\', '\\'),
+    $$'[^']*'|"[^"]*"|<[^>]*>|(?<!HTTP [0-9]*)[0-9]+(?:[.,][0-9]+)*$$, '%', 'g');
+
 -- Rows that were given up, with the reason; pgembed.retry('table') puts them back.
 CREATE OR REPLACE VIEW pgembed.failures AS
 SELECT coalesce(n.nspname, f.schema_name) AS schema_name, coalesce(r.relname, f.table_name) AS table_name,
@@ -148,6 +155,18 @@ FROM pgembed._seen_failure AS f
 LEFT JOIN pg_catalog.pg_class AS r ON r.oid = f.relation
 LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = r.relnamespace
 ORDER BY f.failed_at;
+
+-- Why rows were given up: each reason once, with how many rows have it and the key of the latest. What differs from
+-- row to row stands as % in a reason, so that retry takes it:
+--
+--     SELECT pgembed.retry('product', reason => 'The picture % is not there.');
+CREATE OR REPLACE VIEW pgembed.failure_reasons AS
+SELECT f.schema_name, f.table_name, f.target, pgembed._reason(f.error) AS reason, count(*) AS rows,
+    min(f.failed_at) AS first_failed_at, max(f.failed_at) AS last_failed_at,
+    (array_agg(f.key ORDER BY f.failed_at DESC))[1] AS latest_key
+FROM pgembed.failures AS f
+GROUP BY f.schema_name, f.table_name, f.target, pgembed._reason(f.error)
+ORDER BY rows DESC, last_failed_at DESC;
 
 -- The statement that builds an embedding's vector index: in psql, SELECT pgembed.index_sql('product') \gexec
 -- (CREATE INDEX CONCURRENTLY runs in no function).

@@ -137,6 +137,7 @@ BEGIN
             ('encoders', '{worker,reader}', '{SELECT}', NULL),
             ('status', '{worker,writer,reader}', '{SELECT}', NULL),
             ('failures', '{worker,writer,reader}', '{SELECT}', NULL),
+            ('failure_reasons', '{worker,writer,reader}', '{SELECT}', NULL),
             ('_seen_failure', '{writer,reader}', '{SELECT}', NULL),
             ('granted', '{worker,writer,reader}', '{SELECT}', NULL),
             ('schema_version', '{worker,writer,reader}', '{SELECT}', NULL)

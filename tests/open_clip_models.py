@@ -18,6 +18,7 @@ TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "lay
 CLIP = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS, *(f"##{letter}" for letter in LETTERS), "red", "dress", "blue"]
+HF_TEXT = "hf-text"
 GREY = {"mean": [0.5] * 3, "std": [0.25] * 3}
 
 # What the family has: towers of its own and of timm, convolutions, pooling by tokens, by attention and by decoders,
@@ -83,8 +84,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def make_model(folder: Path, name: str, *, seed: int = 4) -> Path:
     """Write configuration, weights and, where it is not CLIP's, tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps(CONFIGS[name]))
-    if "hf_tokenizer_name" in CONFIGS[name]["model_cfg"]["text_cfg"]:
+    config = with_text_tower_of_transformers(folder / "bert") if name == HF_TEXT else CONFIGS[name]
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    if "hf_tokenizer_name" in config["model_cfg"]["text_cfg"]:
         make_tokenizer(folder)
     torch.manual_seed(seed)
     model = open_clip.create_model(f"local-dir:{folder}")
@@ -93,6 +95,22 @@ def make_model(folder: Path, name: str, *, seed: int = 4) -> Path:
             torch.nn.init.normal_(parameter, std=0.02)
     safetensors.torch.save_model(model, str(folder / "open_clip_model.safetensors"))
     return folder
+
+
+def with_text_tower_of_transformers(folder: Path) -> dict[str, Any]:
+    """A configuration whose texts are read by a small BERT, which is written to the folder."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    transformers.BertConfig(vocab_size=len(WORDS), **sizes).save_pretrained(folder)
+    text = {
+        "hf_model_name": str(folder),
+        "hf_proj_type": "mlp",
+        "hf_pooler_type": "mean_pooler",
+        "hf_model_pretrained": False,
+    }
+    text |= {"hf_tokenizer_name": str(folder.parent), "context_length": 20}
+    return {"model_cfg": {**CLIP, "custom_text": True, "text_cfg": text}, "preprocess_cfg": {}}
 
 
 def make_tokenizer(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from pgembed.cli.app import Json, NewTable, OnlyTable, TableName, Target, WrongU
 from pgembed.cli.output import console, errors, print_json, print_table, progress_bar, rows_are, say_done, table_of
 
 if TYPE_CHECKING:
-    from pgembed.catalog import FailureRow, StatusRow
+    from datetime import datetime
+
+    from pgembed.catalog import FailureReason, FailureRow, StatusRow
 
 T = TypeVar("T")
 
@@ -139,35 +142,60 @@ def status(
                 time.sleep(2)
 
 
-@app.command(epilog=examples("pgembed failures", "pgembed failures product --limit 1000 --json"))
+@app.command(
+    epilog=examples(
+        "pgembed failures", "pgembed failures product --rows --limit 1000", "pgembed failures product --json"
+    )
+)
 def failures(
     table: OnlyTable = None,
-    limit: Annotated[int, typer.Option(min=1, help="The latest so many.")] = 100,
+    rows: Annotated[bool, typer.Option("--rows", help="Every row with its own error.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Of --rows the latest so many.")] = 100,
     as_json: Json = False,
 ) -> None:
-    """Rows that were given up, with the reason."""
+    """Why rows were given up: each reason with how many rows have it, or every row."""
     with database() as db:
-        rows = db.failures(table, limit=limit)
-    if as_json:
-        print_json(rows)
-        return
-    print_table(
-        ["embedding", "key", "error", "attempts", "failed at"],
-        [(_name(r), ", ".join(r.key), r.error, r.attempts, r.failed_at.isoformat(" ", "seconds")) for r in rows],
-        right=["attempts"],
+        if as_json:
+            print_json(db.failures(table, limit=limit) if rows else db.failure_reasons(table))
+        elif rows:
+            each = db.failures(table, limit=limit)
+            print_table(
+                ["embedding", "key", "error", "attempts", "failed at"],
+                [(_name(r), ", ".join(r.key), r.error, r.attempts, _time(r.failed_at)) for r in each],
+                right=["attempts"],
+            )
+        else:
+            reasons = db.failure_reasons(table)
+            print_table(
+                ["embedding", "rows", "reason", "latest key", "failed at"],
+                [(_name(r), r.rows, r.reason, ", ".join(r.latest_key), _time(r.last_failed_at)) for r in reasons],
+                right=["rows"],
+            )
+
+
+@app.command(
+    epilog=examples(
+        "pgembed retry product",
+        "pgembed retry product --reason '%cannot be read%'",
+        "pgembed retry product --key 17 --key 18",
+        """pgembed retry order_line --key '["17", "2"]'""",
     )
-
-
-@app.command(epilog=examples("pgembed retry product", "pgembed retry product --reason '%cannot be read%'"))
+)
 def retry(
     table: TableName,
     target: Target = None,
-    reason: Annotated[str | None, typer.Option(help="Only errors like this: an SQL LIKE pattern.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Only errors like this: an SQL LIKE pattern, as failures prints them.")
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="Only the row with this primary key, one of several columns as a JSON array; repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Put failed rows back into the queue."""
     with database() as db:
-        count = db.retry(table, target, reason=reason)
+        count = db.retry(table, target, reason=reason, keys=[_key(text) for text in key] if key else None)
     say_done(
         f"{rows_are(count)} back in the queue.", as_json=as_json, action="retry", table=table, target=target, rows=count
     )
@@ -271,7 +299,21 @@ def _ready(row: StatusRow) -> str:
     return f"{about}{row.ready:,}/{about}{row.rows:,}"
 
 
-def _name(row: StatusRow | FailureRow) -> str:
+def _time(at: datetime) -> str:
+    return at.isoformat(" ", "seconds")
+
+
+def _key(text: str) -> list[str]:
+    """A primary key as it is typed: itself, or a JSON array of its columns."""
+    if text.startswith("["):
+        try:
+            return [part if isinstance(part, str) else json.dumps(part) for part in json.loads(text)]
+        except ValueError as error:
+            raise WrongUsage(f"--key {text} is not a JSON array: {error}.", """Write it as '["17", "2"]'.""") from None
+    return [text]
+
+
+def _name(row: StatusRow | FailureRow | FailureReason) -> str:
     """As a person would write it: without the schema where that is public."""
     schema = "" if row.schema_name == "public" else f"{row.schema_name}."
     return f"{schema}{row.table_name}.{row.target}"

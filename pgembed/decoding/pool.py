@@ -18,6 +18,7 @@ from PIL import Image
 
 from pgembed.decoding.picture import Limits
 from pgembed.decoding.process import ANSWER, ARRAY, ERROR, REQUEST, SIZE, bands, fill, read_exactly
+from pgembed.decoding.turns import Places
 from pgembed.errors import MediaError
 from pgembed.media_errors import reason
 
@@ -36,7 +37,7 @@ class ProcessPool:
 
     def __init__(self, size: int, seconds: float) -> None:
         self._seconds = seconds
-        self._places = threading.Semaphore(size)
+        self._places = Places(size)
         self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
         self._all: set[_Process] = set()
         self._lock = threading.Lock()

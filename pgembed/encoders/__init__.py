@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 from pgembed.encoders.base import (
     MODALITIES,
@@ -18,6 +18,9 @@ from pgembed.encoders.base import (
 from pgembed.encoders.policy import EncoderPolicy
 from pgembed.errors import EncoderMismatch, UnknownEncoder
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 __all__ = [
     "MODALITIES", "Encoder", "EncoderPolicy", "Metric", "Modality", "Needs", "Role", "Settings", "fingerprint_of",
     "kinds", "load_encoder", "load_registered", "named_fingerprint", "split_spec",
@@ -28,6 +31,8 @@ GROUP = "pgembed.encoders"
 
 def kinds() -> dict[str, EntryPoint]:
     """The encoder kinds that are installed, by scheme."""
+    from importlib.metadata import entry_points  # slow to import, and a process that decodes pictures asks no kind
+
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 

@@ -34,6 +34,7 @@ LIST_FILES = 4  # of the largest size that one picture may have, all together in
 FILL_ROWS = 1_000  # encoded by SQL in one transaction
 TEXTS = 256  # in a batch, at least
 FIRST_PICTURES = 8  # in the first batch after a rest; each one after it has twice as many
+FIRST_WAIT = 1.0  # seconds for such batches to be decoded before more is read, which would take the cores for that
 REFRESH = 2.0  # seconds between looks at the catalog
 _NOT_INSTALLED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName)
 
@@ -166,10 +167,13 @@ class Loader:
                 return self._fill(work, self.options.batch_size or FILL_ROWS, room)
             encoder = self.state.encoder(work)
             limit = self._batch_size(work, encoder)
+            begins = self.options.batch_size is None and self.pace < encoder.batch_size
             moved = self._claim(work, limit if room is None else min(limit, room), rows)
             for batch in self._batches(work, encoder, rows[:]):
                 self.pipes.put(self.pipes.loaded, batch, meanwhile=self._renew)
                 handed_on.update(row.seq for row in batch.rows)
+            if begins:
+                self._let_decode(rows)
         except (psycopg.Error, PgembedError) as error:
             if is_lost(self.conn, error):
                 raise
@@ -183,6 +187,12 @@ class Loader:
                 self._give_back(work, seqs)
             return False
         return bool(rows) or moved
+
+    def _let_decode(self, rows: Sequence[Row]) -> None:
+        """Wait until the pictures of these rows are decoded, for a while: the encoder has little else to do."""
+        until = time.monotonic() + FIRST_WAIT
+        while self.pipes.memory.is_decoding(rows) and time.monotonic() < until and not self.pipes.broken.is_set():
+            self.pipes.memory.wait(0.05)
 
     def _fill(self, work: Work, limit: int, room: int | None) -> bool:
         """Where SQL encodes: see that there are jobs, and have the last stage take them."""

@@ -178,9 +178,20 @@ def test_pictures_as_paths_are_encoded_and_shown(cli: Cli, database: psycopg.Con
 def test_failures_and_retry(shop: Cli, database: psycopg.Connection) -> None:
     database.execute("INSERT INTO product VALUES (100, 'broken', 1, %s)", [b"\x89PNG not really"])
     shop("worker", "--until-idle")
-    (failure,) = json.loads(shop("failures", "--json"))
+    (failure,) = json.loads(shop("failures", "--rows", "--json"))
     assert failure["key"] == ["100"]
     assert "cannot be read" in failure["error"]
+    (reason,) = json.loads(shop("failures", "--json"))
+    assert (reason["rows"], reason["latest_key"]) == (1, ["100"])
+    assert reason["reason"].startswith("The picture % cannot be read: ")
+    assert "100" in shop("failures")
+    assert shop("retry", "product", "--key", "99").startswith("0 rows")
+    assert shop("retry", "product", "--key", "99", "--key", '["100"]', "--reason", "none").startswith("0 rows")
+    assert "is not a JSON array" in shop("retry", "product", "--key", "[1", fails=2)
+    assert shop("retry", "product", "--key", '["100"]', "--reason", reason["reason"]).startswith("1 row")
+    shop("worker", "--until-idle")
+    assert shop("retry", "product", "--key", "100").startswith("1 row")
+    shop("worker", "--until-idle")
     assert any(not finding["ok"] and "failures" in finding["subject"] for finding in doctor(shop))
     database.execute("UPDATE product SET photo = %s WHERE id = 100", [PHOTOS[0].read_bytes()])
     shop("worker", "--until-idle")

@@ -45,6 +45,7 @@ STATEMENTS = {
     # looking
     "SELECT * FROM pgembed.status": "owner worker writer reader",
     "SELECT * FROM pgembed.failures": "owner worker writer reader",
+    "SELECT * FROM pgembed.failure_reasons": "owner worker writer reader",
     "SELECT * FROM pgembed.wait('shop.product', timeout => '1 s')": "owner writer reader",
     "SELECT pgembed._wait_for(1, now())": "owner writer reader",
     "SELECT * FROM pgembed.doctor()": "owner worker writer reader",

@@ -124,6 +124,7 @@ def test_counts_and_failures_are_of_his_own_rows(shop: Shop, tenant: str) -> Non
         assert (status.rows, status.ready, status.failed) == (len(own), len(own), len(own))
         assert (status.queued, status.claimed, status.oldest_wait, status.rows_per_second) == (None,) * 4
         assert sorted(int(row.key[0]) for row in db.failures()) == own
+        assert sum(row.rows for row in db.failure_reasons()) == len(own)
         assert sorted(int(row.key[0]) for row in db.wait("shop.product")) == own
         sample = db.estimate("shop.product", "more", encoder="lite", text="{title}")
         assert sample.rows == len(own)
@@ -144,6 +145,7 @@ def test_a_function_of_his_is_shown_no_other_rows(shop: Shop, tenant: str) -> No
         )
         for statement in (
             "SELECT count(*) FROM pgembed.failures WHERE pg_temp.leak(error)",
+            "SELECT count(*) FROM pgembed.failure_reasons WHERE pg_temp.leak(latest_key)",
             "SELECT count(*) FROM pgembed._seen_failure WHERE pg_temp.leak(error)",
             "SELECT count(*) FROM pgembed.status WHERE pg_temp.leak(failed)",
             f"SELECT FROM pgembed.search(NULL::shop.product, {QUERY}, k => 100, filter => 'pg_temp.leak(title)')",
@@ -151,6 +153,9 @@ def test_a_function_of_his_is_shown_no_other_rows(shop: Shop, tenant: str) -> No
             conn.execute(statement.encode())
     told = {line for line in seen if line.startswith("title ")}
     assert told == {f"title {number}" for number in rows_of(tenant)}
+    keys = {line for line in seen if line.startswith("[")}  # all rows failed of one reason
+    assert keys
+    assert keys <= {f'["{number}"]' for number in rows_of(tenant)}
     titles = {title for (title,) in shop.run("SELECT title FROM shop.product WHERE tenant = " + f"{{{tenant}_name}}")}
     assert {line for line in seen if "shoe" in line or "car" in line or "tree" in line} <= titles
 

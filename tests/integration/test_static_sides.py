@@ -16,7 +16,7 @@ import pgembed
 from pgembed import Text
 from pgembed.encoders import Encoder, Modality, Settings
 from pgembed.encoders.builtin import TEXT_SETTINGS
-from pgembed.errors import EncoderError
+from pgembed.errors import EncoderError, InvalidInput
 from pgembed.static_text import StaticText
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -50,10 +50,18 @@ class TableEncoder(Encoder):
     modalities: frozenset[Modality] = frozenset({"text"})
     dim = 8
 
-    def __init__(self, *, lowercase: bool = True, kind: str = "wordpiece", prompt: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        lowercase: bool = True,
+        kind: str = "wordpiece",
+        prompt: str = "",
+        document_prompt: str = "",
+        pooling: str = "sum",
+    ) -> None:
         self.spec = "table:small"
-        self.fingerprint = f"{lowercase} {kind} {prompt}"
-        self.prompt = prompt
+        self.fingerprint = f"{lowercase} {kind} {prompt} {document_prompt} {pooling}"
+        self.prompt, self.document_prompt = prompt, document_prompt
         tokenizer = Tokenizer(
             models.WordPiece({word: i for i, word in enumerate(("[UNK]", *WORDS))}, unk_token="[UNK]")
         )
@@ -62,7 +70,7 @@ class TableEncoder(Encoder):
         self.side = StaticText(
             model=f"table:small@{self.fingerprint}",
             fingerprint=self.fingerprint,
-            settings={**TEXT_SETTINGS, "tokenizer": kind, "language": "Lilliputian"},
+            settings={**TEXT_SETTINGS, "tokenizer": kind, "language": "Lilliputian", "pooling": pooling},
             vocabulary=("[UNK]", *WORDS),
             table=np.random.default_rng(1).normal(size=(len(WORDS) + 1, self.dim)).astype(np.float32),
             tokenizer=tokenizer,
@@ -76,6 +84,9 @@ class TableEncoder(Encoder):
         return self.side
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self.side.encode([self.prompt + self.document_prompt + text for text in texts])
+
+    def embed_query_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self.side.encode([self.prompt + text for text in texts])
 
 
@@ -100,6 +111,10 @@ def test_sql_encodes_its_texts_after_it_is_registered(db: pgembed.Pgembed, datab
     expected = TableEncoder().encode_text(["Two red DOGS!"])[0]
     assert np.array(found[1:-1].split(","), np.float32) == pytest.approx(expected, abs=1e-6)
     assert db.encoder("small").languages == "Lilliputian"
+    with pytest.raises(psycopg.DataError, match="Write it in Lilliputian words"):
+        database.execute("SELECT pgembed.encode_text('small', '☃')")
+    with pytest.raises(InvalidInput, match="Lilliputian words"):
+        TableEncoder().encode_text(["☃"])
     assert "its words are Lilliputian" in [finding.finding for finding in db.doctor()]
     assert db.add_encoder("small", "table:small") == row  # again changes nothing
     db.add_encoder("same", "table:small")
@@ -112,8 +127,16 @@ def test_sql_encodes_its_texts_after_it_is_registered(db: pgembed.Pgembed, datab
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"lowercase": False}, r"not the same in SQL: for the text 'Two Dogs, one CAT', .*dogs.* in SQL and \['one'\]"),
-        ({"prompt": "red "}, r"not the same in SQL: for the text 'a red shoe', the vectors differ by 0\.\d+\. Correct"),
+        (
+            {"lowercase": False},
+            r"same in SQL: for the query 'Two Dogs, one CAT', .*dogs.* in SQL and \['one'\]",
+        ),
+        (
+            {"prompt": "red "},
+            r"same in SQL: for the query 'a red shoe', the vectors differ by 0\.\d+\. Correct",
+        ),
+        ({"document_prompt": "red "}, r"for the document 'a red shoe', the vectors differ by 0\.\d+\. Correct"),
+        ({"pooling": "max"}, r"cannot be computed in SQL: its pooling is 'max', and SQL makes"),
         ({"kind": "unigram"}, r"cannot be computed in SQL: its tokenizer is 'unigram', not WordPiece"),
     ],
 )

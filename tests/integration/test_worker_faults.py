@@ -17,7 +17,7 @@ from PIL import Image
 from psycopg.conninfo import make_conninfo
 
 from pgembed.encoders import Encoder
-from pgembed.errors import CatalogError, EncoderError, EncoderMismatch, NotInstalled
+from pgembed.errors import CatalogError, EncoderError, EncoderMismatch, InvalidInput, NotInstalled
 from pgembed.media import MediaPolicy
 from pgembed.worker import Worker, WorkerOptions
 from pgembed.worker.run import SESSION_SETTINGS
@@ -93,6 +93,47 @@ def test_a_changed_or_retried_failure_is_tried_again(table: Table) -> None:
     assert table.conn.execute("SELECT pgembed.retry('product', reason => 'bad%')").fetchone() == (1,)
     table.work()
     assert (table.failures(), table.true_ids()) == ({}, [1, 2, 3])
+
+
+def test_failures_are_counted_by_reason_and_retried_by_reason_or_key(table: Table) -> None:
+    errors = {
+        "one": "The picture '/srv/a_1.png' is not there.",
+        "two": "The picture '/srv/b_2.png' is not there.",
+        "three": "The picture 'https://host/3.png' was answered with HTTP 404.",
+        "four": "The picture 'https://host/4.png' was answered with HTTP 403.",
+        "five": r"<1,234 bytes 00ff> has 1,234 bytes, more than 99.5%, in C:\pictures",
+    }
+
+    def refuse(texts: Sequence[str]) -> None:
+        if bad := next((text for text in texts if text in errors), None):
+            raise InvalidInput(errors[bad])
+
+    def retried(**narrowed: str) -> int:
+        given = ", ".join(f"{name} => %({name})s" for name in narrowed)
+        ((count,),) = table.conn.execute(f"SELECT pgembed.retry('product', {given})".encode(), narrowed).fetchall()
+        return count
+
+    table.insert(*errors, "good")
+    table.encoder.before = refuse
+    table.work()
+    rows = table.conn.execute("SELECT reason, rows, latest_key FROM pgembed.failure_reasons").fetchall()
+    assert rows[0][:2] == ("The picture % is not there.", 2)
+    reasons = {reason: count for reason, count, _ in rows}
+    assert sorted(reasons.values()) == [1, 1, 1, 2]
+    assert {"The picture % was answered with HTTP 404.", "The picture % was answered with HTTP 403."} < set(reasons)
+    for wrong in ('{"1": 2}', '["1"]', '[["1", "2"]]', "[[null]]", "3"):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"is no key of public\.product"):
+            retried(keys=wrong)
+    assert retried(keys="[]") == 0
+    assert retried(keys='[["1"], [3], ["7"], ["1"]]', reason="The picture % is not there.") == 1
+    assert retried(keys='[[3], ["4"]]') == 2
+    table.work()
+    assert len(table.failures()) == len(errors)
+    for reason, count in reasons.items():
+        assert retried(reason=reason) == count
+    table.encoder.before = lambda texts: None
+    table.work()
+    assert (table.failures(), len(table.true_ids())) == ({}, len(errors) + 1)
 
 
 def test_failures_of_deleted_rows_are_forgotten(table: Table) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from pgembed.decoding.picture import Limits, decode_picture
 from pgembed.decoding.pool import ProcessPool
 from pgembed.decoding.process import LARGE
-from pgembed.decoding.turns import Turns
+from pgembed.decoding.turns import Places, Turns
 from pgembed.encoders.builtin import preprocess
 from pgembed.errors import MediaError
 from tests import deadly
@@ -180,6 +180,27 @@ def test_nothing_of_the_folder_it_stands_in_is_run(tmp_path: Path, monkeypatch: 
     pool = ProcessPool(1, seconds=20)
     assert pool.decode(PNG).size == (40, 30)
     pool.close()
+
+
+def test_places_are_given_in_order() -> None:
+    places = Places(1)
+    order: list[str] = []
+
+    def take(name: str) -> None:
+        with places:
+            order.append(name)
+
+    threads = [threading.Thread(target=take, args=(name,)) for name in ("second", "third")]
+    with places:
+        for waiting, thread in enumerate(threads, start=1):
+            thread.start()
+            while len(places._waiting) < waiting:
+                time.sleep(0.001)
+        order.append("first")
+    take("fourth")
+    for thread in threads:
+        thread.join()
+    assert order == ["first", "second", "third", "fourth"]
 
 
 def test_large_pictures_take_turns() -> None:

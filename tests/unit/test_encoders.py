@@ -77,7 +77,7 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = EntryPoints(
         [*own, EntryPoint("length", here, encoders.GROUP), EntryPoint("gone", "no.such:Kind", encoders.GROUP)]
     )
-    monkeypatch.setattr(encoders, "entry_points", lambda group: entries.select(group=group))
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: entries.select(group=group))
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,10 @@ def test_forms_of_one_model_agree(tiny: dict[str, Path]) -> None:
 def test_half_precision_is_near(tiny: dict[str, Path], precision: str) -> None:
     exact, half = load_tiny(tiny), load_tiny(tiny, precision=precision)
     assert half.fingerprint != exact.fingerprint
+    are_near(exact, half)
+
+
+def are_near(exact: OpenClipEncoder, half: OpenClipEncoder) -> None:
     for a, b in (
         (exact.encode_text(TEXTS), half.encode_text(TEXTS)),
         (exact.encode_image(pictures()), half.encode_image(pictures())),
@@ -193,6 +197,24 @@ def test_half_precision_is_near(tiny: dict[str, Path], precision: str) -> None:
         assert b.dtype == np.float32
         assert (a * b).sum(axis=1).min() > 0.99
         assert np.linalg.norm(b, axis=1) == pytest.approx(np.ones(len(b)), abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["coca", "siglip", open_clip_models.HF_TEXT])
+def test_half_precision_of_towers_that_open_clip_converts_in_part(name: str, precision: str, tmp_path: Path) -> None:
+    folder = open_clip_models.make_model(tmp_path, name)
+    exact = OpenClipEncoder.load(f"local-dir:{folder}", {"device": "cpu"})
+    are_near(exact, OpenClipEncoder.load(f"local-dir:{folder}", {"device": "cpu", "precision": precision}))
+
+
+def test_a_model_that_cannot_run_says_so(monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Path]) -> None:
+    def encode_text(*_: object, **__: object) -> None:
+        raise RuntimeError("mat1 and mat2 must have the same dtype\nand more")
+
+    monkeypatch.setattr("open_clip.model.CustomTextCLIP.encode_text", encode_text)
+    monkeypatch.setattr("open_clip.model.CLIP.encode_text", encode_text)
+    with pytest.raises(EncoderError, match=r"encodes no text in bf16 on cpu: mat1 and mat2 .* dtype\. Choose another"):
+        load_tiny(tiny, precision="bf16")
 
 
 def test_a_tag_beside_a_checkpoint_gives_its_preprocessing(
@@ -364,7 +386,7 @@ def test_loading_leaves_global_state_alone(tiny: dict[str, Path]) -> None:
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("name", open_clip_models.CONFIGS)
+@pytest.mark.parametrize("name", [*open_clip_models.CONFIGS, open_clip_models.HF_TEXT])
 def test_every_architecture_is_as_by_hand(name: str, tmp_path: Path) -> None:
     folder = open_clip_models.make_model(tmp_path, name)
     encoder = OpenClipEncoder.load(f"local-dir:{folder}", {"device": "cpu", "batch_size": 4})

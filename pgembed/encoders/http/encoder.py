@@ -232,20 +232,22 @@ class HttpEncoder(Encoder):
         except Unusable as error:
             raise self._server.unusable(str(error)) from None
         self._count(answer, tokens)
-        return [self._outcome(vector) for vector in vectors]
+        return self._outcomes(np.stack(vectors))
 
     def _send(self, modality: str, role: Role, inputs: Sequence[Mapping[str, str]], tokens: int) -> Any:  # noqa: ANN401
         template = self._config.template(modality)
         body = {**fill(template, self._config.values(self._encoding), inputs), **self._config.fields(role)}
         return self._server.post(body, tokens=tokens)
 
-    def _outcome(self, vector: NDArray[np.float32]) -> Outcome:
-        if not np.isfinite(vector).all():
-            return InvalidInput(f"'{self.spec}' returned a vector that is not finite for this input.")
-        length = float(np.linalg.norm(vector.astype(np.float64)))
-        if not length:
-            return InvalidInput(f"'{self.spec}' returned a zero vector for this input.")
-        return (vector / length).astype(np.float32) if self.normalized else vector
+    def _outcomes(self, vectors: Vectors) -> list[Outcome]:
+        finite: NDArray[np.bool_] = np.all(np.isfinite(vectors), axis=1)
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            outcomes: list[Outcome] = list((vectors / lengths).astype(np.float32) if self.normalized else vectors)
+        for place in np.flatnonzero(~finite | (lengths[:, 0] == 0)).tolist():
+            what = "a zero vector" if finite[place] else "a vector that is not finite"
+            outcomes[place] = InvalidInput(f"'{self.spec}' returned {what} for this input.")
+        return outcomes
 
     def _blame(self, modality: str, refusal: Refused) -> Exception:
         """The error of one input that is refused where a plain one is taken."""
