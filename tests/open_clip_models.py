@@ -102,12 +102,11 @@ def with_text_tower_of_transformers(folder: Path) -> dict[str, Any]:
     import transformers
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    transformers.BertConfig(vocab_size=len(WORDS), **sizes).save_pretrained(folder)
+    transformers.BertModel(transformers.BertConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(folder)
     text = {
         "hf_model_name": str(folder),
         "hf_proj_type": "mlp",
         "hf_pooler_type": "mean_pooler",
-        "hf_model_pretrained": False,
     }
     text |= {"hf_tokenizer_name": str(folder.parent), "context_length": 20}
     return {"model_cfg": {**CLIP, "custom_text": True, "text_cfg": text}, "preprocess_cfg": {}}
