@@ -22,11 +22,13 @@ if _other_may_be_there():
     refuse_the_other()
 
 if TYPE_CHECKING:
+    from pgembed.algebra import centroid, mmr, reject, rocchio, slerp, swap, unit
     from pgembed.client import Pgembed, connect
     from pgembed.client_async import AsyncPgembed, connect_async
     from pgembed.encoders import EncoderPolicy
     from pgembed.errors import PgembedError
-    from pgembed.inputs import Expression, Image, Screenshot, Text, Vector
+    from pgembed.inputs import Expression, Image, Row, Screenshot, Text, Vector
+    from pgembed.query.wire import from_json, to_json
 
 __all__ = [
     "AsyncPgembed",
@@ -35,11 +37,21 @@ __all__ = [
     "Image",
     "Pgembed",
     "PgembedError",
+    "Row",
     "Screenshot",
     "Text",
     "Vector",
+    "centroid",
     "connect",
     "connect_async",
+    "from_json",
+    "mmr",
+    "reject",
+    "rocchio",
+    "slerp",
+    "swap",
+    "to_json",
+    "unit",
 ]
 
 # Loaded when first used: a command's --help, and the shell's Tab key, wait for none of it.
@@ -48,7 +60,9 @@ _HOMES = {
     "pgembed.client_async": {"AsyncPgembed", "connect_async"},
     "pgembed.encoders": {"EncoderPolicy"},
     "pgembed.errors": {"PgembedError"},
-    "pgembed.inputs": {"Expression", "Image", "Screenshot", "Text", "Vector"},
+    "pgembed.algebra": {"centroid", "mmr", "reject", "rocchio", "slerp", "swap", "unit"},
+    "pgembed.inputs": {"Expression", "Image", "Row", "Screenshot", "Text", "Vector"},
+    "pgembed.query.wire": {"from_json", "to_json"},
 }
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 SourceKind = Literal["bytes", "path", "url", "picture"]
-InputModality = Literal["text", "image", "screenshot", "vector"]
+InputModality = Literal["text", "image", "screenshot", "vector", "row"]
 
 _DATA_URL = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _URL = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://|{_DATA_URL.pattern}", re.IGNORECASE)
 _CANCELS = 1e-6  # of the sum of the weights: what is left then is the rounding of float32, not a direction
+
+
+PictureSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Picture"
 
 
 class _HasNumpy(Protocol):
@@ -39,7 +42,7 @@ class _HasNumpy(Protocol):
 
 
 class Expression:
-    """Something that has one vector: an input, or a weighted sum of inputs.
+    """Something that has one vector: an input, a weighted sum, or an operation on others (pgembed.algebra).
 
     Sums come from ``+``, ``-``, and from ``*`` and ``/`` with a finite number. Equal expressions have equal terms in
     the same order, hash alike, and print as the Python that makes them.
@@ -50,8 +53,13 @@ class Expression:
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """The weighted inputs, in the order in which they were written."""
+        """The weighted operands, in the order in which they were written."""
         raise NotImplementedError
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs that it is made of, in the order in which they were written."""
+        return tuple(input for term in self.terms for input in term.input.inputs)
 
     def resolve(self, encode: Callable[[Input], NDArray[Any]]) -> NDArray[np.float32]:
         """The unit vector of this expression, ``(dim,) float32``: inputs normalized, weighted, summed, normalized.
@@ -59,11 +67,15 @@ class Expression:
         ``encode`` gives the vector of one text, image or screenshot; a Vector is its own. Raises InvalidQuery where
         there are no terms, a vector is zero or not finite, dimensions or named spaces differ, or the sum cancels.
         """
-        if not self.terms:
-            raise InvalidQuery("The query is empty.", "Add a Text, an Image, a Screenshot or a Vector to it.")
         if len(self.spaces) > 1:
             raise InvalidQuery(f"The query mixes vectors of the spaces {' and '.join(sorted(self.spaces))}.")
-        first, *others = [(term, _unit(term.input, encode)) for term in self.terms]
+        return self.direction(encode).astype(np.float32)
+
+    def direction(self, encode: Callable[[Input], NDArray[Any]]) -> NDArray[np.float64]:
+        """What ``resolve`` gives, ``(dim,) float64``, whatever spaces are named."""
+        if not self.terms:
+            raise InvalidQuery("The query is empty.", "Add a Text, an Image, a Screenshot or a Vector to it.")
+        first, *others = [(term, term.input.direction(encode)) for term in self.terms]
         total = first[0].weight * first[1]
         for term, vector in others:
             if vector.size != total.size:
@@ -79,12 +91,12 @@ class Expression:
             raise InvalidQuery(f"The weights of {self!r} are too large to be summed.", "Make them smaller.")
         if length <= _CANCELS * sum(abs(term.weight) for term in self.terms):
             raise InvalidQuery(f"The terms of {self!r} cancel: no direction is left.", "Change a weight or a term.")
-        return (total / length).astype(np.float32)
+        return total / length
 
     @property
     def spaces(self) -> frozenset[str]:
         """The spaces that its Vectors name; the other inputs take the space of the encoder they meet."""
-        inputs = (term.input for term in self.terms)
+        inputs = self.inputs
         return frozenset(input.space for input in inputs if isinstance(input, Vector) and input.space is not None)
 
     def __add__(self, other: Expression) -> Expression:
@@ -121,28 +133,42 @@ class Expression:
         return self
 
 
-class Input(Expression):
-    """One text, image, screenshot or vector."""
+class Operand(Expression):
+    """What stands in a sum as one term: an input, or an operation on others."""
 
     __slots__ = ()
-    modality: ClassVar[InputModality]
-
-    @property
-    def spaces(self) -> frozenset[str]:
-        """The space that it names, if it is a Vector that names one."""
-        return frozenset()
 
     @property
     def terms(self) -> tuple[Term, ...]:
         return (Term(1.0, self),)
 
 
+class Input(Operand):
+    """One text, image, screenshot or vector."""
+
+    __slots__ = ()
+    modality: ClassVar[InputModality]
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        return (self,)
+
+    @property
+    def spaces(self) -> frozenset[str]:
+        """The space that it names, if it is a Vector that names one."""
+        return frozenset()
+
+    def direction(self, encode: Callable[[Input], NDArray[Any]]) -> NDArray[np.float64]:
+        """Its vector, of unit length, ``(dim,) float64``. Raises InvalidQuery for one that has no direction."""
+        return _unit(self, encode)
+
+
 @dataclass(frozen=True, slots=True)
 class Term:
-    """An input and its weight, a finite number. Raises InvalidQuery."""
+    """An operand and its weight, a finite number. Raises InvalidQuery."""
 
     weight: float
-    input: Input
+    input: Operand
 
     def __post_init__(self) -> None:
         weight = _number(self.weight, "*")
@@ -163,7 +189,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Sum(Expression):
-    """A weighted sum of inputs. Write it with ``+ - * /``."""
+    """A weighted sum. Write it with ``+ - * /``."""
 
     _terms: tuple[Term, ...]
 
@@ -205,11 +231,21 @@ class _PictureInput(Input):
     kind: SourceKind
     source: str | bytes | Picture = field(compare=False)
     content: str | bytes = field()  # equal content, equal picture
+    box: tuple[float, float, float, float] | None
+    mask: Image | None
 
-    def __init__(self, source: str | os.PathLike[str] | bytes | bytearray | memoryview | Picture) -> None:
+    def __init__(
+        self,
+        source: PictureSource,
+        *,
+        box: Sequence[float] | None = None,
+        mask: PictureSource | Image | None = None,
+    ) -> None:
         """Take a path, a URL with its scheme, the bytes of a picture file, or a PIL image, which is copied.
 
-        Raises InvalidInput for anything else.
+        ``box`` (left, top, width, height; in pixels, or in shares of the picture where none is above 1) or ``mask``, a
+        picture that is light there, say which part of it is meant; see pgembed.regions. Raises InvalidInput for
+        anything else.
         """
         kind: SourceKind
         name = type(self).__name__
@@ -234,9 +270,16 @@ class _PictureInput(Input):
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "source", taken)
         object.__setattr__(self, "content", content)
+        object.__setattr__(self, "box", None if box is None else _box(box))
+        object.__setattr__(self, "mask", mask if mask is None or isinstance(mask, Image) else Image(mask))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({shown_source(self.source, limit=4096)})"
+        shown = [shown_source(self.source, limit=4096)]
+        if self.box is not None:
+            shown.append(f"box={self.box!r}")
+        if self.mask is not None:
+            shown.append(f"mask={self.mask!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 @dataclass(frozen=True, slots=True, repr=False, init=False)
@@ -306,6 +349,30 @@ class Vector(Input):
         return f"Vector([{', '.join(numbers)}]{space})"
 
 
+@dataclass(frozen=True, slots=True, repr=False, init=False)
+class Row(Input):
+    """A row of the table that is searched, by its primary key: ``Row(17)``, ``Row("de", 17)``. It stands for the
+    vector that the row has; Postgres looks it up, under the rights of whoever asks."""
+
+    modality: ClassVar[InputModality] = "row"
+    key: tuple[Any, ...]
+
+    def __init__(self, *key: Any) -> None:  # noqa: ANN401
+        if not key or any(part is None for part in key):
+            raise InvalidQuery(f"Row{key!r} names no row.", "Give its primary key, one value a column.")
+        try:
+            hash(key)
+        except TypeError:
+            raise InvalidInput(f"Row takes the values of a primary key, not {_shortened(repr(key))}.") from None
+        object.__setattr__(self, "key", key)
+
+    def direction(self, encode: Callable[[Input], NDArray[Any]]) -> NDArray[np.float64]:
+        raise InvalidQuery(f"{self!r} has a vector only in the database.", "Search with it, or give a Vector.")
+
+    def __repr__(self) -> str:
+        return f"Row({', '.join(map(repr, self.key))})"
+
+
 @dataclass(frozen=True, slots=True)
 class Batches:
     """The distinct inputs of some expressions, in order of appearance, by what encodes them."""
@@ -317,7 +384,7 @@ class Batches:
 
 def batches(*expressions: Expression) -> Batches:
     """What must be encoded for these expressions, each input once, so that each modality is one call of the encoder."""
-    inputs = dict.fromkeys(term.input for expression in expressions for term in expression.terms)
+    inputs = dict.fromkeys(input for expression in expressions for input in expression.inputs)
     return Batches(
         texts=tuple(input for input in inputs if isinstance(input, Text)),
         images=tuple(input for input in inputs if isinstance(input, Image)),
@@ -359,6 +426,14 @@ def _unit(input: Input, encode: Callable[[Input], NDArray[Any]]) -> NDArray[np.f
     if length == 0:
         raise InvalidQuery(f"The vector of {input!r} is zero, which has no direction.")
     return vector / length
+
+
+def _box(box: Sequence[float]) -> tuple[float, float, float, float]:
+    numbers = [float(each) for each in box]
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)) or min(numbers[2:]) <= 0:
+        raise InvalidQuery(f"{tuple(box)!r} is no box.", "Give left, top, width and height, in pixels or in shares.")
+    left, top, width, height = numbers
+    return left, top, width, height
 
 
 def _sum(terms: tuple[Term, ...]) -> Expression:

@@ -27,6 +27,7 @@ from pgembed.query import (
     search_row_factory,
     to_encode,
 )
+from pgembed.regions import blend, cut
 from pgembed.worker import VerifyOptions
 
 if TYPE_CHECKING:
@@ -189,7 +190,15 @@ class Searcher:
                 chosen = [item for item in pictures if item.modality == modality]
                 if chosen:
                     opened = [reader.open(item.source, item.kind) for item in chosen]
-                    vectors.update(zip(chosen, encode(opened, role="query"), strict=True))
+                    parts = {
+                        item: cut(picture, item.box, item.mask and reader.open(item.mask.source, item.mask.kind))
+                        for item, picture in zip(chosen, opened, strict=True)
+                        if item.box or item.mask
+                    }
+                    encoded = encode([*opened, *parts.values()], role="query")
+                    vectors.update(zip(chosen, encoded, strict=False))
+                    for item, part in zip(parts, encoded[len(chosen) :], strict=True):
+                        vectors[item] = blend(part, vectors[item])
         return vectors
 
 

@@ -177,6 +177,42 @@ BEGIN ATOMIC
     END;
 END;
 
+-- This, but "new" in place of "old": v, and weight times the direction from old to new. NULL where an argument is.
+--     ORDER BY embedding <=> (SELECT pgembed.swap(photo, blue, red))
+CREATE OR REPLACE FUNCTION pgembed.swap(
+    v @extschema:vector@.vector,
+    old @extschema:vector@.vector,
+    new @extschema:vector@.vector,
+    weight float8 DEFAULT 1
+) RETURNS @extschema:vector@.vector
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN num_nulls(v, old, new, weight) = 0
+    THEN pgembed.compose(ARRAY[v, pgembed.compose(ARRAY[new, old], ARRAY[1, -1])], ARRAY[1, weight]) END;
+
+-- A query after feedback: alpha of it, beta of the mean of the vectors that were liked, less gamma of the mean of those
+-- that were not. Without a query (NULL) it is "more like these, unlike those". NULLs among the vectors are passed over,
+-- as rows without a vector. Rocchio 1971; the weights are those of Manning, Raghavan and Schuetze 2008, 9.1.1.
+--     ORDER BY embedding <=> (SELECT pgembed.rocchio(NULL, array_agg(embedding)) FROM product WHERE id IN (3, 7))
+CREATE OR REPLACE FUNCTION pgembed.rocchio(
+    query @extschema:vector@.vector,
+    liked @extschema:vector@.vector[] DEFAULT '{}',
+    disliked @extschema:vector@.vector[] DEFAULT '{}',
+    alpha float8 DEFAULT 1,
+    beta float8 DEFAULT 0.75,
+    gamma float8 DEFAULT 0.15
+) RETURNS @extschema:vector@.vector
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT pgembed.compose(array_agg(v ORDER BY part, n), array_agg(weight ORDER BY part, n))
+    FROM (
+        SELECT 1 AS part, 1 AS n, query AS v, alpha AS weight WHERE query IS NOT NULL
+        UNION ALL
+        SELECT 2, n, v, beta / count(*) OVER () FROM unnest(liked) WITH ORDINALITY AS l (v, n) WHERE v IS NOT NULL
+        UNION ALL
+        SELECT 3, n, v, -gamma / count(*) OVER () FROM unnest(disliked) WITH ORDINALITY AS d (v, n) WHERE v IS NOT NULL
+    ) AS terms;
+END;
+
 -- The direction of the mean: last step of the aggregate centroid, from pgvector's own state of avg.
 CREATE OR REPLACE FUNCTION pgembed._centroid(state float8[]) RETURNS @extschema:vector@.vector
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -208,6 +244,74 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 BEGIN ATOMIC
     SELECT sum((SELECT max(@extschema:vector@.inner_product(q, d)) FROM unnest(document) AS d)) FROM unnest(query) AS q;
 END;
+
+-- The k of some rows that are relevant and unlike each other, best first, by their places in the arrays, from 1 on.
+-- Greedy: each time the largest lambda * relevance - (1 - lambda) * (greatest cosine to one that was chosen before); of
+-- equals the first. To re-rank what a search gave:
+--     WITH found AS (
+--         SELECT s.*, row_number() OVER (ORDER BY score DESC) AS n
+--         FROM pgembed.search(NULL::product, (SELECT ...), k => 100, wide => true) AS s)
+--     SELECT (item).id, score
+--     FROM pgembed.mmr(ARRAY(SELECT (item).embedding FROM found ORDER BY n),
+--                      ARRAY(SELECT score FROM found ORDER BY n), 10) AS m
+--     JOIN found ON found.n = m.place ORDER BY m.rank;
+-- Maximal marginal relevance, Carbonell and Goldstein, SIGIR 1998.
+CREATE OR REPLACE FUNCTION pgembed.mmr(
+    vectors @extschema:vector@.vector[],
+    relevance float8[],
+    k integer,
+    lambda float8 DEFAULT 0.5
+) RETURNS TABLE (rank integer, place integer, value float8)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+AS $$
+DECLARE
+    n CONSTANT integer := coalesce(cardinality(vectors), 0);
+    nearest float8[] := array_fill(0::float8, ARRAY[n]);
+    is_left boolean[] := array_fill(true, ARRAY[n]);
+    own float8;
+BEGIN
+    rank := 0;
+    IF coalesce(cardinality(relevance), 0) <> n THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('mmr was given %s vectors and %s scores.', n, coalesce(cardinality(relevance), 0)),
+            HINT = 'Give one score for each vector.';
+    ELSIF k IS NULL OR k < 1 OR lambda IS NULL OR NOT lambda BETWEEN 0 AND 1 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('mmr was given k = %s and lambda = %s.', k, lambda),
+            HINT = 'Give a k of 1 at least, and a lambda from 0 (unlike) to 1 (relevant).';
+    END IF;
+    FOR i IN 1 .. n LOOP
+        IF vectors[i] IS NULL OR @extschema:vector@.vector_norm(vectors[i]) = 0
+            OR relevance[i] IS NULL OR relevance[i] IN ('NaN', 'Infinity', '-Infinity') THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('Vector %s of mmr is NULL or zero, or its score %s is not finite.', i, relevance[i]),
+                HINT = 'Leave it out.';
+        END IF;
+        vectors[i] := @extschema:vector@.l2_normalize(vectors[i]);
+    END LOOP;
+    WHILE rank < least(k, n) LOOP
+        rank := rank + 1;
+        place := NULL;
+        FOR i IN 1 .. n LOOP
+            IF is_left[i] THEN
+                own := lambda * relevance[i] - (1 - lambda) * nearest[i];
+                IF place IS NULL OR own > value THEN
+                    place := i;
+                    value := own;
+                END IF;
+            END IF;
+        END LOOP;
+        is_left[place] := false;
+        FOR i IN 1 .. n LOOP
+            IF is_left[i] THEN
+                own := @extschema:vector@.inner_product(vectors[i], vectors[place]);
+                nearest[i] := CASE WHEN rank = 1 THEN own ELSE greatest(nearest[i], own) END;
+            END IF;
+        END LOOP;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
 
 -- Reciprocal rank fusion of one row's ranks, counted from 1: the sum of weight / (constant + rank). A NULL rank (the
 -- row is not in that list) adds nothing. Cormack, Clarke and Buettcher, SIGIR 2009.

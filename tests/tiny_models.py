@@ -84,6 +84,87 @@ def save_qwen(folder: Path, *, padding_side: str = "right") -> Path:
     return folder
 
 
+def save_qwen2_5(folder: Path) -> Path:
+    """A Qwen2.5-VL, as later models of these families are built on."""
+    tokenizer = _qwen_tokenizer()
+    config = qwen_config(tokenizer)
+    config["vision_config"] = {
+        "depth": 2, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 4, "intermediate_size": 64, "patch_size": 14,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56, "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    _save(folder, transformers.Qwen2_5_VLForConditionalGeneration, transformers.Qwen2_5_VLConfig(**config))
+    transformers.Qwen2_5_VLProcessor(**_qwen_parts(tokenizer)).save_pretrained(folder)
+    return folder
+
+
+def save_qwen3(folder: Path) -> Path:
+    """A Qwen3-VL."""
+    tokenizer = _qwen_tokenizer()
+    config = qwen_config(tokenizer)
+    config["text_config"]["head_dim"] = 8
+    config["vision_config"] = {
+        "depth": 2, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 4, "intermediate_size": 64, "patch_size": 14,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    _save(folder, transformers.Qwen3VLForConditionalGeneration, transformers.Qwen3VLConfig(**config))
+    transformers.Qwen3VLProcessor(**_qwen_parts(tokenizer)).save_pretrained(folder)
+    return folder
+
+
+def save_llava_next(folder: Path) -> Path:
+    """A LLaVA-NeXT, as VLM2Vec's and E5-V's first models are built on."""
+    tokenizer = byte_tokenizer(
+        ("<pad>", "<s>", "</s>", "<image>"), pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=512
+    )
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    config = transformers.LlavaNextConfig(
+        image_token_index=image,
+        image_grid_pinpoints=[[28, 56], [56, 28]],
+        text_config={
+            "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+            "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={
+            "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "projection_dim": 32,
+        },
+        vision_feature_layer=-1,
+    )  # fmt: skip
+    _save(folder, transformers.LlavaNextForConditionalGeneration, config)
+    transformers.LlavaNextProcessor(
+        image_processor=transformers.LlavaNextImageProcessor(
+            size={"shortest_edge": 28},
+            crop_size={"height": 28, "width": 28},
+            image_grid_pinpoints=config.image_grid_pinpoints,
+        ),
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _qwen_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    return byte_tokenizer(QWEN_TOKENS, pad_token="<|endoftext|>", eos_token="<|im_end|>", model_max_length=512)
+
+
+def _qwen_parts(tokenizer: transformers.PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What a processor of these families is made of."""
+    return {
+        "image_processor": transformers.Qwen2VLImageProcessor(
+            min_pixels=56 * 56, max_pixels=112 * 112, patch_size=14, merge_size=2
+        ),
+        "tokenizer": tokenizer,
+        "video_processor": transformers.Qwen2VLVideoProcessor(),
+        "chat_template": QWEN_CHAT,
+    }
+
+
 def save_colqwen(folder: Path) -> Path:
     """A ColQwen2: many vectors for each picture and query."""
     tokenizer = byte_tokenizer(QWEN_TOKENS, pad_token="<|endoftext|>", eos_token="<|im_end|>", model_max_length=512)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from rich.table import Table
 from pgembed.cli import completion
 from pgembed.cli.allowed import loads_encoders
 from pgembed.cli.app import Json, NewTable, OnlyTable, TableName, Target, WrongUsage, app, database, examples
+from pgembed.cli.keys import key_of
 from pgembed.cli.output import console, errors, print_json, print_table, progress_bar, rows_are, say_done, table_of
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def retry(
 ) -> None:
     """Put failed rows back into the queue."""
     with database() as db:
-        count = db.retry(table, target, reason=reason, keys=[_key(text) for text in key] if key else None)
+        count = db.retry(table, target, reason=reason, keys=[key_of(text) for text in key] if key else None)
     say_done(
         f"{rows_are(count)} back in the queue.", as_json=as_json, action="retry", table=table, target=target, rows=count
     )
@@ -301,16 +301,6 @@ def _ready(row: StatusRow) -> str:
 
 def _time(at: datetime) -> str:
     return at.isoformat(" ", "seconds")
-
-
-def _key(text: str) -> list[str]:
-    """A primary key as it is typed: itself, or a JSON array of its columns."""
-    if text.startswith("["):
-        try:
-            return [part if isinstance(part, str) else json.dumps(part) for part in json.loads(text)]
-        except ValueError as error:
-            raise WrongUsage(f"--key {text} is not a JSON array: {error}.", """Write it as '["17", "2"]'.""") from None
-    return [text]
 
 
 def _name(row: StatusRow | FailureRow | FailureReason) -> str:

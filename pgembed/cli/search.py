@@ -13,6 +13,7 @@ import typer
 from pgembed.cli import completion
 from pgembed.cli.allowed import loads_encoders
 from pgembed.cli.app import Json, TableName, Target, WrongUsage, app, database, examples
+from pgembed.cli.keys import key_of
 from pgembed.cli.output import errors, print_json, print_table
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     epilog=examples(
         'pgembed search product "a red shoe" --where "price < 50" --limit 20',
         'pgembed search product --image dress.jpg --minus "in blue" --contact-sheet found.html',
+        'pgembed search product --like 17 --like 23 --unlike 4 --without "a person"',
+        "pgembed search product --query query.json",
     )
 )
 @loads_encoders
@@ -32,8 +35,17 @@ def search(
     image: Annotated[list[str] | None, typer.Option(help="A picture: path or https URL; may be repeated.")] = None,
     screenshot: Annotated[list[str] | None, typer.Option(help="A screenshot: path; may be repeated.")] = None,
     minus: Annotated[list[str] | None, typer.Option(help="Words to move away from; may be repeated.")] = None,
+    like: Annotated[list[str] | None, typer.Option(help="A row of the table, by its key; may be repeated.")] = None,
+    unlike: Annotated[list[str] | None, typer.Option(help="A row to move away from; may be repeated.")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Words that are not to count at all, either way; may be repeated.")
+    ] = None,
+    query_file: Annotated[
+        Path | None,
+        typer.Option("--query", help="A query as JSON, as pgembed.to_json writes it; - for standard input."),
+    ] = None,
     words_weight: Annotated[float, typer.Option(help="Weight of the words; pictures weigh 1.")] = 1.0,
-    minus_weight: Annotated[float, typer.Option(help="Weight of --minus.")] = 0.8,
+    minus_weight: Annotated[float, typer.Option(help="Weight of --minus and --unlike.")] = 0.8,
     where: Annotated[str | None, typer.Option(help="SQL on the table's columns: price < 50.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many rows.")] = 10,
     target: Target = None,
@@ -57,7 +69,14 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search a table by words and pictures; --minus takes something out: this picture, but not in blue."""
-    query = _expression(words, image or [], screenshot or [], minus or [], words_weight, minus_weight)
+    query = _from_file(query_file) if query_file else None
+    positive = [*_pictures(image or [], screenshot or []), *_rows(like, "--like")]
+    if words:
+        positive.append(_weighted(words_weight, _text(words)))
+    negative = [*map(_text, minus or []), *_rows(unlike, "--unlike")]
+    query = _composed(
+        query, positive, [minus_weight * part for part in negative], [_text(part) for part in without or []]
+    )
     with database() as db:
         options: dict[str, Any] = {"where": where, "limit": limit, "embedding": target, "exact": exact}
         if sql:
@@ -84,22 +103,54 @@ def search(
         errors.print(f"Contact sheet: {contact_sheet}", markup=False, soft_wrap=True)
 
 
-def _expression(
-    words: str | None, images: list[str], screenshots: list[str], minus: list[str], weight: float, minus_weight: float
+def _composed(
+    query: Expression | None, positive: list[Expression], negative: list[Expression], without: list[Expression]
 ) -> Expression:
-    from pgembed.inputs import Image, Screenshot, Text
+    """All that was given, as one expression. Raises WrongUsage where that is nothing."""
+    from pgembed.algebra import reject, unit
 
-    positive: list[Expression] = [*map(Image, images), *map(Screenshot, screenshots)]
-    if words:
-        positive.append(Text(words) if weight == 1 else weight * Text(words))
-    if not positive:
+    parts = [*([unit(query) if positive or negative else query] if query else []), *positive]
+    if not parts:
         raise WrongUsage("There is nothing to search for.", 'Give words, or --image: pgembed search product "red shoe"')
-    total = positive[0]
-    for part in positive[1:]:
+    total = parts[0]
+    for part in parts[1:]:
         total = total + part
-    for part in minus:
-        total = total - minus_weight * Text(part)
-    return total
+    for part in negative:
+        total = total - part
+    return reject(total, *without) if without else total
+
+
+def _text(words: str) -> Expression:
+    from pgembed.inputs import Text
+
+    return Text(words)
+
+
+def _weighted(weight: float, expression: Expression) -> Expression:
+    return expression if weight == 1 else weight * expression
+
+
+def _pictures(images: list[str], screenshots: list[str]) -> list[Expression]:
+    from pgembed.inputs import Image, Screenshot
+
+    return [*map(Image, images), *map(Screenshot, screenshots)]
+
+
+def _rows(keys: list[str] | None, option: str) -> list[Expression]:
+    from pgembed.inputs import Row
+
+    return [Row(*key_of(key, option)) for key in keys or []]
+
+
+def _from_file(path: Path) -> Expression:
+    """Who types the command may read any file, and so may the query that he gives."""
+    from pgembed.query.wire import from_json
+
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongUsage(f"--query {path} cannot be read: {error}.", "Give a file of JSON, or -.") from None
+    return from_json(text, paths=True)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from pgembed.errors import MediaError
-from pgembed.inputs import Expression, Text, Vector
+from pgembed.inputs import Expression, Row, Text, Vector
 from pgembed.inputs import Image as ImageInput
 from pgembed.inputs import Screenshot as ScreenshotInput
 from pgembed.media import MediaReader, decode_picture
+from pgembed.regions import cut
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -56,9 +57,15 @@ def parts_of(expression: Expression, reader: MediaReader) -> list[Part]:
             case Text(text):
                 parts.append(Part(text, term.weight))
             case ImageInput() | ScreenshotInput() as picture:
-                parts.append(Part(thumbnail(reader.open(picture.source, picture.kind)), term.weight))
+                opened = reader.open(picture.source, picture.kind)
+                if picture.box or picture.mask:
+                    mask = picture.mask and reader.open(picture.mask.source, picture.mask.kind)
+                    opened = cut(opened, picture.box, mask)
+                parts.append(Part(thumbnail(opened), term.weight))
             case Vector() as vector:
                 parts.append(Part(f"a vector of {vector.dim}", term.weight))
+            case Row(key):
+                parts.append(Part(f"row {', '.join(map(str, key))}", term.weight))
             case other:
                 parts.append(Part(repr(other), term.weight))
     return parts

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from psycopg import sql
 
+from pgembed.algebra import Reject, Slerp, Unit
 from pgembed.errors import InvalidQuery
-from pgembed.inputs import Expression, Input, Text, Vector
+from pgembed.inputs import Expression, Input, Row, Text, Vector
 from pgembed.query.statement import Parameters, Statement, Target, Values
 from pgembed.query.texts import Kind, Shape, Texts, names
 from pgembed.vectors import pack_one
@@ -92,8 +93,11 @@ def to_encode(target: Target, query: Expression) -> tuple[Input, ...]:
     """The inputs whose vectors ``compile_search`` must be given: what is no vector, and no text that SQL encodes."""
     if isinstance(query, Vector):
         return ()
-    inputs = dict.fromkeys(term.input for term in query.terms)
-    return tuple(i for i in inputs if not isinstance(i, Vector) and not (isinstance(i, Text) and target.static_text))
+    return tuple(
+        input
+        for input in dict.fromkeys(query.inputs)
+        if not isinstance(input, Vector | Row) and not (isinstance(input, Text) and target.static_text)
+    )
 
 
 class Compiler:
@@ -131,9 +135,9 @@ class Compiler:
         if given and where is None:
             raise InvalidQuery("There are params, but no filter that names them.", "Give where='price < %s'.")
         named = isinstance(given, dict)
-        kinds, values = _query_vector(self.target, query, vectors or {})
+        kind, values = _query_vector(self.target, query, vectors or {})
         shape = Shape(
-            kinds=kinds,
+            kind=kind,
             named=named,
             where=where if where is None or isinstance(where, str) else where.as_string(None),
             has_params=bool(given),
@@ -165,33 +169,56 @@ def compile_search(
 
 def _query_vector(
     target: Target, query: Expression, vectors: Mapping[Input, NDArray[Any]]
-) -> tuple[tuple[Kind, ...], list[object]]:
-    """How the query's vector is written, and its parameters: what is all vectors is summed here, the rest by SQL.
-
-    One kind is an input by itself; several, ended by "weights", are composed.
-    """
+) -> tuple[Kind, list[object]]:
+    """How the query's vector is written, and its parameters: what is all vectors is computed here, the rest by SQL."""
     if others := query.spaces - {target.space}:
         raise InvalidQuery(
             f"{target.name} holds vectors of '{target.encoder}' (space {target.space}); the query has vectors of space "
             f"{' and '.join(sorted(others))}.",
             f"Encode them with '{target.encoder}'.",
         )
-    if isinstance(query, Input):
-        kind, values = _of_input(target, query, _known(target, query, vectors))
-        return (kind,), values
-    terms = query.terms
-    known = {term.input: _known(target, term.input, vectors) for term in terms}
-    if all(vector is not None for vector in known.values()):
-        return ("vector",), [pack_one(query.resolve(lambda input: cast("NDArray[Any]", known[input])))]
-    inputs = [_of_input(target, term.input, known[term.input]) for term in terms]
-    weights = [term.weight for term in terms]
-    return (*(kind for kind, _ in inputs), "weights"), [*(value for _, some in inputs for value in some), weights]
+    known = {input: _known(target, input, vectors) for input in query.inputs}
+    if isinstance(query, Input) and (vector := known[query]) is not None:
+        return "vector", [pack_one(np.asarray(vector, dtype=np.float32))]  # as it is: its length may count
+    return _written(target, query, known)
 
 
-def _of_input(target: Target, input: Input, vector: NDArray[Any] | None) -> tuple[Kind, list[object]]:
-    if vector is not None:
-        return "vector", [pack_one(np.asarray(vector, dtype=np.float32))]
-    return "text", [target.encoder, cast(Text, input).text]
+def _written(
+    target: Target, query: Expression, known: Mapping[Input, NDArray[Any] | None]
+) -> tuple[Kind, list[object]]:
+    """One expression within a query: a kind, which names its SQL, and the values of its placeholders in order."""
+    if all(known[input] is not None for input in query.inputs):
+        return "vector", [pack_one(query.resolve(lambda input: cast("NDArray[Any]", known[input])))]
+    match query:
+        case Text():
+            return "text", [target.encoder, query.text]
+        case Row():
+            if len(query.key) != len(target.keys):
+                raise InvalidQuery(
+                    f"{query!r} has {len(query.key)} value(s), and the primary key of {target.table} has"
+                    f" {len(target.keys)}: {', '.join(target.keys)}."
+                )
+            return "row", [*query.key]
+        case Unit():
+            return _written(target, query.operand, known)
+        case Slerp():
+            return _call("slerp", target, query.operands, known, query.t)
+        case Reject():
+            return _call("reject", target, query.operands, known)
+        case _:
+            terms = query.terms
+            return _call("compose", target, [t.input for t in terms], known, [t.weight for t in terms])
+
+
+def _call(
+    name: str,
+    target: Target,
+    operands: Sequence[Expression],
+    known: Mapping[Input, NDArray[Any] | None],
+    *more: object,
+) -> tuple[Kind, list[object]]:
+    written = [_written(target, operand, known) for operand in operands]
+    return (name, *(kind for kind, _ in written)), [*(value for _, some in written for value in some), *more]
 
 
 def _known(target: Target, input: Input, vectors: Mapping[Input, NDArray[Any]]) -> NDArray[Any] | None:
@@ -201,7 +228,7 @@ def _known(target: Target, input: Input, vectors: Mapping[Input, NDArray[Any]]) 
         vector = np.asarray(given)
     elif isinstance(input, Vector):
         vector = input.values
-    elif isinstance(input, Text) and target.static_text:
+    elif isinstance(input, Row) or (isinstance(input, Text) and target.static_text):
         return None
     else:
         raise InvalidQuery(f"{input!r} has no vector yet.", f"Encode it with '{target.encoder}'.")

@@ -7,16 +7,18 @@ there runs once for each row that is compared.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Literal, LiteralString, NamedTuple, cast
+from itertools import count
+from typing import LiteralString, NamedTuple, cast
 
 from psycopg import sql
 
 from pgembed.errors import InvalidQuery
 from pgembed.query.statement import Target
 
-Kind = Literal["vector", "text", "weights"]
+# How a vector is written: "vector", "text", "row", or the name of an SQL function and the kinds of its vectors.
+Kind = str | tuple["Kind", ...]
 
 _OPERATORS: dict[str, LiteralString] = {"cosine": "<=>", "ip": "<#>", "l2": "<->"}
 _SCORES: dict[str, LiteralString] = {"cosine": "1 - ", "ip": "-", "l2": "-"}
@@ -31,7 +33,7 @@ _OPEN_QUOTE = re.compile(r"['\"]|(?<![\w$])(?:[eE]\0|\$(?:[^\W\d]\w*)?\$)")  # w
 class Shape(NamedTuple):
     """What the SQL of a search depends on, beside its target."""
 
-    kinds: tuple[Kind, ...]
+    kind: Kind
     named: bool
     where: str | None
     has_params: bool
@@ -122,25 +124,51 @@ class Texts:
 
 def _vector(target: Target, shape: Shape) -> sql.Composed:
     """The SQL of the query's vector, with placeholders for its values."""
-    unused = iter(names(2 * len(shape.kinds)))
+    numbers = count(1)
 
     def place() -> sql.Placeholder:
-        return sql.Placeholder(next(unused)) if shape.named else sql.Placeholder()
+        return sql.Placeholder(_parameter(next(numbers))) if shape.named else sql.Placeholder()
 
     def written(kind: Kind) -> sql.Composed:
-        if kind == "vector":
-            return _sql(place(), "::", _of_vector(target, "vector"))
-        return _sql("pgembed.encode_text(", place(), ", ", place(), ")")
+        match kind:
+            case "vector":
+                return _sql(place(), "::", _of_vector(target, "vector"))
+            case "text":
+                return _sql("pgembed.encode_text(", place(), ", ", place(), ")")
+            case "row":  # composed, since that refuses NULL: a row that is not there, or has no vector yet
+                return _sql("pgembed.compose(ARRAY[", _stored(target, place), "])")
+            case ("slerp", *operands):
+                start, end = map(written, operands)
+                return _sql("pgembed.slerp(", start, ", ", end, ", ", place(), "::float8)")
+            case ("reject", operand, *directions):
+                first = written(operand)
+                return _sql("pgembed.reject(", first, ", ARRAY[", sql.SQL(", ").join(map(written, directions)), "])")
+            case (_, *operands):
+                terms = sql.SQL(", ").join([written(operand) for operand in operands])
+                return _sql("pgembed.compose(ARRAY[", terms, "], ", place(), "::float8[])")
+            case _:
+                raise AssertionError(kind)
 
-    if shape.kinds[-1] != "weights":
-        return written(shape.kinds[0])
-    terms = sql.SQL(", ").join([written(kind) for kind in shape.kinds[:-1]])
-    return _sql("pgembed.compose(ARRAY[", terms, "], ", place(), "::float8[])")
+    return written(shape.kind)
+
+
+def _stored(target: Target, place: Callable[[], sql.Placeholder]) -> sql.Composed:
+    """The vector of the row whose key the next placeholders hold."""
+    side = target.side
+    table = _name(side.schema, side.table) if side else _name(target.schema, target.table)
+    column = _name("vector") if side else _name(target.column)
+    keys = side.keys if side else target.keys
+    same = sql.SQL(" AND ").join([_sql(_name(key), " = ", place()) for key in keys])
+    return _sql("(SELECT ", column, "::", _of_vector(target, "vector"), " FROM ", table, " WHERE ", same, ")")
 
 
 def names(number: int) -> list[str]:
     """The names of our own parameters, where the caller's have names."""
-    return [f"pgembed_{n}" for n in range(1, number + 1)]
+    return [_parameter(n) for n in range(1, number + 1)]
+
+
+def _parameter(number: int) -> str:
+    return f"pgembed_{number}"
 
 
 def _chosen(target: Target, columns: Sequence[str] | None, wide: bool) -> tuple[str, ...]:

@@ -81,6 +81,16 @@ class KeyQueue(Queue):
         )
 
     @cached_property
+    def sizes_of_keys(self) -> sql.Composed | None:
+        """Parameter: keys. Returns the numbers of the rows that are there, from 1 on, and the bytes of their pictures;
+        None where none of these is in the database."""
+        if self._picture_bytes is None:
+            return None
+        return sql.SQL("WITH w AS MATERIALIZED ({given}) SELECT w.n, {bytes} FROM w JOIN {table} t ON {same}").format(
+            given=self._given(), bytes=self._picture_bytes, table=self._table, same=self._same_key("w")
+        )
+
+    @cached_property
     def left_over(self) -> sql.Composed:
         """Parameter: keys. Returns the numbers, from 1 on, of those whose vector has no row, and whether they wait."""
         assert self._side is not None

@@ -20,7 +20,7 @@ from pgembed.worker.batch import Batch, Row
 from pgembed.worker.catalog import Catalog
 from pgembed.worker.decode import Decoder
 from pgembed.worker.faults import is_conflict, is_lost
-from pgembed.worker.memory import size_decoded, size_undecoded
+from pgembed.worker.memory import READ_BYTES, largest_row, parts, size_decoded, size_undecoded
 from pgembed.worker.pipes import Pipes, Stopped
 from pgembed.worker.queue import Queue, Work
 from pgembed.worker.restraint import Load, Rate
@@ -28,9 +28,7 @@ from pgembed.worker.sweep import Sweep
 from pgembed.worker.write import give_back, is_detached
 
 READ_ROWS = 64  # read at once, so that pictures are decoded as they come
-READ_BYTES = 64 * 1024 * 1024  # the same; a row that has more is read alone
 LIST_ROWS = 32  # claimed at once, of rows that hold lists of pictures
-LIST_FILES = 4  # of the largest size that one picture may have, all together in one row's list
 FILL_ROWS = 1_000  # encoded by SQL in one transaction
 TEXTS = 256  # in a batch, at least
 FIRST_PICTURES = 8  # in the first batch after a rest; each one after it has twice as many
@@ -312,22 +310,13 @@ class Loader:
         """The rows in parts that are read at once: as many as their pictures' files leave room for. One whose pictures
         are too large gets its error instead."""
         sizes = self._file_sizes(work, rows)
-        most = self.options.media.limits.max_bytes * (LIST_FILES if work.has_lists else len(work.modalities))
-        room = min(READ_BYTES, self.pipes.memory.limit // 4)
-        part: list[Row] = []
-        total = 0
+        most = largest_row(work, self.options.media.limits)
         for row in rows:
-            size = sizes.get(row.seq, 0)
-            if size > most:
+            if (size := sizes.get(row.seq, 0)) > most:
                 row.error = too_long("of the row", size, most)
-                continue
-            if part and (len(part) == READ_ROWS or total + size > room):
-                yield part
-                part, total = [], 0
-            part.append(row)
-            total += size
-        if part:
-            yield part
+        fit = (row for row in rows if row.error is None)
+        room = min(READ_BYTES, self.pipes.memory.limit // 4)
+        return parts(fit, lambda row: sizes.get(row.seq, 0), most=READ_ROWS, room=room)
 
     def _file_sizes(self, work: Work, rows: list[Row]) -> dict[int, int]:
         """The bytes of the rows' pictures, by seq, where they stand in the database."""

@@ -6,19 +6,25 @@ A picture is counted before it is decoded by the size that its header tells, and
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from PIL import Image, ImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from pgembed.decoding.picture import Limits
 from pgembed.worker.batch import Row
+from pgembed.worker.queue import Work
+
+T = TypeVar("T")
 
 PIXEL_DECODED, PIXEL_DECODING = 4, 8  # bytes: Pillow's RGB, and with the copy that makes it so
 UNKNOWN = 12_000_000 * PIXEL_DECODING  # what a picture is taken for whose size no header tells: a camera's
+READ_BYTES = 64 * 1024 * 1024  # of pictures' files, read at once; a row that has more is read alone
+LIST_FILES = 4  # of the largest size that one picture may have, all together in one row's list
 TEXT = 100  # bytes of a path or URL, which does not matter
 _HEADERS: tuple[
     tuple[bytes, Callable[[BytesIO], ImageFile.ImageFile]], ...
@@ -27,6 +33,27 @@ _HEADERS: tuple[
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
     (b"GIF8", GifImageFile),
 )
+
+
+def parts(items: Iterable[T], size_of: Callable[[T], int], *, most: int, room: int) -> Iterator[list[T]]:
+    """Rows in parts that are read at once: at most so many, and as many as their pictures' files leave room for. One
+    that has more than there is room is alone."""
+    part: list[T] = []
+    total = 0
+    for item in items:
+        size = size_of(item)
+        if part and (len(part) == most or total + size > room):
+            yield part
+            part, total = [], 0
+        part.append(item)
+        total += size
+    if part:
+        yield part
+
+
+def largest_row(work: Work, limits: Limits) -> int:
+    """The bytes that a row's pictures may have, all together: one each, or a list."""
+    return limits.max_bytes * (LIST_FILES if work.has_lists else len(work.modalities))
 
 
 class Memory:

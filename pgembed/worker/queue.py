@@ -202,12 +202,17 @@ class Queue:
 
         What is stored beside the row is not read for it, unless it is a list.
         """
-        sizes = [size for modality in self.work.modalities if (size := self._size(modality)) is not None]
-        if not sizes:
+        if self._picture_bytes is None:
             return None
         return sql.SQL(
             "SELECT j.seq, {bytes} FROM {table} t JOIN {job} j ON {same} WHERE j.seq = ANY($1::bigint[])"
-        ).format(bytes=sql.SQL(" + ").join(sizes), table=self._table, job=self._job, same=self._same_key("j"))
+        ).format(bytes=self._picture_bytes, table=self._table, job=self._job, same=self._same_key("j"))
+
+    @cached_property
+    def _picture_bytes(self) -> sql.Composed | None:
+        """The bytes of a row's pictures, t being its table; None where none of them is in the database."""
+        sizes = [size for modality in self.work.modalities if (size := self._size(modality)) is not None]
+        return sql.SQL(" + ").join(sizes) if sizes else None
 
     def _size(self, modality: str) -> sql.SQL | None:
         """The bytes of one input's pictures, where they are in the database."""

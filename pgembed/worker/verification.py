@@ -19,10 +19,12 @@ from psycopg.types.json import Jsonb
 from pgembed.encoders import Encoder, EncoderPolicy
 from pgembed.errors import CatalogError, InvalidInput
 from pgembed.media import MediaPolicy
+from pgembed.media_errors import too_long
 from pgembed.worker.batch import Batch, Row, encode
 from pgembed.worker.catalog import fault_of
 from pgembed.worker.decode import Decoder
 from pgembed.worker.keys import Key, KeyQueue
+from pgembed.worker.memory import READ_BYTES, largest_row, parts
 from pgembed.worker.queue import Work
 from pgembed.worker.run import Connect, session_connection
 from pgembed.worker.state import State, WorkerOptions
@@ -169,7 +171,7 @@ class Verifier:
         if self.options.sample is not None:
             total = min(self.options.sample, total or self.options.sample)
         before: Look | None = None
-        for keys in self._pages(side=False, size=PAGE):
+        for keys in self._parts():
             look = self._look(keys)  # its pictures are decoded while the page before is encoded
             if before is not None:
                 self._judge(before)
@@ -184,6 +186,24 @@ class Verifier:
             for keys in self._pages(side=True, size=KEYS):
                 self._judge_left_over(keys)
         return self.report
+
+    def _parts(self) -> Iterator[Sequence[Key]]:
+        """The keys of the rows to look at, as many at once as their pictures leave room for."""
+        for keys in self._pages(side=False, size=PAGE):
+            sizes = self._sizes(keys)
+            for part in parts(range(len(keys)), lambda place, sizes=sizes: sizes[place], most=PAGE, room=READ_BYTES):
+                yield keys[part[0] : part[-1] + 1]
+
+    def _sizes(self, keys: Sequence[Key]) -> list[int]:
+        """The bytes of the rows' pictures, where they stand in the database."""
+        if self.statements.sizes_of_keys is None:
+            return [0] * len(keys)
+        try:
+            with self.conn.transaction():
+                found = dict(self.conn.execute(self.statements.sizes_of_keys, [Jsonb(keys)]).fetchall())
+        except psycopg.DataError:  # a value that cannot be computed is found when it is read
+            return [READ_BYTES] * len(keys)  # each alone
+        return [found.get(n, 0) for n in range(1, len(keys) + 1)]
 
     def _pages(self, *, side: bool, size: int) -> Iterator[Sequence[Key]]:
         """The keys to look at, so many at once."""
@@ -216,6 +236,11 @@ class Verifier:
     def _look(self, keys: Sequence[Key]) -> Look:
         """What the rows hold, and which of them wait."""
         look = Look(keys, Batch(self.work, [], time.monotonic()))
+        most = max(READ_BYTES, largest_row(self.work, self.options.media.limits))
+        if len(keys) == 1 and (size := self._sizes(keys)[0]) > most:  # it was given a part of its own
+            look.batch.rows.append(Row(1, 0, error=too_long("of the row", size, most)))
+            look.vectors[1] = None
+            return look
         for n, there, waits, failed, vector, *values in self._fetch(keys, 0, look):
             if not there:
                 look.gone += 1

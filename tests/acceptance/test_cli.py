@@ -21,7 +21,7 @@ import psycopg
 import pytest
 import typer.main
 
-from pgembed import Text, connect
+from pgembed import Row, Text, connect, to_json
 from pgembed.cli.hints import as_commands
 from pgembed.cli.main import app, main
 from pgembed.cli.sheet import search_with_sheet
@@ -134,6 +134,31 @@ def test_a_sheet_costs_no_second_search(shop: Cli, tmp_path: Path, monkeypatch: 
     assert set(rows[0]) == {"title", "score"}
 
 
+def test_search_by_rows_without_words_and_by_a_file(shop: Cli, tmp_path: Path) -> None:
+    def titles(*typed: str) -> list[str]:
+        return [row["title"] for row in json.loads(shop("search", "product", *typed, "--json"))]
+
+    names = [photo.stem for photo in PHOTOS]
+    panda, koala = (str(names.index(name)) for name in ("panda", "koala"))
+    assert titles("--like", panda, "--limit", "1") == ["panda"]
+    assert titles("--like", panda, "--like", f"[{koala}]", "--limit", "2") in (["panda", "koala"], ["koala", "panda"])
+    assert titles("--like", panda, "--unlike", koala, "--limit", "20")[-1] == "koala"
+    plain, without = titles("a panda", "--limit", "20"), titles("a panda", "--without", "a panda bear", "--limit", "20")
+    assert plain[0] == "panda" != without[0]
+    sheet = tmp_path / "out.html"
+    shop("search", "product", "--like", panda, "--contact-sheet", str(sheet))
+    assert f"row {panda}" in sheet.read_text()
+    query = tmp_path / "query.json"
+    query.write_text(json.dumps(to_json(Row(int(panda)) + 0.1 * Text("an animal"))))
+    assert titles("--query", str(query), "--limit", "1") == ["panda"]
+    assert titles("--query", str(query), "--minus", "a panda", "--minus-weight", "3", "--limit", "1") != ["panda"]
+    query.write_text('{"row": [true, null]}')
+    assert "neither text nor a number" in shop("search", "product", "--query", str(query), fails=1)
+    assert "cannot be read" in shop("search", "product", "--query", str(tmp_path / "none"), fails=2)
+    assert "is NULL" in shop("search", "product", "--like", "4711", fails=1)
+    assert "nothing to search for" in shop("search", "product", "--minus", "a", fails=2)
+
+
 def test_search_prints_a_statement_that_runs_anywhere(shop: Cli, database: psycopg.Connection) -> None:
     statement = shop("search", "product", "a panda", "--limit", "1", "--sql")
     cursor = database.execute(statement.encode())
@@ -208,6 +233,7 @@ def doctor(cli: Cli) -> list[dict[str, object]]:
 def test_encoder_commands(shop: Cli) -> None:
     assert [row["name"] for row in json.loads(shop("encoder", "list", "--json"))] == ["shop"]
     assert json.loads(shop("encoder", "show", "shop", "--json"))["dim"] == 256
+    assert "English" in shop("encoder", "show", "shop")
     assert "throughput" in shop("encoder", "test", "shop")
     assert "is used by" in shop("encoder", "remove", "shop", fails=1)
     shop("detach", "product")

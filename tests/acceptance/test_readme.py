@@ -68,41 +68,54 @@ def test_what_it_says_to_install_is_what_this_project_is_called() -> None:
         assert extra in project["optional-dependencies"]
 
 
+class Reader:
+    """Runs the blocks of a page, as somebody who types them: commands, SQL in psql, programs."""
+
+    def __init__(self, dsn: str, folder: Path, models: Path) -> None:
+        self.dsn = dsn
+        self.folder = folder
+        self.environment = {**os.environ, "PGEMBED_DSN": dsn, "NO_COLOR": "1", "PGEMBED_MODEL_DIR": str(models)}
+        self.ran = {"bash": 0, "sql": 0, "python": 0}
+        (folder / "dress.jpg").write_bytes(PICTURES[0].read_bytes())
+
+    def run(self, kind: str, block: str) -> str:
+        """Run a block; returns what it printed."""
+        self.ran[kind] += 1
+        if kind == "sql":
+            (self.folder / "block.sql").write_text(block)
+            done = psql(self.dsn, self.folder / "block.sql", "-v", "ON_ERROR_STOP=1")
+            assert done.returncode == 0, done.stderr
+            return str(done.stdout)
+        if kind == "python":
+            return self._program("-c", block)
+        return "".join(
+            self._program("-m", "pgembed.cli", *words[1:])
+            for words in commands(block)
+            if words[0] not in ("pip", "export")
+        )
+
+    def _program(self, *words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
 def test_every_block_works_as_printed(database_dsn: str, tmp_path: Path, stand_in: str, models: Path) -> None:
-    (tmp_path / "dress.jpg").write_bytes(PICTURES[0].read_bytes())
-    environment = {**os.environ, "PGEMBED_DSN": database_dsn, "NO_COLOR": "1", "PGEMBED_MODEL_DIR": str(models)}
-    ran = {"bash": 0, "sql": 0, "python": 0}
+    reader = Reader(database_dsn, tmp_path, models)
     with psycopg.connect(database_dsn, autocommit=True) as conn:
         for kind, block in blocks()[1:]:
-            if kind == "bash":
-                for words in commands(block.replace(HUB_MODEL, stand_in)):
-                    if words[0] in ("pip", "export"):
-                        continue
-                    assert words[0] == "pgembed"
-                    done = subprocess.run(
-                        [sys.executable, "-m", "pgembed.cli", *words[1:]],
-                        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300,
-                    )  # fmt: skip
-                    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
-                    ran["bash"] += 1
-            elif kind == "sql":
-                (tmp_path / "block.sql").write_text(block)
-                done = psql(database_dsn, tmp_path / "block.sql", "-v", "ON_ERROR_STOP=1")
-                assert done.returncode == 0, done.stderr
-                ran["sql"] += 1
-                if "CREATE TABLE product" in block:
-                    fill(conn)
-            elif kind == "python":
-                done = subprocess.run(
-                    [sys.executable, "-c", block],
-                    cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300,
-                )  # fmt: skip
-                assert done.returncode == 0, done.stderr
-                assert len(done.stdout.splitlines()) == 10
-                ran["python"] += 1
-            else:
-                raise AssertionError(f"nothing runs a block of {kind}")
-    assert ran["bash"] >= 8
+            for words in commands(block) if kind == "bash" else ():
+                assert words[0] in ("pip", "export", "pgembed")
+            printed = reader.run(kind, block.replace(HUB_MODEL, stand_in))
+            if "CREATE TABLE product" in block:
+                fill(conn)
+            if kind == "python":
+                assert len(printed.splitlines()) == 10
+    ran = reader.ran
+    assert ran["bash"] >= 6
     assert ran["sql"] >= 4
     assert ran["python"] >= 1
     assert (tmp_path / "found.html").stat().st_size > 10_000
@@ -114,3 +127,21 @@ def fill(conn: psycopg.Connection) -> None:
             "INSERT INTO product VALUES (%s, %s, %s, %s)",
             [(i, picture.stem, i, picture.read_bytes()) for i, picture in enumerate(PICTURES, start=1)],
         )
+
+
+def test_every_block_of_the_page_on_composed_queries_works(database_dsn: str, tmp_path: Path, models: Path) -> None:
+    page = (ROOT / "docs" / "composed.md").read_text(encoding="utf-8")
+    reader = Reader(database_dsn, tmp_path, models)
+    with psycopg.connect(database_dsn, autocommit=True) as conn:
+        for kind, block in blocks():
+            if "CREATE TABLE product" in block or ("'builtin:lite'" in block and "'product'" in block):
+                reader.run(kind, block)
+            if "CREATE TABLE product" in block:
+                fill(conn)
+    reader.run("bash", "pgembed worker --until-idle")
+    printed = [reader.run(kind, block) for kind, block in BLOCK.findall(page)]
+    assert reader.ran == {"bash": 2, "sql": 3, "python": 2}
+    searches = printed[0].splitlines()
+    assert len(searches) == 5
+    assert all(re.search(r"\) \[\d+, \d+, \d+\]$|\) \[\d+", line) for line in searches)
+    assert printed[-1].strip() == "Row(2) - 0.5 * Text('in blue')"

@@ -14,8 +14,10 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from psycopg.conninfo import conninfo_to_dict
 
+from pgembed.algebra import mmr, reject, rocchio, slerp, swap
 from pgembed.embedded import EmbeddedServer
-from pgembed.inputs import Text, Vector
+from pgembed.errors import InvalidQuery
+from pgembed.inputs import Expression, Input, Text, Vector
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Array = NDArray[np.float64]
@@ -114,6 +116,106 @@ def test_slerp_is_numpy_s(database: Connection, pair: tuple[Array, Array], t: fl
     assume(angle < np.pi - 0.1)
     expected = a + t * (b - a) if angle < 1e-6 else np.sin((1 - t) * angle) * a + np.sin(t * angle) * b
     assert_near(ask(database, "SELECT pgembed.slerp(%s::vector, %s::vector, %s)::text", *pair, t), unit(expected))
+
+
+def python(expression: Expression, vectors: dict[Input, Array]) -> Array:
+    return expression.resolve(vectors.__getitem__).astype(np.float64)
+
+
+A, B, C, D = (Text(name) for name in "abcd")
+
+
+@property_test
+@given(st.integers(2, 12).flatmap(lambda dim: st.lists(vectors(dim), min_size=4, max_size=4)), st.floats(0, 1), weights)
+def test_operations_of_python_are_those_of_sql(
+    database: Connection, given_: list[Array], t: float, weight: float
+) -> None:
+    known: dict[Input, Array] = dict(zip((A, B, C, D), given_, strict=True))
+    a, b, c, d = given_
+    for expression, statement, values in (
+        (slerp(A, B, t), "pgembed.slerp(%s::vector, %s, %s)", (a, b, t)),
+        (reject(A, B), "pgembed.reject(%s::vector, ARRAY[%s::vector])", (a, b)),
+        (reject(A, B, C), "pgembed.reject(%s::vector, ARRAY[%s::vector, %s])", (a, b, c)),
+        (swap(A, B, C, weight), "pgembed.swap(%s::vector, %s, %s, %s)", (a, b, c, weight)),
+        (swap(A, B, C), "pgembed.swap(%s::vector, %s, %s)", (a, b, c)),
+        (
+            rocchio(A, liked=[B, C], disliked=[D], gamma=0.3),
+            "pgembed.rocchio(%s::vector, ARRAY[%s::vector, %s], ARRAY[%s::vector], gamma => 0.3)",
+            (a, b, c, d),
+        ),
+        (rocchio(liked=[B], disliked=[D]), "pgembed.rocchio(NULL, ARRAY[%s::vector, NULL], ARRAY[%s::vector])", (b, d)),
+    ):
+        try:
+            expected = python(expression, known)
+        except InvalidQuery:
+            with pytest.raises(psycopg.errors.InvalidParameterValue):
+                ask(database, f"SELECT {statement}::text", *values)
+            continue
+        if python(expression, {k: v + 1e-7 * unit(v[::-1]) for k, v in known.items()}) @ expected < 1 - 1e-9:
+            continue  # next to a point without direction, where the rounding of float4 turns it
+        assert_near(ask(database, f"SELECT {statement}::text", *values), expected)
+
+
+@property_test
+@given(
+    st.integers(1, 8).flatmap(lambda dim: st.lists(st.tuples(vectors(dim), st.floats(-1, 1)), min_size=1, max_size=9)),
+    st.integers(1, 10),
+    st.floats(0, 1),
+)
+def test_mmr_of_python_is_that_of_sql(
+    database: Connection, rows: list[tuple[Array, float]], k: int, lambda_: float
+) -> None:
+    given_, scores = [v.astype(np.float32).astype(np.float64) for v, _ in rows], [round(score, 2) for _, score in rows]
+    found = database.execute(
+        "SELECT rank, place, value FROM pgembed.mmr(%s::vector[], %s::float8[], %s, %s)",
+        [[text(v) for v in given_], scores, k, lambda_],
+    ).fetchall()
+    assert [rank for rank, _, _ in found] == list(range(1, min(k, len(rows)) + 1))
+    chosen = mmr(given_, scores, k, lambda_)
+    units = [unit(v) for v in given_]
+    for n, (_, place, value) in enumerate(found):
+        before = [place - 1 for _, place, _ in found[:n]]
+
+        def worth(i: int, before: list[int] = before) -> float:
+            return lambda_ * scores[i] - (1 - lambda_) * max((units[i] @ units[j] for j in before), default=0.0)
+
+        assert value == pytest.approx(worth(place - 1), abs=1e-6)
+        if chosen[n] != place - 1:  # they may differ only where float4 cannot tell
+            assert worth(chosen[n]) == pytest.approx(value, abs=1e-6)
+            return
+
+
+def test_mmr_leaves_out_what_is_like_what_was_chosen(database: Connection) -> None:
+    rows = ["[1,0]", "[1,0.01]", "[0,1]"]
+    for lambda_, expected in ((1, [1, 2, 3]), (0.5, [1, 3, 2]), (0, [1, 3, 2])):
+        found = database.execute(
+            "SELECT place FROM pgembed.mmr(%s::vector[], ARRAY[0.9, 0.8, 0.7], 3, %s) ORDER BY rank", [rows, lambda_]
+        ).fetchall()
+        assert [place for (place,) in found] == expected
+    assert database.execute("SELECT * FROM pgembed.mmr('{}', '{}', 3)").fetchall() == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("mmr(ARRAY['[1,0]'::vector], ARRAY[0.1, 0.2], 3)", "mmr was given 1 vectors and 2 scores"),
+        ("mmr(ARRAY['[1,0]'::vector], ARRAY[0.1], 0)", "k = 0"),
+        ("mmr(ARRAY['[1,0]'::vector], ARRAY[0.1], 1, 1.5)", "lambda = 1.5"),
+        ("mmr(ARRAY['[1,0]'::vector, '[0,0]'], ARRAY[0.1, 0.2], 1)", "Vector 2 of mmr is NULL or zero"),
+        ("mmr(ARRAY['[1,0]'::vector], ARRAY['NaN'::float8], 1)", "its score NaN is not finite"),
+        ("rocchio(NULL)", "There are no vectors to compose"),
+        ("rocchio('[1,0]', ARRAY['[0,0]'::vector])", "Vector 2 of 2 is zero"),
+        ("rocchio('[1,0]', ARRAY['[1,0]'::vector], beta => 'NaN')", "not a finite number"),
+        ("swap('[1,0]', '[0,1]', '[0,2]')", "The vectors cancel"),
+    ],
+)
+def test_operations_refuse_what_makes_no_sense(database: Connection, call: str, message: str) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=message):
+        database.execute(f"SELECT pgembed.{call}".encode())
+
+
+def test_swap_of_a_row_without_a_vector_is_null(database: Connection) -> None:
+    assert ask(database, "SELECT pgembed.swap(NULL, '[0,1]', '[1,0]') IS NULL") is True
 
 
 def test_slerp_between_almost_equal_vectors_is_linear(database: Connection) -> None:

@@ -13,10 +13,12 @@ import psycopg
 import pytest
 
 import pgembed
-from pgembed.worker import WorkerOptions, decode, load
+from pgembed.worker import WorkerOptions, decode, load, verification
 from pgembed.worker.batch import Row
+from pgembed.worker.keys import Key
 from pgembed.worker.load import Loader
 from pgembed.worker.queue import Work
+from pgembed.worker.verification import Look, Verifier
 from tests import deadly
 from tests.unit.test_media_fuzz import FORMS, mutated
 
@@ -101,6 +103,32 @@ def test_no_more_is_read_at_once_than_fits_and_what_is_too_large_is_not_read(
     assert read == [2, 2, 2]
     (failure,) = shop.failures("product")
     assert failure.error.startswith("The picture of the row has 70,000,000 bytes or more, and the limit is 67,108,864.")
+
+
+def test_verify_reads_as_many_rows_at_once_as_their_pictures_leave_room_for(
+    database: psycopg.Connection, shop: pgembed.Pgembed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = (PHOTOS / "panda.jpg").read_bytes()
+    insert(database, [photo] * 6)
+    shop.work(until_idle=True)
+    database.execute("SET session_replication_role = replica")  # no trigger sees it
+    database.execute("INSERT INTO product VALUES (6, decode(repeat('00', 70000000), 'hex'))")
+    read: list[int] = []
+    fetch = Verifier._fetch  # pyright: ignore[reportPrivateUsage]
+
+    def counted(self: Verifier, keys: Sequence[Key], first: int, look: Look) -> list[tuple[object, ...]]:
+        read.append(len(keys))
+        return fetch(self, keys, first, look)
+
+    monkeypatch.setattr(Verifier, "_fetch", counted)
+    monkeypatch.setattr(verification, "READ_BYTES", 2 * len(photo))
+    found = shop.verify("product", sample=None)
+    assert (found.rows, found.matching, found.unchecked.keys) == (7, 6, [["6"]])
+    assert read == [2, 2, 2]
+    assert found.reasons == [
+        "The picture of the row has 70,000,000 bytes or more, and the limit is 67,108,864. "
+        "Store it smaller, or raise the limit of bytes."
+    ]
 
 
 def test_a_thousand_broken_pictures_fail_row_by_row(database: psycopg.Connection, shop: pgembed.Pgembed) -> None:

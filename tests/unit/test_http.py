@@ -12,6 +12,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from io import BytesIO
@@ -737,6 +739,48 @@ def test_requests_a_minute_hold_for_all_threads(server: EmbeddingServer) -> None
     started = time.monotonic()
     encoder.encode_text([f"dog {n}" for n in range(14)])  # ten are saved up
     assert 1.0 < time.monotonic() - started < 4
+
+
+def test_the_waits_double_up_to_a_bound(server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgembed.encoders.http.server.random.uniform", lambda low, high: (low + high) / 2)
+    encoder = load(server, retries=9, patience=3600)
+    waits: list[float] = []
+    encoder._server._sleep = waits.append
+    server.then(*[Answer(503)] * 8)
+    encoder.encode_text(TEXTS)
+    assert waits == [0.5, 1, 2, 4, 8, 16, 20, 20]
+
+
+def test_tokens_bound_requests_and_their_rate(server: EmbeddingServer) -> None:
+    encoder = load(server, max_batch=8, max_batch_tokens=10, tokens_per_minute=600, concurrency=1)
+    before, waits = len(server.requests), list[float]()
+    encoder._server._tokens._sleep = waits.append
+    encoder.encode_text([f"{n:016}" for n in range(30)])  # of four tokens each
+    sizes = [len(request.inputs) for request in server.posts()[before:]]
+    assert sizes == [2] * 15
+    assert sum(waits) > 0  # fifty tokens are saved up, ten come in a second
+
+
+@pytest.mark.parametrize("timeout", ["connect_timeout", "read_timeout"])
+def test_a_server_that_does_not_speak_is_not_waited_for(server: EmbeddingServer, timeout: str) -> None:
+    """One takes no connection, as behind a firewall: its queue of them is full; the other takes it, and is silent."""
+    encoder = load(server, retries=1, **{timeout: 0.3})
+    with socket.socket() as silent, ExitStack() as full:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        if timeout == "connect_timeout":
+            for _ in range(4):
+                waiting = full.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(silent.getsockname())
+        encoder._server.close()
+        encoder._server._config = replace(
+            encoder._server._config, url=httpx.URL(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        )
+        started = time.monotonic()
+        with pytest.raises(EncoderUnavailable, match="did not answer in time"):
+            encoder.encode_text(TEXTS)
+        assert time.monotonic() - started < 3
 
 
 def test_batches_are_bounded_by_count_and_by_tokens() -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -17,8 +22,11 @@ from pgvector import HalfVector, SparseVector
 from pgvector import Vector as PgVector
 
 from pgembed import inputs as inputs_module
+from pgembed.algebra import centroid, mmr, reject, rocchio, slerp, swap, unit
 from pgembed.errors import InvalidInput, InvalidQuery
-from pgembed.inputs import Expression, Image, Input, Screenshot, Sum, Term, Text, Vector, batches, shown_source
+from pgembed.inputs import Expression, Image, Input, Row, Screenshot, Sum, Term, Text, Vector, batches, shown_source
+from pgembed.query.wire import from_json, to_json
+from pgembed.regions import cut
 
 DIRECTIONS = {Text("x"): np.array([2.0, 0.0]), Text("y"): np.array([0.0, 0.5]), Image("x.png"): np.array([3.0, 0.0])}
 
@@ -46,6 +54,8 @@ def test_query_prints_as_what_it_means() -> None:
         (Screenshot(b"\x89PNG\r\n\x1a\nabc"), "Screenshot(<11 bytes 89504e470d0a1a0a…>)"),
         (Image(PIL.Image.new("L", (3, 2))), "Image(<PIL image L 3 x 2>)"),
         (Image("https://me:secret@example.org/a.png?key=1#f"), "Image('https://example.org/a.png')"),
+        (Image("a.png", box=[1, 2, 3, 4]), "Image('a.png', box=(1.0, 2.0, 3.0, 4.0))"),
+        (Screenshot("a.png", mask="b.png"), "Screenshot('a.png', mask=Image('b.png'))"),
     ],
 )
 def test_repr(expression: Expression, shown: str) -> None:
@@ -64,6 +74,22 @@ expressions = st.recursive(
         st.builds(lambda a, b: a + b, inner, inner),
         st.builds(lambda a, b: a - b, inner, inner),
         st.builds(lambda w, a: w * a, weights, inner),
+    ),
+    max_leaves=6,
+)
+
+
+rows = st.lists(st.one_of(st.integers(), st.text("ab", min_size=1)), min_size=1, max_size=2).map(lambda key: Row(*key))
+operations = st.recursive(
+    st.one_of(inputs, rows),
+    lambda inner: st.one_of(
+        st.builds(lambda a, b: a - b, inner, inner),
+        st.builds(lambda w, a: w * a, weights, inner),
+        st.builds(unit, inner),
+        st.builds(slerp, inner, inner, st.floats(-1, 2)),
+        st.builds(reject, inner, inner, inner),
+        st.builds(swap, inner, inner, inner),
+        st.builds(lambda a, b, c: rocchio(a, liked=[b], disliked=[c]), inner, inner, inner),
     ),
     max_leaves=6,
 )
@@ -283,3 +309,164 @@ sys.exit("PIL" in sys.modules)
 """
     folder = str(Path(inputs_module.__file__).parent)
     assert subprocess.run([sys.executable, "-c", code, folder], check=False).returncode == 0
+
+
+# Operations
+
+
+def test_operations_print_as_what_they_mean() -> None:
+    query = swap(Image("dress.jpg"), Text("blue"), Text("red"), 0.8)
+    assert repr(query) == "Image('dress.jpg') + 0.8 * unit(Text('red') - Text('blue'))"
+    assert repr(slerp(Text("a"), Text("b"), 0.25)) == "slerp(Text('a'), Text('b'), 0.25)"
+    assert repr(reject(Text("a") + Text("b"), Text("c"))) == "reject(Text('a') + Text('b'), Text('c'))"
+    assert repr(0.5 * reject(Text("a"), Row(17, "de"))) == "0.5 * reject(Text('a'), Row(17, 'de'))"
+    assert repr(centroid(Text("a"), Row(1))) == "0.5 * Text('a') + 0.5 * Row(1)"
+
+
+@given(operations)
+def test_an_operation_is_a_value_and_travels_as_json(expression: Expression) -> None:
+    again = eval(repr(expression))
+    assert again == expression
+    assert hash(again) == hash(expression)
+    assert pickle.loads(pickle.dumps(expression)) == expression
+    assert from_json(json.dumps(to_json(expression)), paths=True) == expression
+    assert batches(expression).texts == tuple(dict.fromkeys(i for i in expression.inputs if isinstance(i, Text)))
+
+
+def test_pictures_travel_as_their_bytes() -> None:
+    picture = PIL.Image.new("RGB", (3, 2), "red")
+    assert from_json(to_json(Image(b"\x89PNG..."))) == Image(b"\x89PNG...")
+    assert from_json(to_json(Screenshot("https://example.org/a.png"))) == Screenshot("https://example.org/a.png")
+    travelled = from_json(to_json(Image(picture)))
+    assert isinstance(travelled, Image)
+    assert isinstance(travelled.source, bytes)
+    assert list(PIL.Image.open(BytesIO(travelled.source)).convert("RGB").getdata()) == list(picture.getdata())
+
+
+def test_a_part_of_a_picture_is_another_input_and_travels_with_it() -> None:
+    whole, part, masked = Image("a.png"), Image("a.png", box=(0, 0, 0.5, 1)), Image("a.png", mask=b"\x89PNG")
+    assert len({whole, part, masked, Image("a.png", box=(0, 0, 0.5, 1)), Image("a.png", mask=Image(b"\x89PNG"))}) == 3
+    for each in (whole, part, masked, Screenshot(b"\x89PNG", box=(1, 2, 3, 4), mask="https://example.org/m.png")):
+        assert from_json(json.dumps(to_json(each)), paths=True) == each
+        assert eval(repr(each)) == each or each.kind == "bytes" or each.mask
+
+
+def test_a_box_is_cut_out_with_a_margin_and_letterboxed() -> None:
+    picture = PIL.Image.new("RGB", (100, 60), "white")
+    picture.paste("red", (20, 10, 40, 50))
+    for box in ((20, 10, 20, 40), (0.2, 10 / 60, 0.2, 40 / 60)):
+        part = cut(picture, box, None)
+        assert part.size == (48, 48)  # 24 x 48 with its margin
+        assert part.getpixel((24, 24)) == (255, 0, 0)
+        assert part.getpixel((13, 2)) == (255, 255, 255)
+        mean = part.getpixel((0, 0))
+        assert mean == part.getpixel((47, 47))
+        assert mean[0] == 255
+        assert 60 < mean[1] < 120
+    assert cut(picture, (0, 0, 100, 60), None).size == (100, 100)
+    assert cut(picture, (99.5, 59.5, 50, 50), None).size[0] >= 1
+    for outside in ((100, 0, 10, 10), (-10, 0, 10, 10), (2, 60, 5, 5)):
+        with pytest.raises(InvalidQuery, match="lies outside of the picture of 100 x 60 pixels"):
+            cut(picture, outside, None)
+
+
+def test_a_mask_leaves_nothing_else() -> None:
+    picture = PIL.Image.new("RGB", (100, 60), "white")
+    picture.paste("red", (20, 10, 40, 50))
+    mask = PIL.Image.new("1", (50, 30))
+    mask.paste(1, (10, 5, 20, 15))  # its upper half, at half the size
+    part = cut(picture, None, mask)
+    assert part.size == (24, 24)
+    assert part.getpixel((12, 12)) == (255, 0, 0)
+    assert part.getpixel((0, 0)) == (128, 128, 128)
+    with pytest.raises(InvalidQuery, match="The mask is dark everywhere"):
+        cut(picture, None, PIL.Image.new("L", (5, 5)))
+
+
+@pytest.mark.parametrize("box", [(1, 2, 3), (1, 2, 0, 4), (1, 2, 3, -4), (1, 2, math.nan, 4)])
+def test_what_is_no_box_is_refused(box: tuple[float, ...]) -> None:
+    with pytest.raises(InvalidQuery, match="is no box"):
+        Image("a.png", box=box)
+
+
+DEEP: dict[str, object] = {"text": "a"}
+for _ in range(60):
+    DEEP = {"unit": DEEP}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[", "is not JSON"),
+        ([1], "query is .1., not an object"),
+        ({}, "says what it is"),
+        ({"text": "a", "row": [1]}, "one of text, image"),
+        ({"text": "a", "weight": 2}, "'weight', which is not one of text"),
+        ({"text": 7}, "query.text is 7, not text"),
+        ({"text": " "}, "holds no words"),
+        ({"vector": [1, "2"]}, r"query.vector\[1\] is '2', not a number"),
+        ({"vector": [1, True]}, "not a number"),
+        ({"vector": []}, "has 0 entries, and at least 1 are wanted"),
+        ({"row": [[1]]}, "neither text nor a number"),
+        ({"sum": [[1, {"text": "a"}, 2]]}, r"query.sum\[0\] has 3 entries, and 2 are wanted"),
+        ({"sum": [[1, {"sum": [[1, {"text": "a"}]]}]]}, "is a sum within a sum"),
+        ({"sum": [["1", {"text": "a"}]]}, "not a number"),
+        ({"slerp": [{"text": "a"}, {"text": "b"}]}, "slerp's t is None, not a number"),
+        ({"reject": [{"text": "a"}]}, "at least 2 are wanted"),
+        ({"image": "/etc/passwd", "kind": "path"}, "names a file, which this query may not"),
+        ({"image": "file:///etc/passwd", "kind": "path"}, "names a file"),
+        ({"image": "a.png", "kind": "url"}, "'a.png', which is no url"),
+        ({"image": "???"}, "is not Base64"),
+        ({"image": "QQ==", "box": [1, 2, 3]}, "box has 3 entries, and 4 are wanted"),
+        ({"image": "QQ==", "mask": {"text": "a"}}, "mask is Text.'a'., not an image"),
+        ({"image": "QQ==", "mask": {"image": "/m.png", "kind": "path"}}, "names a file"),
+        ({"image": "a", "kind": "blob"}, "has the kind 'blob'"),
+        (DEEP, "is too deep"),
+        ({"sum": [[1, {"text": str(n)}] for n in range(1_001)]}, "has 1,001 inputs"),
+    ],
+)
+def test_json_that_is_no_query_is_refused_with_the_place(value: Any, message: str) -> None:  # noqa: ANN401
+    with pytest.raises(InvalidQuery, match=message):
+        from_json(value)
+
+
+def test_operations_resolve_to_directions() -> None:
+    x, y = Text("x"), Text("y")
+    assert resolve(slerp(x, y, 1 / 3)) == pytest.approx([math.cos(math.pi / 6), math.sin(math.pi / 6)])
+    assert resolve(reject(3 * x + 4 * y, x)) == pytest.approx([0, 1])
+    assert resolve(reject(y, x, x, 2 * x)) == pytest.approx([0, 1])
+    assert resolve(swap(x, x, y)) == pytest.approx(resolve(x + unit(y - x)))
+    assert resolve(rocchio(x, liked=[y, y], disliked=[x])) == pytest.approx(resolve(0.85 * x + 0.75 * y))
+    assert resolve(centroid(x, y, 5 * y)) == pytest.approx(resolve(x + 2 * y))
+    assert unit(x) is x
+    assert reject(x) is x
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: resolve(slerp(Text("x"), -Text("x"), 0.5)), "opposite to each other"),
+        (lambda: resolve(reject(Text("x"), Image("x.png"))), "nothing is left of it"),
+        (lambda: resolve(slerp(Text("x"), Vector([1, 2, 3]), 0.5)), "has 2 dimensions, .* has 3"),
+        (lambda: slerp(Text("x"), Text("y"), math.nan), "The share t of slerp is nan"),
+        (lambda: swap(Text("x"), Text("y"), Text("z"), math.inf), "The weight of swap is inf"),
+        (lambda: rocchio(), "neither a query nor what was liked"),
+        (lambda: centroid(), "was given nothing"),
+        (lambda: resolve(Row(1) + Text("x")), r"Row\(1\) has a vector only in the database"),
+        (lambda: Row(), "names no row"),
+        (lambda: Row(None), "names no row"),
+        (lambda: mmr([[1, 0]], [0.5, 0.4], 1), "1 vectors|2 scores"),
+        (lambda: mmr([[1, 0]], [0.5], 0), "asked for 0 rows"),
+        (lambda: mmr([[1, 0]], [0.5], 1, 2), "The lambda of mmr is 2"),
+        (lambda: mmr([[0, 0]], [0.5], 1), "zero or not finite"),
+    ],
+)
+def test_operations_that_make_no_sense_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InvalidQuery, match=message):
+        make()
+
+
+def test_operations_take_expressions() -> None:
+    for make in (lambda: unit("a"), lambda: slerp(Text("a"), "b", 1), lambda: reject(Text("a"), "b")):  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="takes expressions, not str"):
+            make()

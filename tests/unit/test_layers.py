@@ -19,7 +19,7 @@ MAX_LINES = 500
 LAYERS = (
     {"errors", "_distribution"},
     {"inputs", "embedded", "media_errors"},
-    {"vectors", "static_text", "buckets", "decoding", "download", "metering"},
+    {"algebra", "regions", "vectors", "static_text", "buckets", "decoding", "download", "metering"},
     {"media", "encoders", "query", "evaluate"},
     {
         "catalog",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import numpy as np
@@ -22,6 +25,7 @@ import torch
 from pgembed.encoders import EncoderPolicy, Needs, load_encoder
 from pgembed.encoders.batching import FIRST, MOST, Batcher
 from pgembed.encoders.open_clip import OpenClipEncoder
+from pgembed.encoders.torch_models import choose_device
 from pgembed.errors import EncoderError, MissingExtra
 from tests import open_clip_models
 
@@ -489,6 +493,51 @@ def test_offline_the_cache_serves_a_tag(
     assert found.encode_text(TEXTS).shape == (5, 32)
 
 
+def test_the_hub_s_own_variables_say_where_the_cache_is_and_that_there_is_no_network(
+    tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    files = {"open_clip_config.json": tiny["config"], "open_clip_model.safetensors": tiny["safetensors"]}
+    hub_cache(tmp_path / "hub", "org/repo", files)
+    program = (
+        "import sys; from pgembed.encoders import load_encoder\n"
+        "print(load_encoder('open_clip:hf-hub:org/repo', {'device': 'cpu'}).fingerprint)\n"
+        "load_encoder('open_clip:hf-hub:org/none')"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        environment.pop(name, None)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == load_tiny(tiny).fingerprint
+    assert f"not in the cache {tmp_path / 'hub'}, and HF_HUB_OFFLINE is set." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cards", "mps", "asked", "chosen"),
+    [
+        (0, False, "auto", "cpu"),
+        (2, False, "auto", "cuda"),
+        (0, True, "auto", "mps"),
+        (2, False, "cuda:1", "cuda:1"),
+        (2, False, "cpu", "cpu"),
+        (2, False, "cuda:2", None),
+        (0, False, "mps", None),
+        (1, False, "cuda:x", None),
+    ],
+)
+def test_the_device_is_the_best_that_is_there_or_the_one_asked_for(
+    cards: int, mps: bool, asked: str, chosen: str | None
+) -> None:
+    there = SimpleNamespace(
+        cuda=SimpleNamespace(is_available=lambda: cards > 0, device_count=lambda: cards),
+        backends=SimpleNamespace(mps=SimpleNamespace(is_available=lambda: mps)),
+    )
+    if chosen is None:
+        with pytest.raises(EncoderError, match=f"'{asked}'"):
+            choose_device("open_clip:x", asked, there)
+    else:
+        assert choose_device("open_clip:x", asked, there) == chosen
+
+
 @pytest.mark.usefixtures("offline")
 def test_offline_without_the_weights_says_so(tmp_path: Path) -> None:
     for name in ("ViT-B-32/laion2b_s34b_b79k", "hf-hub:org/nothing"):
@@ -512,8 +561,9 @@ def test_compiled_vectors_are_equal(
     compiled = OpenClipEncoder.load(name, {"device": "cpu", "compile": True})
     assert compiled.fingerprint == plain.fingerprint
     for count in (4, 3, 1):
-        found, wanted = (encoder.encode_image(pictures()[:count]) for encoder in (compiled, plain))
-        assert np.abs(found - wanted).max() <= 1e-5
+        for modality, inputs in (("text", TEXTS), ("image", pictures())):
+            found, wanted = (getattr(each, f"encode_{modality}")(inputs[:count]) for each in (compiled, plain))
+            assert np.abs(found - wanted).max() <= 1e-5
     assert "pgembed.encoders" not in {record.name for record in caplog.records}
 
 

@@ -1,0 +1,254 @@
+"""What else than a sum a query can be: operations on expressions, each the SQL function of its name in Python.
+
+``swap(Image("dress.jpg"), Text("blue"), Text("red"))`` is a value like the inputs it is made of: immutable, hashable,
+printed as the Python that makes it. ``mmr`` works on what a search gave.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgembed.errors import InvalidQuery
+from pgembed.inputs import Expression, Input, Operand, Sum, Term
+
+ALPHA, BETA, GAMMA = 1.0, 0.75, 0.15  # Rocchio's weights, as Manning, Raghavan and Schütze 2008 give them (9.1.1)
+SWAP_WEIGHT = 1.0
+LAMBDA = 0.5
+_OPPOSITE = 1e-6  # of an angle to pi
+_TINY = 1e-6  # of an angle: the arc is a line
+_DEPENDENT = 1e-5  # of the length of a unit vector: what is left of a direction that depends on others
+_NOTHING = 1e-6
+Encode = Callable[[Input], NDArray[Any]]
+
+
+class Operation(Operand):
+    """An operation on expressions. Its operands are normalized first, its result at the end."""
+
+    __slots__ = ()
+
+    @property
+    def operands(self) -> tuple[Expression, ...]:
+        """What it works on, in the order of its arguments."""
+        raise NotImplementedError
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        return tuple(input for operand in self.operands for input in operand.inputs)
+
+    def direction(self, encode: Encode) -> NDArray[np.float64]:
+        """Its vector, of unit length, ``(dim,) float64``. Raises InvalidQuery where it has none."""
+        directions = [operand.direction(encode) for operand in self.operands]
+        for operand, vector in zip(self.operands, directions, strict=True):
+            if vector.size != directions[0].size:
+                raise InvalidQuery(
+                    f"{self.operands[0]!r} has {directions[0].size} dimensions, {operand!r} has {vector.size}.",
+                    "Vectors of one query must come from one space.",
+                )
+        return self.of(directions)
+
+    def of(self, directions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """The result for unit vectors of the operands, ``(dim,) float64`` each."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Unit(Operation):
+    """The direction of a sum as one operand of another: its length, which depends on its terms, counts no more."""
+
+    operand: Expression
+
+    @property
+    def operands(self) -> tuple[Expression, ...]:
+        return (self.operand,)
+
+    def of(self, directions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        return directions[0]
+
+    def __repr__(self) -> str:
+        return f"unit({self.operand!r})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Slerp(Operation):
+    """The direction at share ``t`` of the way from ``start`` to ``end`` on the great circle. See ``slerp``."""
+
+    start: Expression
+    end: Expression
+    t: float
+
+    @property
+    def operands(self) -> tuple[Expression, ...]:
+        return (self.start, self.end)
+
+    def of(self, directions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        a, b = directions
+        angle = 2 * math.atan2(float(np.linalg.norm(a - b)), float(np.linalg.norm(a + b)))
+        if math.pi - angle < _OPPOSITE:
+            raise InvalidQuery(
+                f"The ends of {self!r} are opposite to each other: there is no single way between them.",
+                "Go through a third one, or use a weighted sum.",
+            )
+        if angle < _TINY:
+            point = a + self.t * (b - a)
+        else:
+            point = (math.sin((1 - self.t) * angle) * a + math.sin(self.t * angle) * b) / math.sin(angle)
+        return point / np.linalg.norm(point)
+
+    def __repr__(self) -> str:
+        return f"slerp({self.start!r}, {self.end!r}, {self.t!r})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Reject(Operation):
+    """What is left of an expression without its parts along ``directions``. See ``reject``."""
+
+    operand: Expression
+    directions: tuple[Expression, ...]
+
+    @property
+    def operands(self) -> tuple[Expression, ...]:
+        return (self.operand, *self.directions)
+
+    def of(self, directions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        rest, basis = directions[0], list[NDArray[np.float64]]()
+        for vector in directions[1:]:
+            for _ in range(2):  # once more takes away what rounding left
+                for axis in basis:
+                    vector = vector - (vector @ axis) * axis
+            if (length := float(np.linalg.norm(vector))) > _DEPENDENT:
+                basis.append(vector / length)
+        for _ in range(2):
+            for axis in basis:
+                rest = rest - (rest @ axis) * axis
+        if (length := float(np.linalg.norm(rest))) <= _NOTHING:
+            raise InvalidQuery(
+                f"{self.operand!r} lies in the directions that are rejected: nothing is left of it.",
+                "Reject fewer directions.",
+            )
+        return rest / length
+
+    def __repr__(self) -> str:
+        return f"reject({', '.join(map(repr, self.operands))})"
+
+
+def unit(expression: Expression) -> Expression:
+    """The direction of a sum as one operand: ``image + 0.8 * unit(Text("red") - Text("blue"))``."""
+    _require(expression, "unit")
+    return expression if isinstance(expression, Operand) else Unit(expression)
+
+
+def slerp(start: Expression, end: Expression, t: float) -> Expression:
+    """The direction at share ``t`` of the way from ``start`` to ``end`` on the great circle: 0 is the start, 1 the end.
+
+    Shoemake 1985. Raises InvalidQuery for a share that is not finite; ends that are opposite have no way between them.
+    """
+    _require(start, "slerp")
+    _require(end, "slerp")
+    return Slerp(start, end, _finite(t, "The share t of slerp"))
+
+
+def reject(expression: Expression, *directions: Expression) -> Expression:
+    """``expression`` without what it has of ``directions``: "not short", "whatever the colour".
+
+    The directions are made orthonormal first; one that depends on those before it is passed over.
+    """
+    for each in (expression, *directions):
+        _require(each, "reject")
+    return Reject(expression, directions) if directions else unit(expression)
+
+
+def swap(expression: Expression, old: Expression, new: Expression, weight: float = SWAP_WEIGHT) -> Expression:
+    """This, but ``new`` in place of ``old``: the expression, and ``weight`` times the direction from old to new."""
+    return unit(expression) + _finite(weight, "The weight of swap") * unit(new - old)
+
+
+def centroid(*expressions: Expression) -> Expression:
+    """The direction of the mean of what has unit length: "like all of these"."""
+    if not expressions:
+        raise InvalidQuery("centroid was given nothing.", "Give it one expression at least.")
+    return Sum(tuple(Term(1 / len(expressions), _operand(each)) for each in expressions))
+
+
+def rocchio(
+    query: Expression | None = None,
+    *,
+    liked: Sequence[Expression] = (),
+    disliked: Sequence[Expression] = (),
+    alpha: float = ALPHA,
+    beta: float = BETA,
+    gamma: float = GAMMA,
+) -> Expression:
+    """A query after feedback: ``alpha`` of it, ``beta`` of the mean of what was liked, less ``gamma`` of the other.
+
+    Without a query it is "more like these, unlike those". Rocchio 1971. Raises InvalidQuery where nothing is given.
+    """
+    terms: list[Term] = []
+    if query is not None:
+        terms.append(Term(_finite(alpha, "alpha"), _operand(query)))
+    for weight, expressions in ((_finite(beta, "beta"), liked), (-_finite(gamma, "gamma"), disliked)):
+        terms += [Term(weight / len(expressions), _operand(each)) for each in expressions]
+    if not terms:
+        raise InvalidQuery("rocchio was given neither a query nor what was liked or disliked.", "Give one of them.")
+    return Sum(tuple(terms))
+
+
+def mmr(
+    vectors: NDArray[Any] | Sequence[Sequence[float]],
+    relevance: Sequence[float] | NDArray[Any],
+    k: int,
+    lambda_: float = LAMBDA,
+) -> list[int]:
+    """The places, from 0, of ``k`` of n vectors ``(n, dim)`` that are relevant and unlike each other, best first.
+
+    Greedy: each time the largest ``lambda_ * relevance - (1 - lambda_) * (greatest cosine to one chosen before)``; of
+    equals the first. Maximal marginal relevance, Carbonell and Goldstein, SIGIR 1998. Raises InvalidQuery.
+    """
+    rows, scores = np.asarray(vectors, dtype=np.float64), np.asarray(relevance, dtype=np.float64)
+    if rows.ndim != 2 or scores.shape != (len(rows),):
+        raise InvalidQuery(f"mmr was given vectors of shape {rows.shape} and {scores.size} scores.", "One for each.")
+    if isinstance(k, bool) or k < 1:
+        raise InvalidQuery(f"mmr is asked for {k} rows.", "Ask for one at least.")
+    if not 0 <= lambda_ <= 1:
+        raise InvalidQuery(f"The lambda of mmr is {lambda_}.", "Give a number from 0 (unlike) to 1 (relevant).")
+    lengths = np.linalg.norm(rows, axis=1)
+    if not (np.isfinite(scores).all() and np.isfinite(lengths).all() and lengths.all()):
+        raise InvalidQuery("mmr was given a score that is not finite, or a vector that is zero or not finite.")
+    rows = rows / lengths[:, None]
+    chosen: list[int] = []
+    nearest = np.zeros(len(rows))
+    left = np.ones(len(rows), dtype=bool)
+    while len(chosen) < min(k, len(rows)):
+        value = np.where(left, lambda_ * scores - (1 - lambda_) * nearest, -np.inf)
+        best = int(value.argmax())
+        likeness = rows @ rows[best]
+        nearest = likeness if not chosen else np.maximum(nearest, likeness)
+        chosen.append(best)
+        left[best] = False
+    return chosen
+
+
+def _operand(expression: Expression) -> Operand:
+    found = unit(expression)
+    assert isinstance(found, Operand)
+    return found
+
+
+def _require(value: object, name: str) -> None:
+    if not isinstance(value, Expression):
+        raise TypeError(
+            f"{name} takes expressions, not {type(value).__name__}: say what it is with Text(…), Image(…),"
+            " Screenshot(…), Row(…) or Vector(…)."
+        )
+
+
+def _finite(value: float, name: str) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise InvalidQuery(f"{name} is {number}.", "Use a finite number.")
+    return number

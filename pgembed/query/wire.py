@@ -1,0 +1,216 @@
+"""Queries as JSON, so that a web client can send one: ``from_json(to_json(query)) == query``.
+
+    {"text": "in red"}                       {"image": "dress.jpg", "kind": "path", "box": [10, 20, 200, 300]}
+    {"vector": [0.1, 0.2], "space": "shop"}  {"row": [17]}
+    {"sum": [[1, {"image": …}], [0.8, {"unit": {"sum": …}}]]}
+    {"slerp": [a, b], "t": 0.3}              {"reject": [a, b, …]}
+
+What comes from outside is data: nothing but these forms is read, its size is bounded, and a file is opened only where
+``paths`` says that a query may name files.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, cast
+
+from pgembed.algebra import Reject, Slerp, Unit, reject, slerp, unit
+from pgembed.errors import InvalidQuery
+from pgembed.inputs import Expression, Image, Input, Operand, Row, Screenshot, Sum, Term, Text, Vector
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+MOST_INPUTS = 1_000
+DEEPEST = 50
+_KEY = (str, int, float)
+_FORMS = "text, image, screenshot, vector, row, sum, unit, slerp and reject"
+
+
+def to_json(query: Expression) -> dict[str, Any]:
+    """A query as what ``json.dumps`` takes. A picture travels as its bytes; a PIL image as PNG, and so comes back."""
+    match query:
+        case Text():
+            return {"text": query.text}
+        case Image() | Screenshot():
+            content, kind = _picture_to_json(query)
+            box = {} if query.box is None else {"box": [*query.box]}
+            mask = {} if query.mask is None else {"mask": to_json(query.mask)}
+            return {query.modality: content, "kind": kind, **box, **mask}
+        case Vector():
+            space = {} if query.space is None else {"space": query.space}
+            return {"vector": query.values.tolist(), **space}
+        case Row():
+            if odd := [part for part in query.key if not isinstance(part, _KEY)]:
+                raise InvalidQuery(f"{query!r} cannot be JSON: {odd[0]!r} is neither text nor a number.", "Give texts.")
+            return {"row": [*query.key]}
+        case Unit():
+            return {"unit": to_json(query.operand)}
+        case Slerp():
+            return {"slerp": [to_json(query.start), to_json(query.end)], "t": query.t}
+        case Reject():
+            return {"reject": [to_json(operand) for operand in query.operands]}
+        case _:
+            return {"sum": [[term.weight, to_json(term.input)] for term in query.terms]}
+
+
+def from_json(value: str | bytes | Mapping[str, Any], *, paths: bool = False) -> Expression:
+    """The query that ``to_json`` wrote: its value, or its text. Raises InvalidQuery, with what is wrong and where."""
+    if isinstance(value, str | bytes):
+        try:
+            value = cast("Mapping[str, Any]", json.loads(value))
+        except (ValueError, RecursionError) as error:
+            raise InvalidQuery(f"The query is not JSON: {error}.") from None
+    query = _Reader(paths=paths).expression(value, "query", 0)
+    if (count := len(query.inputs)) > MOST_INPUTS:
+        raise InvalidQuery(f"The query has {count:,} inputs, more than {MOST_INPUTS:,}.")
+    return query
+
+
+class _Reader:
+    def __init__(self, *, paths: bool) -> None:
+        self._paths = paths
+        self._read = 0
+
+    def expression(self, value: object, place: str, depth: int) -> Expression:
+        """One expression; ``place`` says where it stands: ``query.sum[1]``."""
+        self._read += 1
+        if depth > DEEPEST or self._read > 4 * MOST_INPUTS:
+            raise InvalidQuery(f"{place} is too deep, or the query too large.", f"At most {DEEPEST} levels.")
+        if not isinstance(value, Mapping):
+            raise InvalidQuery(f"{place} is {_shown(value)}, not an object.", f"Its forms: {_FORMS}.")
+        fields = cast("Mapping[str, Any]", value)
+        forms = [name for name in fields if name in _READERS]
+        if len(forms) != 1:
+            raise InvalidQuery(f"{place} has the fields {_shown([*fields])}; one of {_FORMS} says what it is.")
+        name = forms[0]
+        allowed, read = _READERS[name]
+        if other := [field for field in fields if field not in (name, *allowed)]:
+            raise InvalidQuery(f"{place} has the field {_shown(other[0])}, which is not one of {name}.")
+        return read(self, fields, f"{place}.{name}", depth)
+
+    def each(self, value: object, place: str, depth: int, least: int) -> list[Expression]:
+        return [self.expression(item, where, depth + 1) for item, where in _items(value, place, least)]
+
+    def text(self, fields: Mapping[str, Any], place: str, _: int) -> Input:
+        return Text(_of(fields["text"], str, place))
+
+    def image(self, fields: Mapping[str, Any], place: str, _: int) -> Input:
+        return Image(self._source(fields["image"], fields, place), **self._part(fields, place))
+
+    def screenshot(self, fields: Mapping[str, Any], place: str, _: int) -> Input:
+        return Screenshot(self._source(fields["screenshot"], fields, place), **self._part(fields, place))
+
+    def vector(self, fields: Mapping[str, Any], place: str, _: int) -> Input:
+        space = fields.get("space")
+        numbers = [_number(item, where) for item, where in _items(fields["vector"], place, 1)]
+        return Vector(numbers, space=None if space is None else _of(space, str, f"{place}'s space"))
+
+    def row(self, fields: Mapping[str, Any], place: str, _: int) -> Input:
+        key = [item for item, _ in _items(fields["row"], place, 1)]
+        if odd := [part for part in key if not isinstance(part, _KEY)]:
+            raise InvalidQuery(f"{place} holds {_shown(odd[0])}, which is neither text nor a number.")
+        return Row(*key)
+
+    def sum(self, fields: Mapping[str, Any], place: str, depth: int) -> Expression:
+        terms: list[Term] = []
+        for item, where in _items(fields["sum"], place, 1):
+            (weight, _), (operand, _) = _items(item, where, 2, most=2)
+            found = self.expression(operand, where, depth + 1)
+            if not isinstance(found, Operand):
+                raise InvalidQuery(f"{where} is a sum within a sum.", 'Write it as one, or as {"unit": {"sum": …}}.')
+            terms.append(Term(_number(weight, where), found))
+        return Sum(tuple(terms))
+
+    def unit(self, fields: Mapping[str, Any], place: str, depth: int) -> Expression:
+        return unit(self.expression(fields["unit"], place, depth + 1))
+
+    def slerp(self, fields: Mapping[str, Any], place: str, depth: int) -> Expression:
+        start, end = self.each(fields["slerp"], place, depth, 2)[:2]
+        return slerp(start, end, _number(fields.get("t"), f"{place}'s t"))
+
+    def reject(self, fields: Mapping[str, Any], place: str, depth: int) -> Expression:
+        return reject(*self.each(fields["reject"], place, depth, 2))
+
+    def _part(self, fields: Mapping[str, Any], place: str) -> dict[str, Any]:
+        """The part of a picture that is meant."""
+        part: dict[str, Any] = {}
+        if "box" in fields:
+            part["box"] = [_number(item, where) for item, where in _items(fields["box"], f"{place}'s box", 4, most=4)]
+        if "mask" in fields:
+            mask = self.expression(fields["mask"], f"{place}'s mask", DEEPEST)
+            if not isinstance(mask, Image):
+                raise InvalidQuery(f"{place}'s mask is {mask!r}, not an image.")
+            part["mask"] = mask
+        return part
+
+    def _source(self, content: object, fields: Mapping[str, Any], place: str) -> str | bytes:
+        text, kind = _of(content, str, place), fields.get("kind", "base64")
+        if kind == "base64":
+            try:
+                return base64.b64decode(text, validate=True)
+            except (binascii.Error, ValueError):
+                raise InvalidQuery(f"{place} is not Base64.", 'Or name its "kind": url.') from None
+        if kind not in ("url", "path"):
+            raise InvalidQuery(f"{place} has the kind {_shown(kind)}.", "Kinds: base64, url, path.")
+        if kind == "path" and not self._paths:
+            raise InvalidQuery(f"{place} names a file, which this query may not.", "Send the picture itself: base64.")
+        made = Image(text)
+        if made.kind != kind:
+            raise InvalidQuery(f"{place} is {_shown(text)}, which is no {kind}.")
+        return text
+
+
+_OF_PICTURES = ("kind", "box", "mask")
+_READERS = {
+    "text": ((), _Reader.text),
+    "image": (_OF_PICTURES, _Reader.image),
+    "screenshot": (_OF_PICTURES, _Reader.screenshot),
+    "vector": (("space",), _Reader.vector),
+    "row": ((), _Reader.row),
+    "sum": ((), _Reader.sum),
+    "unit": ((), _Reader.unit),
+    "slerp": (("t",), _Reader.slerp),
+    "reject": ((), _Reader.reject),
+}
+
+
+def _picture_to_json(query: Image | Screenshot) -> tuple[str, str]:
+    if query.kind in ("path", "url"):
+        return cast(str, query.source), query.kind
+    if query.kind == "bytes":
+        return base64.b64encode(cast(bytes, query.source)).decode(), "base64"
+    file = BytesIO()
+    picture = cast("Picture", query.source)
+    picture.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode(), "base64"
+
+
+def _items(value: object, place: str, least: int, most: int | None = None) -> Iterator[tuple[Any, str]]:
+    if not isinstance(value, list):
+        raise InvalidQuery(f"{place} is {_shown(value)}, not a list.")
+    items = cast("Sequence[Any]", value)
+    if len(items) < least or (most is not None and len(items) > most):
+        raise InvalidQuery(f"{place} has {len(items)} entries, and {'' if most else 'at least '}{least} are wanted.")
+    return ((item, f"{place}[{number}]") for number, item in enumerate(items))
+
+
+def _of(value: object, kind: type[str], place: str) -> str:
+    if not isinstance(value, kind):
+        raise InvalidQuery(f"{place} is {_shown(value)}, not text.")
+    return value
+
+
+def _number(value: object, place: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidQuery(f"{place} is {_shown(value)}, not a number.")
+    return float(value)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
