@@ -177,17 +177,17 @@ def _query_vector(
             f"{' and '.join(sorted(others))}.",
             f"Encode them with '{target.encoder}'.",
         )
-    known = {input: _known(target, input, vectors) for input in query.inputs}
-    if isinstance(query, Input) and (vector := known[query]) is not None:
-        return "vector", [pack_one(np.asarray(vector, dtype=np.float32))]  # as it is: its length may count
-    return _written(target, query, known)
+    return _written(target, query, {input: _known(target, input, vectors) for input in query.inputs})
 
 
 def _written(
     target: Target, query: Expression, known: Mapping[Input, NDArray[Any] | None]
 ) -> tuple[Kind, list[object]]:
     """One expression within a query: a kind, which names its SQL, and the values of its placeholders in order."""
-    if all(known[input] is not None for input in query.inputs):
+    if isinstance(query, Input):
+        if (vector := known[query]) is not None:
+            return "vector", [pack_one(np.asarray(vector, dtype=np.float32))]  # as it is: its length may count
+    elif all(known[input] is not None for input in query.inputs):
         return "vector", [pack_one(query.resolve(lambda input: cast("NDArray[Any]", known[input])))]
     match query:
         case Text():

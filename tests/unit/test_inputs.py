@@ -340,7 +340,7 @@ def test_pictures_travel_as_their_bytes() -> None:
     travelled = from_json(to_json(Image(picture)))
     assert isinstance(travelled, Image)
     assert isinstance(travelled.source, bytes)
-    assert list(PIL.Image.open(BytesIO(travelled.source)).convert("RGB").getdata()) == list(picture.getdata())
+    assert PIL.Image.open(BytesIO(travelled.source)).convert("RGB").tobytes() == picture.tobytes()
 
 
 def test_a_part_of_a_picture_is_another_input_and_travels_with_it() -> None:
@@ -348,7 +348,6 @@ def test_a_part_of_a_picture_is_another_input_and_travels_with_it() -> None:
     assert len({whole, part, masked, Image("a.png", box=(0, 0, 0.5, 1)), Image("a.png", mask=Image(b"\x89PNG"))}) == 3
     for each in (whole, part, masked, Screenshot(b"\x89PNG", box=(1, 2, 3, 4), mask="https://example.org/m.png")):
         assert from_json(json.dumps(to_json(each)), paths=True) == each
-        assert eval(repr(each)) == each or each.kind == "bytes" or each.mask
 
 
 def test_a_box_is_cut_out_with_a_margin_and_letterboxed() -> None:
