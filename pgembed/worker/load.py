@@ -189,7 +189,9 @@ class Loader:
     def _let_decode(self, rows: Sequence[Row]) -> None:
         """Wait until the pictures of these rows are decoded, for a while: the encoder has little else to do."""
         until = time.monotonic() + FIRST_WAIT
-        while self.pipes.memory.is_decoding(rows) and time.monotonic() < until and not self.pipes.broken.is_set():
+        while self.pipes.memory.is_decoding(rows) and time.monotonic() < until:
+            if self.pipes.broken.is_set() or self.state.stop.is_set():
+                return
             self.pipes.memory.wait(0.05)
 
     def _fill(self, work: Work, limit: int, room: int | None) -> bool:
