@@ -98,6 +98,24 @@ class Faults(RuleBasedStateMachine):
             title,
         )
 
+    @rule(key=KEYS, title=TITLES, matched=st.sampled_from(["UPDATE SET {text} = w.title", "DELETE"]))
+    def merge(self, key: int, title: str | None, matched: str) -> None:
+        self.run(
+            "MERGE INTO product AS p USING (VALUES (%s::int, %s::text), (%s, 'a merged lamp')) AS w (id, title)"
+            f" ON p.id = w.id WHEN MATCHED THEN {matched}"
+            " WHEN NOT MATCHED THEN INSERT (id, {text}) VALUES (w.id, w.title)",
+            *(key, title, key % 12 + 1),
+        )
+
+    @rule(first=st.integers(70, 90), titles=st.lists(TITLES, min_size=1, max_size=5))
+    def copy(self, first: int, titles: list[str | None]) -> None:
+        try:
+            with self.conn.cursor().copy(f"COPY product (id, {self.text}) FROM STDIN".encode()) as copy:
+                for number, title in enumerate(titles, start=first):
+                    copy.write_row((number, title))
+        except (*BUSY, psycopg.errors.UniqueViolation):
+            pass
+
     @rule(key=KEYS, title=TITLES)
     def update(self, key: int, title: str | None) -> None:
         self.run("UPDATE product SET {text} = %s WHERE id = %s", title, key)

@@ -5,6 +5,7 @@ The corpus is made here from seeds: a picture that fails is made again by ``muta
 
 from __future__ import annotations
 
+import importlib
 import io
 import random
 import re
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.util import find_spec
 
 import pytest
 from PIL import Image, features
@@ -21,10 +23,16 @@ from pgembed.decoding.picture import Limits
 from pgembed.decoding.pool import ProcessPool
 from pgembed.errors import MediaError
 
-FORMS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "ICO", "PPM", "QOI")
+FORMS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "ICO", "PPM", "QOI", "HEIF")
 SEEDS = range(1_000)  # of each format
 LIMITS = Limits(max_pixels=1_000_000)
 SIZES = ("00", "ff", "7f", "80", "ffff", "7fffffff", "ffffffff", "00000000", "0000ffff")  # hex, as headers may say
+
+
+def readable() -> list[str]:
+    """The formats that this installation reads."""
+    missing = {"AVIF": not features.check("avif"), "HEIF": find_spec("pillow_heif") is None}
+    return [form for form in FORMS if not missing.get(form)]
 
 
 @cache
@@ -35,11 +43,13 @@ def originals(form: str) -> tuple[bytes, ...]:
     exif = Image.Exif()
     exif[0x0112] = 6
     kinds: list[tuple[Image.Image, dict[str, object]]] = [(gradient, {})]
-    if form in {"PNG", "TIFF", "WEBP", "AVIF", "JPEG"}:
+    if form == "HEIF":
+        importlib.import_module("pillow_heif").register_heif_opener()
+    if form in {"PNG", "TIFF", "WEBP", "AVIF", "JPEG", "HEIF"}:
         kinds.append((gradient, {"exif": exif}))
     if form in {"PNG", "GIF", "WEBP", "TIFF"}:
         kinds.append((gradient, {"save_all": True, "append_images": [gradient.rotate(90), gradient.rotate(180)]}))
-    if form in {"PNG", "WEBP", "TIFF", "AVIF", "ICO", "JPEG2000", "QOI"}:
+    if form in {"PNG", "WEBP", "TIFF", "AVIF", "ICO", "JPEG2000", "QOI", "HEIF"}:
         kinds.append((gradient.convert("RGBA"), {}))
     if form in {"PNG", "TIFF", "BMP", "GIF"}:
         kinds += [(gradient.quantize(16), {}), (noise.convert("1"), {})]
@@ -97,8 +107,8 @@ def pool() -> Iterator[ProcessPool]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_mutated_pictures_fail_with_their_reason_and_kill_nobody(pool: ProcessPool, form: str) -> None:
-    if form == "AVIF" and not features.check("avif"):
-        pytest.skip("This Pillow reads no AVIF.")
+    if form not in readable():
+        pytest.skip(f"{form} is not read here.")
 
     def decode(seed: int) -> str:
         began = time.monotonic()
