@@ -165,6 +165,8 @@ def reject(expression: Expression, *directions: Expression) -> Expression:
 
 def swap(expression: Expression, old: Expression, new: Expression, weight: float = SWAP_WEIGHT) -> Expression:
     """This, but ``new`` in place of ``old``: the expression, and ``weight`` times the direction from old to new."""
+    for each in (expression, old, new):
+        _require(each, "swap")
     return unit(expression) + _finite(weight, "The weight of swap") * unit(new - old)
 
 
@@ -172,6 +174,8 @@ def centroid(*expressions: Expression) -> Expression:
     """The direction of the mean of what has unit length: "like all of these"."""
     if not expressions:
         raise InvalidQuery("centroid was given nothing.", "Give it one expression at least.")
+    for each in expressions:
+        _require(each, "centroid")
     return Sum(tuple(Term(1 / len(expressions), _operand(each)) for each in expressions))
 
 
@@ -188,6 +192,8 @@ def rocchio(
 
     Without a query it is "more like these, unlike those". Rocchio 1971. Raises InvalidQuery where nothing is given.
     """
+    for each in (*(() if query is None else (query,)), *_several(liked), *_several(disliked)):
+        _require(each, "rocchio")
     terms: list[Term] = []
     if query is not None:
         terms.append(Term(_finite(alpha, "alpha"), _operand(query)))
@@ -210,6 +216,8 @@ def mmr(
     equals the first. Maximal marginal relevance, Carbonell and Goldstein, SIGIR 1998. Raises InvalidQuery.
     """
     rows, scores = np.asarray(vectors, dtype=np.float64), np.asarray(relevance, dtype=np.float64)
+    if not len(rows) and not len(scores):
+        return []
     if rows.ndim != 2 or scores.shape != (len(rows),):
         raise InvalidQuery(f"mmr was given vectors of shape {rows.shape} and {scores.size} scores.", "One for each.")
     if isinstance(k, bool) or k < 1:
@@ -231,6 +239,12 @@ def mmr(
         chosen.append(best)
         left[best] = False
     return chosen
+
+
+def _several(expressions: Sequence[Expression]) -> Sequence[Expression]:
+    if isinstance(expressions, Expression):
+        raise TypeError(f"rocchio takes lists of what was liked and disliked: [{expressions!r}].")
+    return expressions
 
 
 def _operand(expression: Expression) -> Operand:

@@ -29,6 +29,7 @@ InputModality = Literal["text", "image", "screenshot", "vector", "row"]
 
 _DATA_URL = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _URL = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://|{_DATA_URL.pattern}", re.IGNORECASE)
+_LARGEST_BOX = 1e9  # pixels; not a number is not less either
 _CANCELS = 1e-6  # of the sum of the weights: what is left then is the rounding of float32, not a direction
 
 
@@ -217,8 +218,8 @@ class Text(Input):
             raise InvalidInput(f"Text takes a str, not {_kind_of(self.text)}.")
         if not self.text.strip():
             raise InvalidQuery(f"Text({self.text!r}) holds no words.", "Give it some, or leave it out of the query.")
-        if any("\ud800" <= character <= "\udfff" for character in self.text):
-            raise InvalidInput(f"Text({_shortened(self.text)!r}) holds a lone surrogate, which is not a character.")
+        if fault := _not_text(self.text):
+            raise InvalidInput(f"Text({_shortened(self.text)!r}) holds {fault}.")
 
     def __repr__(self) -> str:
         return f"Text({self.text!r})"
@@ -271,7 +272,10 @@ class _PictureInput(Input):
         object.__setattr__(self, "source", taken)
         object.__setattr__(self, "content", content)
         object.__setattr__(self, "box", None if box is None else _box(box))
-        object.__setattr__(self, "mask", mask if mask is None or isinstance(mask, Image) else Image(mask))
+        made = mask if mask is None or isinstance(mask, Image) else Image(mask)
+        if made is not None and (made.box or made.mask):
+            raise InvalidQuery(f"The mask {made!r} is a part of a picture.", "Give a whole one.")
+        object.__setattr__(self, "mask", made)
 
     def __repr__(self) -> str:
         shown = [shown_source(self.source, limit=4096)]
@@ -364,6 +368,9 @@ class Row(Input):
             hash(key)
         except TypeError:
             raise InvalidInput(f"Row takes the values of a primary key, not {_shortened(repr(key))}.") from None
+        for part in key:
+            if isinstance(part, str) and (fault := _not_text(part)):
+                raise InvalidInput(f"Row({_shortened(repr(part))}) holds {fault}.")
         object.__setattr__(self, "key", key)
 
     def direction(self, encode: Callable[[Input], NDArray[Any]]) -> NDArray[np.float64]:
@@ -428,9 +435,18 @@ def _unit(input: Input, encode: Callable[[Input], NDArray[Any]]) -> NDArray[np.f
     return vector / length
 
 
+def _not_text(text: str) -> str | None:
+    """What Postgres cannot hold as text, in words; None where it can."""
+    if "\0" in text:
+        return "a NUL, which Postgres has in no text"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "a lone surrogate, which is not a character"
+    return None
+
+
 def _box(box: Sequence[float]) -> tuple[float, float, float, float]:
     numbers = [float(each) for each in box]
-    if len(numbers) != 4 or not all(map(math.isfinite, numbers)) or min(numbers[2:]) <= 0:
+    if len(numbers) != 4 or not all(abs(number) <= _LARGEST_BOX for number in numbers) or min(numbers[2:]) <= 0:
         raise InvalidQuery(f"{tuple(box)!r} is no box.", "Give left, top, width and height, in pixels or in shares.")
     left, top, width, height = numbers
     return left, top, width, height

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 PART, WHOLE = 0.7, 0.3  # weights of the part and of the whole picture around it
 PADDING = 0.1  # of the box's width and height, on each side: what is cut close is hard to tell
+SLIP = 1e-6  # above 1, by which a share may be off
 MARKED = 128  # the least light of a pixel of a mask that belongs to it
 GREY = (128, 128, 128)  # in place of what a mask leaves out
+LARGEST = 1024  # pixels of the square's side: no encoder sees more, and a long strip would become a huge square
 Box = tuple[float, float, float, float]
 
 
@@ -26,17 +28,22 @@ def cut(picture: Picture, box: Box | None, mask: Picture | None) -> Picture:
     ``box`` is left, top, width and height, in pixels, or in shares of the picture where none is above 1. ``mask`` is a
     picture of any size, light where the part is. Raises InvalidQuery where nothing of the picture is in them.
     """
+    light: NDArray[np.bool_] | None = None
     if mask is not None:
         light = np.asarray(mask.convert("L").resize(picture.size, Image.Resampling.NEAREST)) >= MARKED
+        rows, columns = np.flatnonzero(light.any(axis=1)), np.flatnonzero(light.any(axis=0))
+        if not rows.size:
+            raise InvalidQuery("The mask is dark everywhere.", "Make it light where the part is.")
         if box is None:
-            rows, columns = np.flatnonzero(light.any(axis=1)), np.flatnonzero(light.any(axis=0))
-            if not rows.size:
-                raise InvalidQuery("The mask is dark everywhere.", "Make it light where the part is.")
             box = (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
         pixels = np.where(light[:, :, None], np.asarray(picture), np.array(GREY, dtype=np.uint8))
         picture = Image.fromarray(pixels.astype(np.uint8))
     assert box is not None
-    part = picture.crop(_pixels(picture, box))
+    edges = _pixels(picture, box)
+    if light is not None and not light[edges[1] : edges[3], edges[0] : edges[2]].any():
+        raise InvalidQuery(f"The mask is dark in all of the box {tuple(box)}.", "Make it light where the part is.")
+    part = picture.crop(edges)
+    part.thumbnail((LARGEST, LARGEST), Image.Resampling.BICUBIC)
     mean = tuple(int(channel) for channel in np.asarray(part).reshape(-1, 3).mean(axis=0))
     side = max(part.size)
     return ImageOps.pad(part, (side, side), color=mean)
@@ -51,7 +58,7 @@ def blend(part: NDArray[np.float32], whole: NDArray[np.float32]) -> NDArray[np.f
 def _pixels(picture: Picture, box: Box) -> tuple[int, int, int, int]:
     """The box with its padding, cut off at the picture's edges: left, top, right, bottom."""
     left, top, width, height = box
-    if max(box) <= 1:
+    if max(box) <= 1 + SLIP:
         left, width = left * picture.width, width * picture.width
         top, height = top * picture.height, height * picture.height
     if left >= picture.width or top >= picture.height or left + width <= 0 or top + height <= 0:

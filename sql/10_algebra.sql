@@ -1,7 +1,7 @@
 -- The algebra of vectors: what a composed query is made of. Plain SQL over pgvector's own functions; pgembed/inputs.py
 -- and the tests do the same in numpy. Directions are what counts: inputs are normalized first, results at the end.
--- A NULL argument of scale, slerp, reject and maxsim gives NULL, as a row without a vector needs; compose makes a
--- query and therefore refuses NULL.
+-- A NULL argument of scale, slerp, reject and maxsim gives NULL, as a row without a vector needs; compose and swap make
+-- a query and therefore refuse NULL.
 
 -- Raise an error from a function with an SQL-standard body. Volatile, so that no planner evaluates it beforehand.
 CREATE OR REPLACE FUNCTION pgembed._raise(message text, hint text, result anyelement) RETURNS anyelement
@@ -177,7 +177,7 @@ BEGIN ATOMIC
     END;
 END;
 
--- This, but "new" in place of "old": v, and weight times the direction from old to new. NULL where an argument is.
+-- This, but "new" in place of "old": v, and weight times the direction from old to new. It refuses NULL, as a query.
 --     ORDER BY embedding <=> (SELECT pgembed.swap(photo, blue, red))
 CREATE OR REPLACE FUNCTION pgembed.swap(
     v @extschema:vector@.vector,
@@ -186,8 +186,7 @@ CREATE OR REPLACE FUNCTION pgembed.swap(
     weight float8 DEFAULT 1
 ) RETURNS @extschema:vector@.vector
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE WHEN num_nulls(v, old, new, weight) = 0
-    THEN pgembed.compose(ARRAY[v, pgembed.compose(ARRAY[new, old], ARRAY[1, -1])], ARRAY[1, weight]) END;
+RETURN pgembed.compose(ARRAY[v, pgembed.compose(ARRAY[new, old], ARRAY[1, -1])], ARRAY[1, weight]);
 
 -- A query after feedback: alpha of it, beta of the mean of the vectors that were liked, less gamma of the mean of those
 -- that were not. Without a query (NULL) it is "more like these, unlike those". NULLs among the vectors are passed over,
@@ -271,6 +270,7 @@ DECLARE
     own float8;
 BEGIN
     rank := 0;
+    lambda := CASE WHEN lambda < 1e-150 THEN 0 ELSE lambda END;
     IF coalesce(cardinality(relevance), 0) <> n THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('mmr was given %s vectors and %s scores.', n, coalesce(cardinality(relevance), 0)),
@@ -288,6 +288,9 @@ BEGIN
                 HINT = 'Leave it out.';
         END IF;
         vectors[i] := @extschema:vector@.l2_normalize(vectors[i]);
+        IF abs(relevance[i]) < 1e-150 THEN
+            relevance[i] := 0; -- a product that underflows is an error
+        END IF;
     END LOOP;
     WHILE rank < least(k, n) LOOP
         rank := rank + 1;

@@ -72,12 +72,15 @@ def _kept(file: Path, parts: Iterable[np.ndarray], of: int) -> np.ndarray:
     return np.load(file, mmap_mode="r")
 
 
-def of_drawings(name: str = "imagenet") -> list[tuple[list[Emoji], np.ndarray]]:
-    """For every vendor and copy: the emoji, and their features ``(n, 1280) float16``. Copy 0 is unchanged."""
+def of_drawings(name: str = "imagenet", few: int | None = None) -> list[tuple[list[Emoji], np.ndarray]]:
+    """For every vendor and copy: the emoji, and their features ``(n, 1280) float16``. Copy 0 is unchanged.
+
+    ``few`` takes so many of each, as a quick run does; these are kept under another name.
+    """
     tower, out = session(imagenet_tower(), name), []
     for copy in range(COPIES + 1):
         for number, vendor in enumerate(VENDORS):
-            chosen = [(e, file) for e, file in drawings(vendor) if not e.toned or copy <= TONED_COPIES]
+            chosen = [(e, file) for e, file in drawings(vendor) if not e.toned or copy <= TONED_COPIES][:few]
             generator = torch.Generator().manual_seed(100 * copy + number)
 
             def parts(chosen=chosen, copy=copy, generator=generator) -> Iterable[np.ndarray]:
@@ -85,17 +88,17 @@ def of_drawings(name: str = "imagenet") -> list[tuple[list[Emoji], np.ndarray]]:
                     pictures = pixels([file for _, file in batch])
                     yield run(tower, changed(pictures, generator) if copy else pictures)
 
-            file = WORK / name / f"{vendor}_{copy}.npy"
+            file = WORK / name / f"{vendor}_{copy}{_few(few)}.npy"
             out.append(([e for e, _ in chosen], _kept(file, parts(), len(chosen))))
     return out
 
 
-def of_sets(name: str = "imagenet") -> list[tuple[list[Emoji], np.ndarray]]:
+def of_sets(name: str = "imagenet", few: int | None = None) -> list[tuple[list[Emoji], np.ndarray]]:
     """The same for the emoji without skin tone among the icon sets."""
     tower, out = session(imagenet_tower(), name), []
     for copy in range(SET_COPIES + 1):
         for number, each in enumerate(map(icons.load, SETS)):
-            rows = [row for row, one in enumerate(each.subjects) if one.id in emoji() and not one.toned]
+            rows = [row for row, one in enumerate(each.subjects) if one.id in emoji() and not one.toned][:few]
             generator = torch.Generator().manual_seed(100 * copy + 50 + number)
 
             def parts(each=each, rows=rows, copy=copy, generator=generator) -> Iterable[np.ndarray]:
@@ -103,9 +106,13 @@ def of_sets(name: str = "imagenet") -> list[tuple[list[Emoji], np.ndarray]]:
                     pictures = np.stack([preprocess(Image.fromarray(each.pixels[row])) for row in batch])
                     yield run(tower, changed(pictures, generator) if copy else pictures)
 
-            file = WORK / name / f"set_{each.name}_{copy}.npy"
+            file = WORK / name / f"set_{each.name}_{copy}{_few(few)}.npy"
             out.append(([each.subjects[row] for row in rows], _kept(file, parts(), len(rows))))
     return out
+
+
+def _few(few: int | None) -> str:
+    return "" if few is None else f"_of_{few}"
 
 
 def of_photographs(name: str = "imagenet") -> np.ndarray:

@@ -31,6 +31,7 @@ PACKAGES = (
     "skimage",
     "sklearn",
 )
+QUICK_PICTURES = 160  # of each vendor, set and copy
 LARGEST = 30 * 2**20
 LEAST_COSINE, MOST_LOST = 0.999, 0.01  # of the shipped files, against what was trained
 
@@ -58,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(chosen.threads)
     paths.data(), paths.emojibase()
     tokenizer, table = distilled()
-    drawn, in_sets = features.of_drawings(), features.of_sets()
+    few = QUICK_PICTURES if chosen.quick else None
+    drawn, in_sets = features.of_drawings(few=few), features.of_sets(few=few)
     plans, quick = (Plan(), branch.Plan(), REFIT), "-quick" if chosen.quick else ""
     if chosen.quick:
         plans = Plan(steps=40), branch.Plan(steps=6, fading=3), dataclasses.replace(REFIT, steps=40)
@@ -68,10 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
     beside, _ = train_head(
         [*drawn, *in_sets], words, plans[2], paths.WORK / f"refit{quick}" / "checkpoint.pt", head, trained
     )
-    return write(drawer, beside, trained, chosen.out or (paths.WORK / "quick" if chosen.quick else paths.SHIPPED))
+    out = chosen.out or (paths.WORK / "quick" if chosen.quick else paths.SHIPPED)
+    return write(drawer, beside, trained, out, few)
 
 
-def write(drawer: Drawer, beside: Head, trained: np.ndarray, out: Path) -> int:
+def write(drawer: Drawer, beside: Head, trained: np.ndarray, out: Path, few: int | None) -> int:
     """From what was trained to the shipped files; returns the exit status."""
     import numpy as np
 
@@ -87,7 +90,7 @@ def write(drawer: Drawer, beside: Head, trained: np.ndarray, out: Path) -> int:
     rows, scales = to_int8(trained)
     words = Words(tokenizer, from_int8(rows, scales))
     both = branch.Drawings(drawer, branch.SEEN, beside).eval()
-    drawn = np.concatenate([part[::4] for _, part in features.of_drawings()])
+    drawn = np.concatenate([part[::4] for _, part in features.of_drawings(few=few)])
     gate = fisher_gate(tower, drawn, features.of_photographs())
     sample = pixels([file for vendor in VENDORS for _, file in drawings(vendor)[::24]])
     silent = silent_basis(words.table, words(class_names()), measure.vectors(both, tower, sample))

@@ -198,7 +198,7 @@ def _written(
                     f"{query!r} has {len(query.key)} value(s), and the primary key of {target.table} has"
                     f" {len(target.keys)}: {', '.join(target.keys)}."
                 )
-            return "row", [*query.key]
+            return "row", [*query.key, f"{query!r} is not in {target.table}, or has no vector yet."]
         case Unit():
             return _written(target, query.operand, known)
         case Slerp():

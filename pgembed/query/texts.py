@@ -135,8 +135,8 @@ def _vector(target: Target, shape: Shape) -> sql.Composed:
                 return _sql(place(), "::", _of_vector(target, "vector"))
             case "text":
                 return _sql("pgembed.encode_text(", place(), ", ", place(), ")")
-            case "row":  # composed, since that refuses NULL: a row that is not there, or has no vector yet
-                return _sql("pgembed.compose(ARRAY[", _stored(target, place), "])")
+            case "row":
+                return _stored(target, place)
             case ("slerp", *operands):
                 start, end = map(written, operands)
                 return _sql("pgembed.slerp(", start, ", ", end, ", ", place(), "::float8)")
@@ -153,13 +153,18 @@ def _vector(target: Target, shape: Shape) -> sql.Composed:
 
 
 def _stored(target: Target, place: Callable[[], sql.Placeholder]) -> sql.Composed:
-    """The vector of the row whose key the next placeholders hold."""
-    side = target.side
-    table = _name(side.schema, side.table) if side else _name(target.schema, target.table)
-    column = _name("vector") if side else _name(target.column)
-    keys = side.keys if side else target.keys
-    same = sql.SQL(" AND ").join([_sql(_name(key), " = ", place()) for key in keys])
-    return _sql("(SELECT ", column, "::", _of_vector(target, "vector"), " FROM ", table, " WHERE ", same, ")")
+    """The vector of the row whose key the next placeholders hold, as it is; the one after them is the error where there
+    is none. A side table's is read with its row, whose policies hold."""
+    of_vector = _of_vector(target, "vector")
+    same = sql.SQL(" AND ").join([_sql(_name(key), " = ", place()) for key in target.keys])
+    vector = _sql(
+        "SELECT ", _vector_column(target), "::", of_vector, " FROM ", _name(target.schema, target.table),
+        _side(target), " WHERE ", same,
+    )  # fmt: skip
+    return _sql(
+        "coalesce((", vector, "), pgembed._raise(", place(),
+        ", 'Search by a row that is there and encoded.', NULL::", of_vector, "))",
+    )  # fmt: skip
 
 
 def names(number: int) -> list[str]:

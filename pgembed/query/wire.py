@@ -19,20 +19,22 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
 from pgembed.algebra import Reject, Slerp, Unit, reject, slerp, unit
-from pgembed.errors import InvalidQuery
+from pgembed.errors import InvalidInput, InvalidQuery
 from pgembed.inputs import Expression, Image, Input, Operand, Row, Screenshot, Sum, Term, Text, Vector
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-MOST_INPUTS = 1_000
-DEEPEST = 50
-_KEY = (str, int, float)
+MOST = 50
+DEEPEST = 20
+_BIGINT = 2**63
+_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds of Pillow's modes
 _FORMS = "text, image, screenshot, vector, row, sum, unit, slerp and reject"
 
 
 def to_json(query: Expression) -> dict[str, Any]:
-    """A query as what ``json.dumps`` takes. A picture travels as its bytes; a PIL image as PNG, and so comes back."""
+    """A query as what ``json.dumps`` takes. A picture travels as the path, the URL or the bytes that it was given as; a
+    PIL image as PNG, and comes back as these bytes."""
     match query:
         case Text():
             return {"text": query.text}
@@ -45,8 +47,10 @@ def to_json(query: Expression) -> dict[str, Any]:
             space = {} if query.space is None else {"space": query.space}
             return {"vector": query.values.tolist(), **space}
         case Row():
-            if odd := [part for part in query.key if not isinstance(part, _KEY)]:
-                raise InvalidQuery(f"{query!r} cannot be JSON: {odd[0]!r} is neither text nor a number.", "Give texts.")
+            if odd := [part for part in query.key if not _is_key(part)]:
+                raise InvalidQuery(
+                    f"{query!r} cannot be JSON: {odd[0]!r} is neither text nor a whole number.", "Give its text."
+                )
             return {"row": [*query.key]}
         case Unit():
             return {"unit": to_json(query.operand)}
@@ -58,29 +62,34 @@ def to_json(query: Expression) -> dict[str, Any]:
             return {"sum": [[term.weight, to_json(term.input)] for term in query.terms]}
 
 
-def from_json(value: str | bytes | Mapping[str, Any], *, paths: bool = False) -> Expression:
-    """The query that ``to_json`` wrote: its value, or its text. Raises InvalidQuery, with what is wrong and where."""
+def from_json(value: str | bytes | Mapping[str, Any], *, paths: bool = False, most: int = MOST) -> Expression:
+    """The query that ``to_json`` wrote: its value, or its text, of at most so many inputs, masks counted too.
+
+    Raises InvalidQuery, with what is wrong and where. How large a body may be is for the server that takes it to say.
+    """
     if isinstance(value, str | bytes):
         try:
             value = cast("Mapping[str, Any]", json.loads(value))
         except (ValueError, RecursionError) as error:
             raise InvalidQuery(f"The query is not JSON: {error}.") from None
-    query = _Reader(paths=paths).expression(value, "query", 0)
-    if (count := len(query.inputs)) > MOST_INPUTS:
-        raise InvalidQuery(f"The query has {count:,} inputs, more than {MOST_INPUTS:,}.")
-    return query
+    try:
+        return _Reader(paths=paths, most=most).expression(value, "query", 0)
+    except InvalidQuery:
+        raise
+    except InvalidInput as error:
+        raise InvalidQuery(error.message, error.hint) from None
 
 
 class _Reader:
-    def __init__(self, *, paths: bool) -> None:
+    def __init__(self, *, paths: bool, most: int) -> None:
         self._paths = paths
-        self._read = 0
+        self._most = most
+        self._inputs = 0
 
     def expression(self, value: object, place: str, depth: int) -> Expression:
         """One expression; ``place`` says where it stands: ``query.sum[1]``."""
-        self._read += 1
-        if depth > DEEPEST or self._read > 4 * MOST_INPUTS:
-            raise InvalidQuery(f"{place} is too deep, or the query too large.", f"At most {DEEPEST} levels.")
+        if depth > DEEPEST:
+            raise InvalidQuery(f"{place} is more than {DEEPEST} levels deep.", "Write the query flatter.")
         if not isinstance(value, Mapping):
             raise InvalidQuery(f"{place} is {_shown(value)}, not an object.", f"Its forms: {_FORMS}.")
         fields = cast("Mapping[str, Any]", value)
@@ -91,10 +100,17 @@ class _Reader:
         allowed, read = _READERS[name]
         if other := [field for field in fields if field not in (name, *allowed)]:
             raise InvalidQuery(f"{place} has the field {_shown(other[0])}, which is not one of {name}.")
+        if name in _INPUTS:
+            self._count()
         return read(self, fields, f"{place}.{name}", depth)
 
-    def each(self, value: object, place: str, depth: int, least: int) -> list[Expression]:
-        return [self.expression(item, where, depth + 1) for item, where in _items(value, place, least)]
+    def _count(self) -> None:
+        self._inputs += 1
+        if self._inputs > self._most:
+            raise InvalidQuery(f"The query has more than {self._most} inputs.", "Ask with fewer.")
+
+    def each(self, value: object, place: str, depth: int, most: int | None = None) -> list[Expression]:
+        return [self.expression(item, where, depth + 1) for item, where in _items(value, place, 2, most=most)]
 
     def text(self, fields: Mapping[str, Any], place: str, _: int) -> Input:
         return Text(_of(fields["text"], str, place))
@@ -112,8 +128,8 @@ class _Reader:
 
     def row(self, fields: Mapping[str, Any], place: str, _: int) -> Input:
         key = [item for item, _ in _items(fields["row"], place, 1)]
-        if odd := [part for part in key if not isinstance(part, _KEY)]:
-            raise InvalidQuery(f"{place} holds {_shown(odd[0])}, which is neither text nor a number.")
+        if odd := [part for part in key if not _is_key(part)]:
+            raise InvalidQuery(f"{place} holds {_shown(odd[0])}, which is neither text nor a whole number.")
         return Row(*key)
 
     def sum(self, fields: Mapping[str, Any], place: str, depth: int) -> Expression:
@@ -130,11 +146,11 @@ class _Reader:
         return unit(self.expression(fields["unit"], place, depth + 1))
 
     def slerp(self, fields: Mapping[str, Any], place: str, depth: int) -> Expression:
-        start, end = self.each(fields["slerp"], place, depth, 2)[:2]
+        start, end = self.each(fields["slerp"], place, depth, most=2)
         return slerp(start, end, _number(fields.get("t"), f"{place}'s t"))
 
     def reject(self, fields: Mapping[str, Any], place: str, depth: int) -> Expression:
-        return reject(*self.each(fields["reject"], place, depth, 2))
+        return reject(*self.each(fields["reject"], place, depth))
 
     def _part(self, fields: Mapping[str, Any], place: str) -> dict[str, Any]:
         """The part of a picture that is meant."""
@@ -142,10 +158,11 @@ class _Reader:
         if "box" in fields:
             part["box"] = [_number(item, where) for item, where in _items(fields["box"], f"{place}'s box", 4, most=4)]
         if "mask" in fields:
-            mask = self.expression(fields["mask"], f"{place}'s mask", DEEPEST)
-            if not isinstance(mask, Image):
-                raise InvalidQuery(f"{place}'s mask is {mask!r}, not an image.")
-            part["mask"] = mask
+            mask: dict[str, Any] = fields["mask"] if type(fields["mask"]) is dict else {}
+            if "image" not in mask or not set(mask) <= {"image", "kind"}:
+                raise InvalidQuery(f"{place}'s mask is not an image.", 'Write {"image": …}, without box and mask.')
+            self._count()
+            part["mask"] = self.image(mask, f"{place}'s mask", 0)
         return part
 
     def _source(self, content: object, fields: Mapping[str, Any], place: str) -> str | bytes:
@@ -165,6 +182,7 @@ class _Reader:
         return text
 
 
+_INPUTS = frozenset(("text", "image", "screenshot", "vector", "row"))
 _OF_PICTURES = ("kind", "box", "mask")
 _READERS = {
     "text": ((), _Reader.text),
@@ -186,6 +204,8 @@ def _picture_to_json(query: Image | Screenshot) -> tuple[str, str]:
         return base64.b64encode(cast(bytes, query.source)).decode(), "base64"
     file = BytesIO()
     picture = cast("Picture", query.source)
+    if picture.mode not in _PNG:
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     picture.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode(), "base64"
 
@@ -208,7 +228,15 @@ def _of(value: object, kind: type[str], place: str) -> str:
 def _number(value: object, place: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidQuery(f"{place} is {_shown(value)}, not a number.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidQuery(f"{place} is a number that is too large.") from None
+
+
+def _is_key(value: object) -> bool:
+    """Whether a primary key's value travels: text, or a whole number that Postgres has."""
+    return isinstance(value, str) or (type(value) is int and -_BIGINT <= value < _BIGINT)
 
 
 def _shown(value: object) -> str:

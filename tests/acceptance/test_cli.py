@@ -153,9 +153,9 @@ def test_search_by_rows_without_words_and_by_a_file(shop: Cli, tmp_path: Path) -
     assert titles("--query", str(query), "--limit", "1") == ["panda"]
     assert titles("--query", str(query), "--minus", "a panda", "--minus-weight", "3", "--limit", "1") != ["panda"]
     query.write_text('{"row": [true, null]}')
-    assert "neither text nor a number" in shop("search", "product", "--query", str(query), fails=1)
+    assert "neither text nor a whole number" in shop("search", "product", "--query", str(query), fails=1)
     assert "cannot be read" in shop("search", "product", "--query", str(tmp_path / "none"), fails=2)
-    assert "is NULL" in shop("search", "product", "--like", "4711", fails=1)
+    assert "Row('4711') is not in product" in shop("search", "product", "--like", "4711", fails=1)
     assert "nothing to search for" in shop("search", "product", "--minus", "a", fails=2)
 
 

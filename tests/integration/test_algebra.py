@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,9 @@ def test_operations_of_python_are_those_of_sql(
             continue
         if python(expression, {k: v + 1e-7 * unit(v[::-1]) for k, v in known.items()}) @ expected < 1 - 1e-9:
             continue  # next to a point without direction, where the rounding of float4 turns it
-        assert_near(ask(database, f"SELECT {statement}::text", *values), expected)
+        found = ask(database, f"SELECT {statement}::text", *values)
+        alike = max(abs(unit(x) @ unit(y)) for x, y in combinations(given_, 2))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=ACCURATE if alike < 0.95 else 1e-4)
 
 
 @property_test
@@ -207,15 +210,14 @@ def test_mmr_leaves_out_what_is_like_what_was_chosen(database: Connection) -> No
         ("rocchio('[1,0]', ARRAY['[0,0]'::vector])", "Vector 2 of 2 is zero"),
         ("rocchio('[1,0]', ARRAY['[1,0]'::vector], beta => 'NaN')", "not a finite number"),
         ("swap('[1,0]', '[0,1]', '[0,2]')", "The vectors cancel"),
+        ("swap(NULL, '[0,1]', '[1,0]')", "Vector 1 of 2 is NULL"),
+        ("swap('[1,0]', NULL, '[1,0]')", "Vector 2 of 2 is NULL"),
+        ("swap('[1,0]', '[0,1]', '[1,0]', NULL)", "not a finite number"),
     ],
 )
 def test_operations_refuse_what_makes_no_sense(database: Connection, call: str, message: str) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue, match=message):
         database.execute(f"SELECT pgembed.{call}".encode())
-
-
-def test_swap_of_a_row_without_a_vector_is_null(database: Connection) -> None:
-    assert ask(database, "SELECT pgembed.swap(NULL, '[0,1]', '[1,0]') IS NULL") is True
 
 
 def test_slerp_between_almost_equal_vectors_is_linear(database: Connection) -> None:

@@ -63,7 +63,7 @@ def test_repr(expression: Expression, shown: str) -> None:
 
 
 inputs = st.one_of(
-    st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip).map(Text),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip).map(Text),
     st.text("abc/.", min_size=1).map(Image),
     st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=4).map(Vector),
 )
@@ -79,7 +79,9 @@ expressions = st.recursive(
 )
 
 
-rows = st.lists(st.one_of(st.integers(), st.text("ab", min_size=1)), min_size=1, max_size=2).map(lambda key: Row(*key))
+keys = st.one_of(st.integers(-(2**63), 2**63 - 1), st.text("ab", min_size=1))
+rows = st.lists(keys, min_size=1, max_size=2).map(lambda key: Row(*key))
+
 operations = st.recursive(
     st.one_of(inputs, rows),
     lambda inner: st.one_of(
@@ -382,6 +384,24 @@ def test_a_mask_leaves_nothing_else() -> None:
         cut(picture, None, PIL.Image.new("L", (5, 5)))
 
 
+def test_a_strip_becomes_no_huge_square_and_a_share_may_slip_above_one() -> None:
+    strip = PIL.Image.new("L", (60_000, 2)).convert("RGB")
+    assert cut(strip, (0, 0, 60_000, 2), None).size == (1024, 1024)
+    picture = PIL.Image.new("RGB", (100, 60), "white")
+    assert cut(picture, (0, 0, 0.6, 1.0000001), None).size == (66, 66)
+    mask = PIL.Image.new("1", (100, 60))
+    mask.paste(1, (0, 0, 10, 10))
+    with pytest.raises(InvalidQuery, match="dark in all of the box"):
+        cut(picture, (50, 30, 20, 20), mask)
+    with pytest.raises(InvalidQuery, match="is a part of a picture"):
+        Image("a.png", mask=Image("b.png", box=(0, 0, 1, 1)))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "F", "LAB", "HSV", "PA", "RGBa"])
+def test_a_picture_of_any_mode_travels(mode: str) -> None:
+    assert isinstance(from_json(to_json(Image(PIL.Image.new(mode, (3, 2))))), Image)
+
+
 @pytest.mark.parametrize("box", [(1, 2, 3), (1, 2, 0, 4), (1, 2, 3, -4), (1, 2, math.nan, 4)])
 def test_what_is_no_box_is_refused(box: tuple[float, ...]) -> None:
     with pytest.raises(InvalidQuery, match="is no box"):
@@ -406,7 +426,16 @@ for _ in range(60):
         ({"vector": [1, "2"]}, r"query.vector\[1\] is '2', not a number"),
         ({"vector": [1, True]}, "not a number"),
         ({"vector": []}, "has 0 entries, and at least 1 are wanted"),
-        ({"row": [[1]]}, "neither text nor a number"),
+        ({"row": [[1]]}, "neither text nor a whole number"),
+        ({"row": [True]}, "neither text nor a whole number"),
+        ({"row": [17.0]}, "neither text nor a whole number"),
+        ({"row": [2**63]}, "neither text nor a whole number"),
+        ({"row": ["a\0"]}, "holds a NUL"),
+        ({"text": "a\0b"}, "holds a NUL"),
+        ({"vector": [10**400]}, "a number that is too large"),
+        ({"image": "QQ==", "box": [0, 0, 1e300, 1]}, "is no box"),
+        ({"image": ""}, "holds no picture"),
+        ({"slerp": [{"text": "a"}, {"text": "b"}, {"text": "c"}], "t": 0.5}, "has 3 entries, and 2 are wanted"),
         ({"sum": [[1, {"text": "a"}, 2]]}, r"query.sum\[0\] has 3 entries, and 2 are wanted"),
         ({"sum": [[1, {"sum": [[1, {"text": "a"}]]}]]}, "is a sum within a sum"),
         ({"sum": [["1", {"text": "a"}]]}, "not a number"),
@@ -417,11 +446,13 @@ for _ in range(60):
         ({"image": "a.png", "kind": "url"}, "'a.png', which is no url"),
         ({"image": "???"}, "is not Base64"),
         ({"image": "QQ==", "box": [1, 2, 3]}, "box has 3 entries, and 4 are wanted"),
-        ({"image": "QQ==", "mask": {"text": "a"}}, "mask is Text.'a'., not an image"),
+        ({"image": "QQ==", "mask": {"text": "a"}}, "mask is not an image"),
         ({"image": "QQ==", "mask": {"image": "/m.png", "kind": "path"}}, "names a file"),
         ({"image": "a", "kind": "blob"}, "has the kind 'blob'"),
-        (DEEP, "is too deep"),
-        ({"sum": [[1, {"text": str(n)}] for n in range(1_001)]}, "has 1,001 inputs"),
+        (DEEP, "is more than 20 levels deep"),
+        ({"sum": [[1, {"text": str(n)}] for n in range(51)]}, "has more than 50 inputs"),
+        ({"sum": [[1, {"image": "QQ==", "mask": {"image": "QQ=="}}]] * 26}, "has more than 50 inputs"),
+        ({"image": "QQ==", "mask": {"image": "QQ==", "mask": {"image": "QQ=="}}}, "mask is not an image"),
     ],
 )
 def test_json_that_is_no_query_is_refused_with_the_place(value: Any, message: str) -> None:  # noqa: ANN401
@@ -466,6 +497,19 @@ def test_operations_that_make_no_sense_are_refused(make: Callable[[], object], m
 
 
 def test_operations_take_expressions() -> None:
-    for make in (lambda: unit("a"), lambda: slerp(Text("a"), "b", 1), lambda: reject(Text("a"), "b")):  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="takes expressions, not str"):
-            make()
+    a: Any = "a"
+    calls: dict[str, Callable[[], object]] = {
+        "unit": lambda: unit(a),
+        "slerp": lambda: slerp(Text("a"), a, 1),
+        "reject": lambda: reject(Text("a"), a),
+        "swap": lambda: swap(Text("a"), a, Text("b")),
+        "centroid": lambda: centroid(Text("a"), a),
+        "rocchio": lambda: rocchio(liked=[a]),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name} takes expressions, not str"):
+            call()
+    alone: Any = Text("a")
+    with pytest.raises(TypeError, match="rocchio takes lists"):
+        rocchio(liked=alone)
+    assert mmr([], [], 3) == []
