@@ -144,4 +144,4 @@ def test_every_block_of_the_page_on_composed_queries_works(database_dsn: str, tm
     searches = printed[0].splitlines()
     assert len(searches) == 5
     assert all(re.search(r"\) \[\d+, \d+, \d+\]$|\) \[\d+", line) for line in searches)
-    assert printed[-1].strip() == "Row(2) - 0.5 * Text('in blue')"
+    assert printed[-1].splitlines()[-1] == "Row(2) - 0.5 * Text('in blue')"
