@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -68,7 +68,7 @@ class Kept:
         return [str(each.remedy) for each in self.db.doctor() if not each.ok and f".{table}." in each.subject]
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self) -> Generator[None]:
         """A worker that runs for as long as the block."""
         worker = Worker(lambda: psycopg.connect(self.dsn), WorkerOptions(poll=0.02, sweep_every=3600))
         with ThreadPoolExecutor(1) as pool:
