@@ -222,6 +222,31 @@ LANGUAGE sql IMMUTABLE
 RETURN format('current_setting(''transaction_isolation'') LIKE ''read %%'' '
     'AND NOT row_security_active(%L::regclass)', side);
 
+-- Take the vectors of rows away that are gone or have another key now, as a statement of a trigger: `rows` is OLD or a
+-- transition table. In queue mode a row that has the key now is in the queue. In instant mode the key may have passed
+-- to that row in the same transaction, and its vector been written before this: then the table is asked, by the name
+-- that it has at the moment.
+CREATE OR REPLACE FUNCTION pgembed._take_away_sql(embedding pgembed.embedding, rows text) RETURNS text
+LANGUAGE sql STABLE
+RETURN (
+    SELECT CASE (embedding).mode WHEN 'queue' THEN format('DELETE FROM %s AS s USING %s AS o WHERE %s', k.side, k.old,
+            k.same)
+        ELSE format('DELETE FROM %1$s AS s USING %2$s AS o WHERE %3$s AND age(s.xmin) > 0; '
+            'IF EXISTS (SELECT FROM %1$s AS s JOIN %2$s AS o ON %3$s) THEN EXECUTE %4$L || TG_RELID::regclass || %5$L%6$s; '
+            'END IF', k.side, k.old, k.same,
+            format('DELETE FROM %s AS s USING %s AS o WHERE %s AND NOT EXISTS (SELECT FROM ONLY ', k.side,
+                replace(k.old, 'OLD', '$1'), k.same),
+            format(' AS t WHERE %s)', k.taken), CASE rows WHEN 'OLD' THEN ' USING OLD' ELSE '' END)
+    END
+    FROM (
+        SELECT (embedding).side::regclass AS side,
+            CASE rows WHEN 'OLD' THEN '(SELECT OLD.*)' ELSE rows END AS old,
+            string_agg(format('s.%I = o.%I', k.side_name, k.row_name), ' AND ' ORDER BY k.ordinal) AS same,
+            string_agg(format('t.%1$I = o.%1$I', k.row_name), ' AND ' ORDER BY k.ordinal) AS taken
+        FROM pgembed._side_keys(embedding) AS k
+    ) AS k
+);
+
 -- Make the triggers that take vectors away with their rows. What a transaction sees of the side table is all there is
 -- only at READ COMMITTED, since nobody writes the vector of a row that is locked. At another level a vector may have
 -- come since, and to delete one that has would fail: the key goes into the log, and a worker takes the vector away.
@@ -231,8 +256,7 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     embedding pgembed.embedding;
-    partitioned boolean;
-    same text;
+    by_row boolean; -- a statement that names the parent fires no trigger for statements on this table
     keys text;
     log_columns text;
     key_names text[];
@@ -240,21 +264,22 @@ DECLARE
     old_rows text;
 BEGIN
     SELECT * INTO embedding FROM pgembed.embedding WHERE id = embedding_id;
-    SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = embedding.relation;
-    SELECT string_agg(pg_catalog.format('s.%I = o.%I', k.side_name, k.row_name), ' AND ' ORDER BY k.ordinal),
-        string_agg('o.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),
+    SELECT c.relkind = 'p' OR EXISTS (SELECT FROM pg_catalog.pg_inherits AS i WHERE i.inhrelid = c.oid) INTO by_row
+    FROM pg_catalog.pg_class AS c WHERE c.oid = embedding.relation;
+    SELECT string_agg('o.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),
         string_agg('key_' || k.ordinal, ', ' ORDER BY k.ordinal), array_agg(quote_ident(k.row_name))
-    INTO same, keys, log_columns, key_names FROM pgembed._side_keys(embedding) AS k;
+    INTO keys, log_columns, key_names FROM pgembed._side_keys(embedding) AS k;
     side := embedding.side::regclass;
-    old_rows := CASE WHEN partitioned THEN '(SELECT OLD.*)' ELSE 'old_rows' END;
+    old_rows := CASE WHEN by_row THEN '(SELECT OLD.*)' ELSE 'old_rows' END;
     PERFORM pgembed._create_trigger_function(embedding, 'drop', key_names, pg_catalog.format(
-        'BEGIN IF %s THEN DELETE FROM %s AS s USING %s AS o WHERE %s; '
+        'BEGIN IF %s THEN %s; '
         'ELSE INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS o; END IF; RETURN NULL; END',
-        pgembed._may_take_away_sql(side), side, old_rows, same, 'change_' || embedding_id, log_columns, keys,
-        old_rows));
+        pgembed._may_take_away_sql(side),
+        pgembed._take_away_sql(embedding, CASE WHEN by_row THEN 'OLD' ELSE 'old_rows' END),
+        'change_' || embedding_id, log_columns, keys, old_rows));
     EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER DELETE ON %s %s EXECUTE FUNCTION pgembed.%I()',
         'pgembed_' || embedding_id || '_delete', embedding.relation::regclass,
-        CASE WHEN partitioned THEN 'FOR EACH ROW' ELSE 'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT' END,
+        CASE WHEN by_row THEN 'FOR EACH ROW' ELSE 'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT' END,
         'drop_' || embedding_id);
     -- to wait for whoever reads the side table could deadlock
     PERFORM pgembed._create_trigger_function(embedding, 'empty', '{}', pg_catalog.format(
@@ -272,12 +297,11 @@ CREATE OR REPLACE FUNCTION pgembed._left_behind_sql(embedding pgembed.embedding)
 LANGUAGE sql STABLE
 RETURN CASE WHEN (embedding).storage = 'side' THEN (
     SELECT format('IF (%s) IS DISTINCT FROM (%s) THEN '
-        'IF %s THEN DELETE FROM %s AS s WHERE %s; ELSE INSERT INTO pgembed.%I (%s) VALUES (%1$s); END IF; END IF; ',
+        'IF %s THEN %s; ELSE INSERT INTO pgembed.%I (%s) VALUES (%1$s); END IF; END IF; ',
         string_agg('OLD.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),
         string_agg('NEW.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),
         pgembed._may_take_away_sql((embedding).side::regclass::text),
-        (embedding).side::regclass,
-        string_agg(format('s.%I = OLD.%I', k.side_name, k.row_name), ' AND ' ORDER BY k.ordinal),
+        pgembed._take_away_sql(embedding, 'OLD'),
         'change_' || (embedding).id,
         string_agg('key_' || k.ordinal, ', ' ORDER BY k.ordinal))
     FROM pgembed._side_keys(embedding) AS k

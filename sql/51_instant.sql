@@ -7,6 +7,9 @@
 -- SET pgembed.instant = 'off', before it loads much, and where a text cannot be encoded. Nothing that goes wrong here
 -- fails an application's statement. `CALL pgembed.fill(...)` or a worker empties that queue (52_fill.sql).
 
+DROP FUNCTION IF EXISTS pgembed._instant_row_body(pgembed.embedding, text, text);
+DROP FUNCTION IF EXISTS pgembed._instant_rows_body(pgembed.embedding, text, text);
+
 -- Refuse what cannot be true in the same transaction. Called by attach.
 CREATE OR REPLACE FUNCTION pgembed._check_instant(
     relation regclass, model pgembed.encoder, inputs jsonb, stale text, storage text
@@ -147,14 +150,37 @@ BEGIN
 END
 $$;
 
--- The body of a trigger that writes a row's vector into the side table. A row that gets none loses its old one, unless
--- that could fail: above READ COMMITTED the queue does it.
-CREATE OR REPLACE FUNCTION pgembed._instant_row_body(embedding pgembed.embedding, vector text, present text)
-RETURNS text
+-- Find the keys of those `rows` (NEW or new_rows) that changed again before this trigger saw them, as statements of a
+-- trigger that put them into `stale`; NULL where there are none. It takes other triggers to change a row within a
+-- statement that changes it. What they did was seen by the triggers of their own statement, and must stay. Where a
+-- policy hides rows, nobody knows.
+CREATE OR REPLACE FUNCTION pgembed._find_stale_sql(embedding pgembed.embedding, columns text[], rows text) RETURNS text
 LANGUAGE sql STABLE
 RETURN (
-    SELECT format('DECLARE made @extschema:vector@.vector; BEGIN IF TG_OP = ''UPDATE'' THEN %1$sEND IF; '
-        'IF NOT %2$s THEN BEGIN SELECT %3$s INTO made FROM (SELECT NEW.*) AS t; IF made IS NOT NULL THEN '
+    SELECT format('IF EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = TG_RELID AND (g.tgconstrrelid = TG_RELID '
+        'OR NOT g.tgisinternal AND g.tgname !~ ''^pgembed_[0-9]+_'')) AND NOT row_security_active(TG_RELID) THEN '
+        'EXECUTE %L || TG_RELID::regclass || %L INTO stale%s; END IF; ',
+        format('SELECT array_agg(jsonb_build_array(%s)) FROM %s AS o WHERE NOT EXISTS (SELECT FROM ONLY ',
+            string_agg(format('o.%I', k.row_name), ', ' ORDER BY k.ordinal),
+            CASE rows WHEN 'NEW' THEN '(SELECT $1.*)' ELSE rows END),
+        format(' AS t WHERE %s AND %s)',
+            string_agg(format('t.%1$I = o.%1$I', k.row_name), ' AND ' ORDER BY k.ordinal),
+            (SELECT string_agg(format('t.%1$s::text COLLATE "C" IS NOT DISTINCT FROM o.%1$s::text COLLATE "C"', c),
+                ' AND ') FROM unnest(columns) AS c)),
+        CASE rows WHEN 'NEW' THEN ' USING NEW' ELSE '' END)
+    FROM pgembed._side_keys(embedding) AS k
+);
+
+-- The body of a trigger that writes a row's vector into the side table. A row that gets none loses its old one, unless
+-- that could fail: above READ COMMITTED the queue does it.
+CREATE OR REPLACE FUNCTION pgembed._instant_row_body(
+    embedding pgembed.embedding, vector text, present text, columns text[]
+) RETURNS text
+LANGUAGE sql STABLE
+RETURN (
+    SELECT format('DECLARE made @extschema:vector@.vector; stale jsonb[]; BEGIN IF TG_OP = ''UPDATE'' THEN %1$sEND IF; '
+        'IF NOT %2$s THEN BEGIN %13$sIF stale IS NOT NULL THEN RETURN NULL; END IF; '
+        'SELECT %3$s INTO made FROM (SELECT NEW.*) AS t; IF made IS NOT NULL THEN '
         'INSERT INTO %4$s (%5$s, vector) VALUES (%6$s, made) ON CONFLICT (%5$s) DO UPDATE SET vector = excluded.vector; '
         '%11$s RETURN NULL; END IF; EXCEPTION WHEN others THEN NULL; END; END IF; '
         'IF TG_OP = ''UPDATE'' THEN IF %12$s THEN DELETE FROM %4$s AS s WHERE %7$s; '
@@ -166,17 +192,20 @@ RETURN (
         string_agg(format('s.%I = NEW.%I', k.side_name, k.row_name), ' AND ' ORDER BY k.ordinal),
         'change_' || (embedding).id, pgembed._key_list(embedding, 'key_%s'), present,
         pgembed._forgive_sql(embedding, '(SELECT NEW.*)'),
-        pgembed._may_take_away_sql((embedding).side::regclass::text))
+        pgembed._may_take_away_sql((embedding).side::regclass::text),
+        pgembed._find_stale_sql(embedding, columns, 'NEW'))
     FROM pgembed._side_keys(embedding) AS k
 );
 
 -- The body of a trigger that writes the vectors of all the rows that a statement inserted into the side table.
-CREATE OR REPLACE FUNCTION pgembed._instant_rows_body(embedding pgembed.embedding, vector text, present text)
-RETURNS text
+CREATE OR REPLACE FUNCTION pgembed._instant_rows_body(
+    embedding pgembed.embedding, vector text, present text, columns text[]
+) RETURNS text
 LANGUAGE sql STABLE
 RETURN (
-    SELECT format('BEGIN IF NOT %1$s THEN BEGIN '
-        'WITH made AS MATERIALIZED (SELECT %2$s, %3$s AS made, %4$s AS present FROM new_rows AS t), '
+    SELECT format('DECLARE stale jsonb[]; BEGIN IF NOT %1$s THEN BEGIN %11$s'
+        'WITH made AS MATERIALIZED (SELECT %2$s, %3$s AS made, %4$s AS present FROM new_rows AS t '
+        'WHERE stale IS NULL OR pg_catalog.jsonb_build_array(%9$s) <> ALL (stale)), '
         'written AS (INSERT INTO %5$s (%6$s, vector) SELECT %7$s, made FROM made WHERE made IS NOT NULL '
         'ON CONFLICT (%6$s) DO UPDATE SET vector = excluded.vector) '
         'INSERT INTO pgembed.%8$I (%7$s) SELECT %7$s FROM made WHERE made IS NULL AND present; '
@@ -187,7 +216,7 @@ RETURN (
         (embedding).side::regclass, string_agg(quote_ident(k.side_name), ', ' ORDER BY k.ordinal),
         pgembed._key_list(embedding, 'key_%s'), 'change_' || (embedding).id,
         string_agg('t.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),
-        pgembed._forgive_sql(embedding, 'new_rows'))
+        pgembed._forgive_sql(embedding, 'new_rows'), pgembed._find_stale_sql(embedding, columns, 'new_rows'))
     FROM pgembed._side_keys(embedding) AS k
 );
 
@@ -207,7 +236,7 @@ BEGIN
     parts := pgembed._instant_parts(embedding);
     PERFORM pgembed._create_append_triggers(embedding, parts.columns || parts.keys,
         pgembed._differs_sql(embedding.relation, parts.columns || parts.keys),
-        pgembed._instant_row_body(embedding, parts.vector, parts.present),
-        pgembed._instant_rows_body(embedding, parts.vector, parts.present), renders => true);
+        pgembed._instant_row_body(embedding, parts.vector, parts.present, parts.columns),
+        pgembed._instant_rows_body(embedding, parts.vector, parts.present, parts.columns), renders => true);
 END
 $$;

@@ -104,7 +104,9 @@ def template(server_dsn: str) -> Iterator[str]:
 
 CORE = {"install", "attach", "keeping_true", "worker", "search", "algebra", "sql_text"}  # of tests/integration
 ALL_CASES = {"keeping_true"}  # elsewhere the cases of parametrized tests run on the embedded server alone, to save time
-BOTH_STORAGES = {"worker", "worker_faults", "faults_network", "faults_processes", "faults_transactions"}
+BOTH_STORAGES = {
+    "worker", "worker_faults", "faults_network", "faults_processes", "faults_transactions", "waiting",
+}  # fmt: skip
 ONE_SERVER = {"embedded_server", "server_dsn", "template"}  # a test that names one of them is about that server
 
 

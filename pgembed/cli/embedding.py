@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pgembed.catalog import FailureReason, FailureRow, StatusRow
 
 T = TypeVar("T")
+WATCH_EVERY = 2.0  # seconds
 
 
 @app.command(
@@ -120,26 +122,40 @@ def detach(
     say_done(f"{table} is as it was before.", as_json=as_json, action="detach", table=table, target=target or embedding)
 
 
-@app.command(epilog=examples("pgembed status", "pgembed status product --watch"))
+@app.command(epilog=examples("pgembed status", "pgembed status product --watch", "pgembed status --watch --json"))
 def status(
     table: OnlyTable = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every two seconds, until Ctrl-C; with --json a line each.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """How every embedding stands: rows, vectors, what waits, what failed."""
     with database() as db:
-        if as_json:
-            print_json(db.status(table))
-            return
-        if not watch:
-            console.print(_status_table(db.status(table)))
-            return
-        from rich.live import Live
+        if watch and as_json:
+            _watch_as_json(lambda: db.status(table))
+        elif watch:
+            from rich.live import Live
 
-        with Live(console=console, auto_refresh=False) as live:
-            while True:
-                live.update(_status_table(db.status(table)), refresh=True)
-                time.sleep(2)
+            with Live(console=console, auto_refresh=False) as live:
+                while True:
+                    live.update(_status_table(db.status(table)), refresh=True)
+                    time.sleep(WATCH_EVERY)
+        elif as_json:
+            print_json(db.status(table))
+        else:
+            console.print(_status_table(db.status(table)))
+
+
+def _watch_as_json(look: Callable[[], object]) -> None:
+    """A line each look, for as long as somebody reads them."""
+    try:
+        while True:
+            print_json(look())
+            sys.stdout.flush()
+            time.sleep(WATCH_EVERY)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
 
 
 @app.command(

@@ -185,6 +185,49 @@ def test_instant_mode_over_the_end_of_its_server(
         assert_kept(conn, storage=storage, encode=lambda texts: np.asarray(lite.encode_text(list(texts))))
 
 
+def test_a_crash_empties_unlogged_tables_and_nothing_is_left_of_them(server: EmbeddedServer, dsn: str) -> None:
+    """A side table is as its table was when it was made: where that was altered since, reconcile puts it right."""
+    lite = load_encoder("builtin:lite")
+    tables = [
+        (f"{storage}_{mode}_{altered or 'as_made'}".lower(), storage, mode, altered)
+        for storage in ("column", "side")
+        for mode in ("queue", "instant")
+        for altered in ("", "LOGGED", "UNLOGGED")
+    ]
+    with psycopg.connect(dsn, autocommit=True) as conn, pgembed.connect(dsn) as db:
+        db.add_encoder("lite", "builtin:lite")
+        for name, storage, mode, altered in tables:
+            kind = "" if altered == "UNLOGGED" else "UNLOGGED"
+            conn.execute(f"CREATE {kind} TABLE {name} (id integer PRIMARY KEY, title text)".encode())
+            conn.execute(f"INSERT INTO {name} VALUES (1, 'a dog'), (2, 'a red shoe')".encode())
+            db.attach(name, "embedding", encoder="lite", text="title", storage=storage, mode=mode)
+        db.work(until_idle=True)
+        for name, _, _, altered in tables:
+            if altered:
+                conn.execute(f"ALTER TABLE {name} SET {altered}".encode())
+            conn.execute(f"INSERT INTO {name} VALUES (3, 'a boat')".encode())  # in queue mode it waits
+        conn.execute("CHECKPOINT")  # what is logged is on the disk
+    crash(server)
+    with psycopg.connect(dsn, autocommit=True) as conn, pgembed.connect(dsn) as db:
+        for name, _, _, altered in tables:
+            rows = [(1,), (2,), (3,)] if altered == "LOGGED" else []
+            assert conn.execute(f"SELECT id FROM {name} ORDER BY id".encode()).fetchall() == rows
+        db.work(until_idle=True)  # the queue is logged
+        missed = {name for name, *_ in tables if db.reconcile(name) > 0}
+        assert missed == {name for name, storage, _, altered in tables if storage == "side" and altered}
+        db.work(until_idle=True)
+        for name, *_ in tables:
+            conn.execute(f"INSERT INTO {name} VALUES (4, 'a cat')".encode())
+        db.work(until_idle=True)
+        for name, storage, _, altered in tables:
+            assert_kept(
+                conn, storage=storage, table=name, encode=lambda texts: np.asarray(lite.encode_text(list(texts)))
+            )
+            count = conn.execute(f"SELECT count(*) FROM {name}".encode()).fetchone()
+            assert count == (4 if altered == "LOGGED" else 1,)
+        assert [one.finding for one in db.doctor() if not one.ok] == []
+
+
 # A disk that is full
 
 

@@ -22,6 +22,7 @@ from pgembed.worker import WorkerOptions
 PHOTOS = Path(__file__).parents[1] / "data/photos"
 PANDA, FISH = ((PHOTOS / name).read_bytes() for name in ("panda.jpg", "goldfish.jpg"))
 MEDIA = MediaPolicy(media_root=PHOTOS)
+BOTH = pytest.mark.parametrize("storage", ["column", "side"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +37,15 @@ def vectors() -> dict[str, NDArray[np.float32]]:
 class Shop:
     """A table with one column of pictures, and an embedding of it."""
 
-    def __init__(self, database: psycopg.Connection, db: pgembed.Pgembed) -> None:
+    def __init__(self, database: psycopg.Connection, db: pgembed.Pgembed, storage: str) -> None:
         self.database = database
         self.db = db
+        self.storage = storage
 
     def attach(self, column_type: str, form: str | None = None) -> None:
         self.database.execute(f"CREATE TABLE product (id int PRIMARY KEY, photo {column_type})")  # type: ignore[arg-type]
-        self.db.attach(
-            "product", "embedding", encoder="shop", image={"column": "photo", **({"as": form} if form else {})}
-        )
+        image = {"column": "photo", **({"as": form} if form else {})}
+        self.db.attach("product", "embedding", encoder="shop", image=image, storage=self.storage)
 
     def put(self, *rows: Any) -> None:  # noqa: ANN401
         for key, row in enumerate(rows):
@@ -56,15 +57,17 @@ class Shop:
         return {int(failure.key[0]): failure.error for failure in self.db.failures("product")}
 
     def vectors(self) -> list[NDArray[np.float32] | None]:
-        rows = self.database.execute("SELECT embedding::real[] FROM product ORDER BY id").fetchall()
+        place = "product" if self.storage == "column" else "product LEFT JOIN product_embedding USING (id)"
+        column = "embedding" if self.storage == "column" else "vector"
+        rows = self.database.execute(f"SELECT {column}::real[] FROM {place} ORDER BY id".encode()).fetchall()
         return [None if vector is None else np.asarray(vector, dtype=np.float32) for (vector,) in rows]
 
 
 @pytest.fixture
-def shop(database: psycopg.Connection, database_dsn: str) -> Iterator[Shop]:
+def shop(database: psycopg.Connection, database_dsn: str, storage: str) -> Iterator[Shop]:
     with pgembed.connect(database_dsn) as db:
         db.add_encoder("shop", "builtin:lite")
-        yield Shop(database, db)
+        yield Shop(database, db, storage)
 
 
 def same(found: NDArray[np.float32] | None, expected: NDArray[np.float32]) -> bool:
@@ -75,6 +78,7 @@ def large_object(database: psycopg.Connection, data: bytes) -> int:
     return database.execute("SELECT lo_from_bytea(0, %s)", [data]).fetchall()[0][0]
 
 
+@BOTH
 def test_pictures_in_data_urls_need_no_permission(shop: Shop, vectors: dict[str, Any]) -> None:
     shop.attach("text", "url")
     url = f"data:image/jpeg;base64,{base64.b64encode(PANDA).decode()}"
@@ -90,6 +94,7 @@ def test_pictures_in_data_urls_need_no_permission(shop: Shop, vectors: dict[str,
 # Large objects
 
 
+@BOTH
 @pytest.mark.parametrize("column_type", ["oid", "reference"])
 def test_large_objects_are_read(
     database: psycopg.Connection, shop: Shop, vectors: dict[str, Any], column_type: str
@@ -140,6 +145,7 @@ def test_a_large_object_that_may_not_be_read_says_who_must_grant_what(database: 
         assert database.execute("SELECT pgembed._large_object(%s::oid)", [found]).fetchone() == (PANDA,)
 
 
+@BOTH
 def test_a_large_object_that_changed_is_encoded_again_when_its_row_is_asked_for(
     database: psycopg.Connection, shop: Shop, vectors: dict[str, Any]
 ) -> None:
@@ -169,6 +175,7 @@ def lists(database: psycopg.Connection, kind: str) -> tuple[str, str | None, Any
     return "oid[]", None, large_object(database, PANDA), large_object(database, FISH)
 
 
+@BOTH
 @pytest.mark.parametrize("kind", ["bytes", "path", "url", "large object"])
 def test_a_list_is_the_mean_of_its_parts(
     database: psycopg.Connection, shop: Shop, vectors: dict[str, Any], kind: str
@@ -189,6 +196,7 @@ def test_a_list_is_the_mean_of_its_parts(
     assert shop.vectors()[1] is None
 
 
+@BOTH
 def test_one_bad_picture_of_a_list_fails_its_row_and_is_named(
     database: psycopg.Connection, shop: Shop, vectors: dict[str, Any]
 ) -> None:
@@ -223,11 +231,12 @@ def test_lists_of_lists_and_domains_are_lists(
     assert same(shop.vectors()[0], vectors["both"])
 
 
+@BOTH
 def test_a_list_beside_a_text_weighs_as_one_picture(
     database: psycopg.Connection, shop: Shop, vectors: dict[str, Any]
 ) -> None:
     database.execute("CREATE TABLE product (id int PRIMARY KEY, title text, photo bytea[])")
-    shop.db.attach("product", "embedding", encoder="shop", text="title", image="photo")
+    shop.db.attach("product", "embedding", encoder="shop", text="title", image="photo", storage=shop.storage)
     database.execute("INSERT INTO product VALUES (1, 'a panda', %s)", [[PANDA, FISH]])
     assert shop.work() == {}
     text = load_encoder("builtin:lite").encode_text(["a panda"])[0]

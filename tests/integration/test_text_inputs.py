@@ -82,12 +82,15 @@ def test_the_text_of(database: Connection, database_dsn: str, kind: str, mode: s
 
 
 @pytest.mark.full_server
+@pytest.mark.parametrize("storage", ["column", "side"])
 @pytest.mark.parametrize("mode", ["queue", "instant"])
 @pytest.mark.parametrize("kind", FULL_KINDS)
-def test_the_text_of_types_of_contrib(full_database: Connection, full_database_dsn: str, kind: str, mode: str) -> None:
+def test_the_text_of_types_of_contrib(
+    full_database: Connection, full_database_dsn: str, kind: str, mode: str, storage: str
+) -> None:
     full_database.execute("CREATE EXTENSION citext")
     full_database.execute(TYPES)
-    check(full_database, full_database_dsn, FULL_KINDS[kind], mode, "column")
+    check(full_database, full_database_dsn, FULL_KINDS[kind], mode, storage)
 
 
 @pytest.mark.parametrize(
@@ -127,17 +130,22 @@ def test_a_column_with_a_dot_in_its_name_comes_first_and_follows_renames(
     assert_encoded(database, "column", "red shoe")
 
 
-def test_a_table_that_inherits_is_kept_true_under_either_name(database: Connection, database_dsn: str) -> None:
+@pytest.mark.parametrize("storage", ["column", "side"])
+def test_a_table_that_inherits_is_kept_true_under_either_name(
+    database: Connection, database_dsn: str, storage: str
+) -> None:
     database.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
     database.execute("CREATE TABLE parent (id integer PRIMARY KEY, it text)")
     database.execute("CREATE TABLE item (PRIMARY KEY (id), other text) INHERITS (parent)")
-    database.execute("SELECT pgembed.attach('item', 'embedding', 'lite', '{\"text\": \"it\"}')")
+    database.execute(
+        "SELECT pgembed.attach('item', 'embedding', 'lite', '{\"text\": \"it\"}', storage => %s)", [storage]
+    )
     database.execute("INSERT INTO parent VALUES (1, 'of the parent alone')")
     database.execute("INSERT INTO item VALUES (1, 'a dog')")
     database.execute("UPDATE parent SET it = 'a red shoe'")
     with pgembed.connect(database_dsn) as db:
         db.work(until_idle=True)
-        assert_encoded(database, "column", "a red shoe")
+        assert_encoded(database, storage, "a red shoe")
         assert all(finding.ok for finding in db.doctor() if "inheritance" in finding.subject)
         database.execute("CREATE TABLE lower_still () INHERITS (item)")
         (finding,) = [finding for finding in db.doctor() if "inheritance" in finding.subject]

@@ -15,8 +15,8 @@ from tests.fakes import Connection, Table, until
 
 
 @pytest.fixture
-def table(database: Connection, database_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Table:
-    return Table(database, database_dsn, monkeypatch)
+def table(database: Connection, database_dsn: str, monkeypatch: pytest.MonkeyPatch, storage: str) -> Table:
+    return Table(database, database_dsn, monkeypatch, storage)
 
 
 def test_every_row_of_before_the_call_has_its_vector_after_it(table: Table) -> None:
@@ -99,6 +99,7 @@ def test_a_change_that_is_not_committed_is_not_waited_for(table: Table) -> None:
             pgembed.connect(other).wait("product", timeout=0)
 
 
+@pytest.mark.column_only
 def test_it_waits_in_asyncio_too(table: Table) -> None:
     async def written() -> list[int]:
         async with pgembed.connect_async(table.dsn) as db:
@@ -110,6 +111,7 @@ def test_it_waits_in_asyncio_too(table: Table) -> None:
         assert asyncio.run(written()) == [1, 2]
 
 
+@pytest.mark.column_only
 def test_unknown_tables_and_targets_are_told(table: Table) -> None:
     with pgembed.connect(table.conn) as db:
         for call in (db.wait, db.pause, db.resume):
@@ -120,7 +122,7 @@ def test_unknown_tables_and_targets_are_told(table: Table) -> None:
 def test_a_paused_embedding_is_left_alone_and_loses_nothing(table: Table) -> None:
     conn = table.conn
     conn.execute("CREATE TABLE thing (id int PRIMARY KEY, title text)")
-    conn.execute("""SELECT pgembed.attach('thing', 'embedding', 'fake', '{"text": "title"}')""")
+    table.attach("thing")
     with pgembed.connect(conn) as db:
         assert db.pause("product") == 1
         assert db.pause("product") == 0

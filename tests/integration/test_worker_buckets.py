@@ -52,10 +52,12 @@ def store(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
     return client
 
 
+@pytest.mark.parametrize("storage", ["column", "side"], indirect=True)
 def test_pictures_in_a_bucket_are_encoded_and_those_elsewhere_fail_alone(
     database: psycopg.Connection,
     database_dsn: str,
     store: Any,  # noqa: ANN401
+    storage: str,
 ) -> None:
     store.put_object(Bucket="shop", Key="photos/a panda #1?.jpg", Body=PANDA)
     store.put_object(Bucket="shop", Key="goldfish.jpg", Body=(PHOTOS / "goldfish.jpg").read_bytes())
@@ -67,7 +69,7 @@ def test_pictures_in_a_bucket_are_encoded_and_those_elsewhere_fail_alone(
         database.execute("INSERT INTO product VALUES (%s, %s)", [number, f"s3://{key}"])
     with pgembed.connect(database_dsn) as db:
         db.add_encoder("shop", "builtin:lite")
-        db.attach("product", "embedding", encoder="shop", image={"column": "photo", "as": "url"})
+        db.attach("product", "embedding", encoder="shop", image={"column": "photo", "as": "url"}, storage=storage)
         db.work(WorkerOptions(media=SHOP, max_attempts=1), until_idle=True)
         assert db.search("product", Text("a panda"), limit=1)[0].id == 0
         assert db.search("product", Text("a fish"), limit=1)[0].id == 1

@@ -21,6 +21,7 @@ from pgembed.media import MediaPolicy
 from pgembed.worker import WorkerOptions
 
 PHOTOS = Path(__file__).parents[1] / "data/photos"
+BOTH = pytest.mark.parametrize("storage", ["column", "side"], indirect=True)
 LOOPBACK = MediaPolicy(allow_urls=True, allow_http=True, allow_private=True)
 
 
@@ -53,17 +54,18 @@ def pictures() -> Iterator[str]:
 
 
 @pytest.fixture
-def shop(database: psycopg.Connection, database_dsn: str, pictures: str) -> Iterator[pgembed.Pgembed]:
+def shop(database: psycopg.Connection, database_dsn: str, pictures: str, storage: str) -> Iterator[pgembed.Pgembed]:
     """A table whose pictures are URLs, one of them leading nowhere."""
     database.execute("CREATE TABLE product (id int PRIMARY KEY, photo text)")
     for number, name in enumerate(["panda.jpg", "goldfish.jpg", "nowhere.jpg"]):
         database.execute("INSERT INTO product VALUES (%s, %s)", [number, f"{pictures}/{name}"])
     with pgembed.connect(database_dsn) as db:
         db.add_encoder("shop", "builtin:lite")
-        db.attach("product", "embedding", encoder="shop", image={"column": "photo", "as": "url"})
+        db.attach("product", "embedding", encoder="shop", image={"column": "photo", "as": "url"}, storage=storage)
         yield db
 
 
+@BOTH
 def test_pictures_are_fetched_and_one_that_is_not_there_fails_alone(shop: pgembed.Pgembed) -> None:
     shop.work(WorkerOptions(media=LOOPBACK, max_attempts=1), until_idle=True)
     assert shop.search("product", Text("a panda"), limit=1)[0].id == 0
@@ -73,6 +75,7 @@ def test_pictures_are_fetched_and_one_that_is_not_there_fails_alone(shop: pgembe
     assert "404" in failure.error
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("media", "reason"),
     [
