@@ -11,6 +11,7 @@ import pytest
 import pgembed
 from pgembed.errors import CatalogError
 from tests.conftest import Connection
+from tests.full_server import FullServer
 
 
 @pytest.fixture(params=["column", "side"])
@@ -387,6 +388,39 @@ def test_a_partition_that_is_taken_out_changed_and_put_back(
         for finding in found[1:]:
             database.execute(finding.split(" | ")[1].encode())
         put_right(lots, database, rows=4, finding="came with rows")
+
+
+@pytest.mark.full_server
+@pytest.mark.parametrize("storage", ["column", "side"])
+def test_partitions_are_trusted_after_a_restore(
+    full_server: FullServer, full_database_dsn: str, full_bare_dsn: str, storage: str
+) -> None:
+    with psycopg.connect(full_database_dsn, autocommit=True) as conn:
+        conn.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
+        conn.execute(
+            """
+            CREATE TABLE item (id integer PRIMARY KEY, title text) PARTITION BY RANGE (id);
+            CREATE TABLE low PARTITION OF item FOR VALUES FROM (0) TO (100);
+            INSERT INTO item VALUES (1, 'a dog')
+            """
+        )
+        db = pgembed.connect(conn)
+        db.attach("item", "embedding", encoder="lite", text="{title}", storage=storage, mode="instant")
+        conn.execute("CREATE TABLE high (LIKE item); INSERT INTO high (id, title) VALUES (101, 'a cat')")
+        conn.execute("ALTER TABLE item ATTACH PARTITION high FOR VALUES FROM (100) TO (200)")
+        conn.execute("SELECT pgembed.sync('high')")
+        conn.execute("CALL pgembed.fill('item')")
+        assert findings(db) == []
+    dump = full_server.run("pg_dump", "-Fc", full_database_dsn).stdout
+    full_server.run("pg_restore", "--exit-on-error", "-d", full_bare_dsn, input=dump)
+    with psycopg.connect(full_bare_dsn, autocommit=True) as conn:
+        conn.execute("SELECT pgembed.sync()")
+        assert findings(pgembed.connect(conn)) == []
+        conn.execute("DROP TABLE pgembed.change_1")  # it has another number here than when its triggers were made
+        conn.execute("UPDATE item SET title = 'a frog'")
+        conn.execute("SELECT pgembed.sync('item')")
+        conn.execute("CALL pgembed.fill('item')")
+        assert_true(conn)
 
 
 def test_sync_of_a_partition_leaves_the_rows_of_others(lots: pgembed.Pgembed, database: Connection) -> None:
