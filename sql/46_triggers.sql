@@ -251,12 +251,12 @@ BEGIN
     EXECUTE pg_catalog.format('CREATE FUNCTION pgembed.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
         'SET search_path = pg_catalog, pg_temp %s AS %L', name,
         CASE WHEN renders THEN pgembed._rendering() ELSE '' END,
-        format('BEGIN IF %s THEN %s; END IF; IF %s THEN INSERT INTO pgembed.missed (embedding) VALUES (%s); END IF; '
-            'RETURN NEW; END',
-            pgembed._still_named_sql(embedding.relation, columns) || pgembed._side_still_named_sql(embedding)
-            || CASE WHEN kind IN ('append_row', 'append_rows', 'drop')
-                THEN ' AND ' || pgembed._is_open_sql('change_' || embedding.id) ELSE '' END,
-            body, pgembed._is_open_sql('missed'), embedding.id));
+        format('BEGIN IF %s THEN IF %s THEN %s; END IF; END IF; ' -- apart: the first, without a subquery, is cheap
+            'IF %s THEN INSERT INTO pgembed.missed (embedding) VALUES (%s); END IF; RETURN NEW; END',
+            CASE WHEN kind IN ('append_row', 'append_rows', 'drop')
+                THEN pgembed._is_open_sql('change_' || embedding.id) ELSE 'true' END,
+            pgembed._still_named_sql(embedding.relation, columns) || pgembed._side_still_named_sql(embedding), body,
+            pgembed._is_open_sql('missed'), embedding.id));
     EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', name);
     IF runs_as <> quote_ident(current_user)::regrole THEN
         IF lends THEN -- Postgres wants it for the moment; nobody else sees it
