@@ -398,13 +398,15 @@ CREATE OR REPLACE FUNCTION pgembed._notice_what_writing_does(relation regclass, 
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
+    tables CONSTANT oid[] := ARRAY( -- with its partitions, whose rows are written
+        SELECT relation::oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(relation) AS p);
     names text;
 BEGIN
     IF mode = 'instant' THEN
         RETURN; -- vectors are part of what the application writes anyway
     ELSIF storage = 'column' THEN
-        SELECT string_agg(tgname, ', ' ORDER BY tgname) INTO names FROM pg_catalog.pg_trigger AS t
-        WHERE t.tgrelid = relation AND NOT t.tgisinternal AND t.tgtype & 16 <> 0
+        SELECT string_agg(DISTINCT tgname, ', ') INTO names FROM pg_catalog.pg_trigger AS t
+        WHERE t.tgrelid = ANY (tables) AND NOT t.tgisinternal AND t.tgtype & 16 <> 0
             AND t.tgname !~ '^(zzz_)?pgembed_[0-9]+_';
         IF names IS NOT NULL THEN
             RAISE NOTICE USING
@@ -414,8 +416,8 @@ BEGIN
         END IF;
         SELECT string_agg(quote_ident(p.pubname), ', ' ORDER BY p.pubname) INTO names
         FROM pg_catalog.pg_publication AS p
-        WHERE p.pubupdate AND (p.puballtables OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel AS r
-            WHERE r.prpubid = p.oid AND r.prrelid = relation));
+        WHERE p.pubupdate AND EXISTS (SELECT FROM pg_catalog.pg_get_publication_tables(p.pubname::text) AS published
+            WHERE published.relid = ANY (tables));
         IF names IS NOT NULL THEN
             RAISE NOTICE USING
                 MESSAGE = format('Writing a vector updates the row of %s, which is published: %s.', relation, names),

@@ -189,23 +189,55 @@ BEGIN
     IF embedding.storage = 'side' THEN
         SELECT c.relowner INTO chosen FROM pg_catalog.pg_class AS c WHERE c.oid = embedding.relation;
         IF NOT pg_has_role(chosen, pgembed._owner(), 'USAGE') THEN
-            EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA pgembed TO %s', chosen);
-            EXECUTE pg_catalog.format('GRANT INSERT ON pgembed.%I, pgembed.missed TO %s', 'change_' || embedding.id,
-                chosen);
+            PERFORM pgembed._let_append(chosen, embedding.id);
             IF embedding.mode = 'instant' THEN
                 EXECUTE pg_catalog.format('GRANT SELECT ON pgembed.static_text, pgembed.token TO %s', chosen);
                 EXECUTE pg_catalog.format('GRANT SELECT, UPDATE, DELETE ON pgembed.failure TO %s', chosen);
             END IF;
         END IF;
     END IF;
+    IF NOT pgembed._may_append(chosen, embedding.id) THEN
+        PERFORM pgembed._let_append(chosen, embedding.id);
+    END IF;
     RETURN chosen;
 END
 $$;
 
+-- Whether triggers that run as this role may write an embedding's log; false where that is gone.
+CREATE OR REPLACE FUNCTION pgembed._may_append(role oid, embedding_id integer) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN has_schema_privilege(role, 'pgembed'::regnamespace, 'USAGE') AND EXISTS (
+    SELECT FROM pg_catalog.pg_class AS c
+    WHERE c.relnamespace = 'pgembed'::regnamespace AND c.relname = 'change_' || embedding_id
+        AND has_table_privilege(role, c.oid, 'INSERT')
+);
+
+-- Whose rights the triggers have that write an embedding's log now, and whether they may. Called by sync and doctor.
+CREATE OR REPLACE FUNCTION pgembed._appending_roles(embedding_id integer) RETURNS TABLE (role regrole, may boolean)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT DISTINCT p.proowner::regrole, pgembed._may_append(p.proowner, embedding_id)
+    FROM pg_catalog.pg_proc AS p
+    WHERE p.pronamespace = 'pgembed'::regnamespace
+        AND p.proname IN ('append_row_' || embedding_id, 'append_rows_' || embedding_id, 'drop_' || embedding_id);
+END;
+
+-- Grant a role what triggers need to write an embedding's log, and to note what they could not. Called by
+-- _triggers_run_as.
+CREATE OR REPLACE FUNCTION pgembed._let_append(role regrole, embedding_id integer) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA pgembed TO %s', role);
+    EXECUTE pg_catalog.format('GRANT INSERT ON pgembed.%I, pgembed.missed TO %s', 'change_' || embedding_id, role);
+END
+$$;
+
 -- Make a function for triggers, <kind>_<id>: it does with the rights of another role what an application may not do
--- itself. Its body names `columns` (quoted), which somebody may rename or drop: no statement of an application fails
--- for that. What happens then is missed, noted in pgembed.missed, and put right by sync; a worker calls it where it
--- may. One that `renders` values as text does it as the workers do, whatever the session's settings.
+-- itself. Its body names `columns` (quoted) and the log, which somebody may rename, drop or close: no statement of an
+-- application fails for that. What happens then is missed, noted in pgembed.missed, and put right by sync; a worker
+-- calls it where it may. Looking before is cheaper than a subtransaction. One that `renders` values as text does it as
+-- the workers do, whatever the session's settings.
 CREATE OR REPLACE FUNCTION pgembed._create_trigger_function(
     embedding pgembed.embedding, kind text, columns text[], body text, renders boolean DEFAULT false
 ) RETURNS void
@@ -219,9 +251,12 @@ BEGIN
     EXECUTE pg_catalog.format('CREATE FUNCTION pgembed.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
         'SET search_path = pg_catalog, pg_temp %s AS %L', name,
         CASE WHEN renders THEN pgembed._rendering() ELSE '' END,
-        format('BEGIN IF %s THEN %s; END IF; INSERT INTO pgembed.missed (embedding) VALUES (%s); RETURN NEW; END',
+        format('BEGIN IF %s THEN IF %s THEN %s; END IF; END IF; ' -- apart: the first, without a subquery, is cheap
+            'IF %s THEN INSERT INTO pgembed.missed (embedding) VALUES (%s); END IF; RETURN NEW; END',
+            CASE WHEN kind IN ('append_row', 'append_rows', 'drop')
+                THEN pgembed._is_open_sql('change_' || embedding.id) ELSE 'true' END,
             pgembed._still_named_sql(embedding.relation, columns) || pgembed._side_still_named_sql(embedding), body,
-            embedding.id));
+            pgembed._is_open_sql('missed'), embedding.id));
     EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION pgembed.%I() FROM PUBLIC', name);
     IF runs_as <> quote_ident(current_user)::regrole THEN
         IF lends THEN -- Postgres wants it for the moment; nobody else sees it
@@ -234,6 +269,15 @@ BEGIN
     END IF;
 END
 $$;
+
+-- That a table of this schema is there, and the one whose rights a trigger has may insert into it, as SQL. By its
+-- number, which is a third of the time; in a database that was restored it may have another. Called by
+-- _create_trigger_function.
+CREATE OR REPLACE FUNCTION pgembed._is_open_sql(name text) RETURNS text
+LANGUAGE sql STABLE
+RETURN format('(CASE WHEN has_schema_privilege(''pgembed''::regnamespace, ''USAGE'') THEN has_table_privilege(%s, ''INSERT'') '
+    'OR has_table_privilege(to_regclass(%L), ''INSERT'') END)',
+    coalesce(to_regclass('pgembed.' || quote_ident(name))::oid, 0), 'pgembed.' || quote_ident(name));
 
 -- That a trigger's table still has these columns (quoted names) where it had them, as SQL; in a table that was restored
 -- they may have other numbers.

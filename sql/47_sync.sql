@@ -30,18 +30,35 @@ BEGIN
             changed := changed + 1;
         END IF;
     END LOOP;
-    IF has_function_privilege('pgembed._keep_searches()', 'EXECUTE') THEN
-        PERFORM pgembed._keep_searches();
-    END IF;
     IF pg_has_role(pgembed._owner(), 'USAGE') THEN -- what a dump without rights has left out, and what came since
         FOR embedding IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
             PERFORM pgembed._secure_side(embedding)
             FROM pg_catalog.pg_class AS s WHERE s.oid = embedding.side AND pg_has_role(s.relowner, 'USAGE');
             PERFORM pgembed._grant_remembered(embedding);
+            PERFORM pgembed._open_log(embedding.id);
         END LOOP;
         PERFORM pgembed._grant_remembered(NULL);
     END IF;
+    IF has_function_privilege('pgembed._keep_searches()', 'EXECUTE') THEN
+        PERFORM pgembed._keep_searches();
+    END IF;
     RETURN changed;
+END
+$$;
+
+-- Grant the triggers of an embedding again what they write the log with. What they missed meanwhile is noted: they may
+-- have been unable to do it themselves. Called by sync.
+CREATE OR REPLACE FUNCTION pgembed._open_log(embedding_id integer) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    closed_to regrole;
+BEGIN
+    FOR closed_to IN SELECT DISTINCT a.role FROM pgembed._appending_roles(embedding_id) AS a
+        WHERE NOT a.may AND NOT pgembed._queue_is_gone(embedding_id) LOOP
+        PERFORM pgembed._let_append(closed_to, embedding_id);
+        INSERT INTO pgembed.missed (embedding) VALUES (embedding_id);
+    END LOOP;
 END
 $$;
 

@@ -138,17 +138,12 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     queued bigint;
-    side_key text;
-    same text;
 BEGIN
-    SELECT string_agg('s.' || quote_ident(k.side_name), ', ' ORDER BY k.ordinal),
-        string_agg(pg_catalog.format('t.%I = s.%I', k.row_name, k.side_name), ' AND ' ORDER BY k.ordinal)
-    INTO side_key, same FROM pgembed._side_keys(embedding) AS k;
-    EXECUTE pg_catalog.format('INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS s '
-        'WHERE NOT EXISTS (SELECT FROM %s AS t WHERE %s) AND NOT EXISTS (SELECT FROM pgembed.%I WHERE (%2$s) = (%3$s)) '
-        'AND NOT EXISTS (SELECT FROM pgembed.%1$I WHERE (%2$s) = (%3$s))',
-        'change_' || embedding.id, pgembed._key_list(embedding, 'key_%s'), side_key, embedding.side::regclass,
-        embedding.relation::regclass, same, 'job_' || embedding.id);
+    EXECUTE pg_catalog.format('INSERT INTO pgembed.%I (%s) SELECT %s FROM %s', 'change_' || embedding.id,
+        pgembed._key_list(embedding, 'key_%s'),
+        (SELECT string_agg('s.' || quote_ident(k.side_name), ', ' ORDER BY k.ordinal)
+            FROM pgembed._side_keys(embedding) AS k),
+        pgembed._left_over_sql(embedding));
     GET DIAGNOSTICS queued = ROW_COUNT;
     RETURN queued;
 END
@@ -164,6 +159,21 @@ CREATE OR REPLACE FUNCTION pgembed._key_list(embedding pgembed.embedding, form t
 LANGUAGE sql IMMUTABLE
 RETURN (SELECT string_agg(format(form, ordinal), ', ' ORDER BY ordinal)
     FROM jsonb_array_elements((embedding).key_columns) WITH ORDINALITY AS k (key, ordinal));
+
+-- The vectors of a side table, alias s, whose rows are gone and which do not wait, as what follows FROM. Called by
+-- _queue_left_over and doctor.
+CREATE OR REPLACE FUNCTION pgembed._left_over_sql(embedding pgembed.embedding) RETURNS text
+LANGUAGE sql STABLE
+RETURN (
+    SELECT format('%1$s AS s WHERE NOT EXISTS (SELECT FROM %2$s AS t WHERE %3$s) '
+        'AND NOT EXISTS (SELECT FROM pgembed.%4$I WHERE (%5$s) = (%6$s)) '
+        'AND NOT EXISTS (SELECT FROM pgembed.%7$I WHERE (%5$s) = (%6$s))',
+        (embedding).side::regclass, (embedding).relation::regclass,
+        string_agg(format('t.%I = s.%I', k.row_name, k.side_name), ' AND ' ORDER BY k.ordinal),
+        'job_' || (embedding).id, pgembed._key_list(embedding, 'key_%s'),
+        string_agg('s.' || quote_ident(k.side_name), ', ' ORDER BY k.ordinal), 'change_' || (embedding).id)
+    FROM pgembed._side_keys(embedding) AS k
+);
 
 -- The key's columns in the user's table, alias t, by their present names.
 CREATE OR REPLACE FUNCTION pgembed._key_columns_sql(embedding pgembed.embedding) RETURNS text

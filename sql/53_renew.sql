@@ -26,10 +26,12 @@ BEGIN
 END
 $$;
 
--- Make an embedding's parts anew from the catalog, after whatever happened to its table: triggers, the queue where its
--- key has another type, the vector column where it was dropped, numbers and names of columns. Also for a table that
--- took the place of the one that was attached to, under the same name. Rows are queued again, unless `requeue` is
--- false: no trigger saw what happened meanwhile. Returns how many embeddings the table has.
+-- Make an embedding's parts anew from the catalog, after whatever happened to its table: triggers, the queue where it
+-- is gone or its key has another type, the vector column where it was dropped, numbers and names of columns. Also for a
+-- table that took the place of the one that was attached to, under the same name. Rows are queued again, unless
+-- `requeue` is false: no trigger saw what happened meanwhile. Returns how many embeddings the table has.
+--
+-- Of a partition, which came with rows or had its triggers off, the rows of this partition alone.
 CREATE OR REPLACE FUNCTION pgembed.sync(relation regclass, requeue boolean DEFAULT true) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -37,8 +39,12 @@ SET lock_timeout = '2s'
 AS $$
 DECLARE
     embedding pgembed.embedding;
+    root CONSTANT regclass := pgembed._covering_root(relation);
     synced integer := 0;
 BEGIN
+    IF root IS NOT NULL THEN
+        RETURN pgembed._sync_partition(relation, root, requeue);
+    END IF;
     PERFORM pgembed._check_table(relation);
     PERFORM pgembed._lock_table(relation);
     PERFORM pgembed._adopt(relation);
@@ -75,6 +81,8 @@ DECLARE
     keys CONSTANT jsonb := pgembed._key_columns(relation);
     new_inputs CONSTANT jsonb := pgembed._found_again(relation, embedding.inputs);
     retyped CONSTANT boolean := pgembed._key_types(keys) IS DISTINCT FROM pgembed._key_types(embedding.key_columns);
+    queueless CONSTANT boolean := pgembed._queue_is_gone(embedding.id);
+    always CONSTANT text := pgembed._always_sql(embedding.id);
     emptied boolean;
     missed boolean;
 BEGIN
@@ -88,17 +96,21 @@ BEGIN
     RETURNING e.* INTO embedding;
     emptied := pgembed._renew_place(embedding);
     SELECT * INTO embedding FROM pgembed.embedding AS e WHERE e.id = embedding.id; -- its side table may be another
-    IF retyped THEN
+    IF retyped OR queueless THEN
         PERFORM pgembed._lock_queue(embedding.id);
         EXECUTE format('DROP TABLE IF EXISTS pgembed.%I, pgembed.%I', 'change_' || embedding.id,
             'job_' || embedding.id);
         DELETE FROM pgembed.failure AS f WHERE f.embedding = _renew.embedding.id;
         PERFORM pgembed._create_queue(embedding.id, keys);
     END IF;
+    IF retyped OR queueless OR emptied THEN
+        PERFORM pgembed._grant_remembered(embedding);
+    END IF;
     PERFORM pgembed._create_triggers(embedding.id);
+    EXECUTE always;
     WITH gone AS (DELETE FROM pgembed.missed AS m WHERE m.embedding = _renew.embedding.id RETURNING 1)
     SELECT EXISTS (SELECT FROM gone) INTO missed;
-    IF requeue OR retyped OR emptied OR missed THEN
+    IF requeue OR retyped OR queueless OR emptied OR missed THEN
         PERFORM pgembed.reconcile(relation, embedding.target, 'true');
         IF embedding.storage = 'side' THEN
             PERFORM pgembed._queue_left_over(embedding);
@@ -106,6 +118,22 @@ BEGIN
     END IF;
 END
 $$;
+
+-- Whether one of the two tables of an embedding's queue is gone. Called by _renew and doctor.
+CREATE OR REPLACE FUNCTION pgembed._queue_is_gone(embedding_id integer) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN (SELECT count(*) < 2 FROM pg_catalog.pg_class AS c
+    WHERE c.relnamespace = 'pgembed'::regnamespace
+        AND c.relname IN ('change_' || embedding_id, 'job_' || embedding_id));
+
+-- The statements that have those triggers of an embedding fire always that do now, as on a logical subscriber that
+-- makes vectors of its own. Called by _renew, which makes the triggers anew.
+CREATE OR REPLACE FUNCTION pgembed._always_sql(embedding_id integer) RETURNS text
+LANGUAGE sql STABLE
+RETURN (SELECT coalesce(string_agg(format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I', t.tgrelid::regclass,
+        t.tgname), '; '), '')
+    FROM pg_catalog.pg_trigger AS t
+    WHERE t.tgenabled = 'A' AND t.tgname ~ format('^(zzz_)?pgembed_%s_', embedding_id));
 
 -- See that there is a place for an embedding's vectors: its column, or a side table whose key has the types of the
 -- table's; true where it is new. Called by _renew.
@@ -255,7 +283,7 @@ BEGIN
     END IF;
     remedy := pg_catalog.format('SELECT pgembed.sync(%L);', embedding.relation::regclass);
     finding := CASE
-        WHEN missed > 0 THEN 'A column has another name than its triggers know, and changes were missed.'
+        WHEN missed > 0 THEN 'Triggers did not find a column or table that they name, and changes were missed.'
         WHEN pgembed._key_types(keys) IS DISTINCT FROM pgembed._key_types(embedding.key_columns)
             THEN 'The key has another type than its queue.'
         WHEN embedding.storage = 'column' AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a

@@ -176,35 +176,61 @@ BEGIN
         RETURN;
     END IF;
 
-    part := 'columns';
     ok := false;
+    part := 'queue';
+    FOR finding, remedy IN SELECT q.finding, q.remedy FROM pgembed._examine_log(embedding) AS q LOOP
+        RETURN NEXT;
+        RETURN;
+    END LOOP;
+
+    part := 'columns';
     FOR finding, remedy IN SELECT c.finding, c.remedy FROM pgembed._examine_columns(embedding) AS c LOOP
         RETURN NEXT;
         RETURN;
     END LOOP;
 
     SELECT count(*) INTO n FROM pg_catalog.pg_trigger AS t
-    WHERE t.tgrelid = embedding.relation AND t.tgenabled <> 'D'
+    WHERE t.tgrelid = embedding.relation AND t.tgenabled IN ('O', 'A')
         AND t.tgname ~ pg_catalog.format('^(zzz_)?pgembed_%s_', embedding.id);
     part := 'triggers';
     ok := n = CASE WHEN embedding.storage = 'side' OR embedding.mode = 'instant' THEN 4
         WHEN embedding.stale = 'null' THEN 3 ELSE 2 END;
     finding := pg_catalog.format('%s enabled', n);
-    remedy := CASE WHEN NOT ok THEN pg_catalog.format(CASE
-        WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger AS t WHERE t.tgrelid = embedding.relation
-            AND t.tgenabled = 'D' AND t.tgname ~ pg_catalog.format('^(zzz_)?pgembed_%s_', embedding.id))
-            THEN 'Enable them: ALTER TABLE %s ENABLE TRIGGER USER; then SELECT pgembed.reconcile(%L, %L);'
-        ELSE 'Make them anew: SELECT pgembed.sync(%2$L);' END, relation, relation, embedding.target) END;
+    -- whoever only enables them leaves out what changed meanwhile
+    remedy := CASE WHEN NOT ok THEN pg_catalog.format('Make them anew: SELECT pgembed.sync(%L);', relation) END;
     RETURN NEXT;
+    IF ok THEN
+        part := 'partition';
+        ok := false;
+        FOR finding, remedy IN
+            SELECT pg_catalog.format(CASE WHEN u.fires
+                    THEN 'partition %s came with rows, or its triggers were off, and changes may have been missed'
+                    ELSE 'the triggers of partition %s are off' END, u.leaf),
+                pg_catalog.format('SELECT pgembed.sync(%L);', u.leaf)
+            FROM pgembed._unsure_partitions(embedding) AS u
+        LOOP
+            RETURN NEXT;
+        END LOOP;
+    END IF;
+
+    FOR named IN SELECT i.inhparent::regclass::text FROM pg_catalog.pg_class AS c
+        JOIN pg_catalog.pg_inherits AS i ON i.inhrelid = c.oid WHERE c.oid = relation AND c.relispartition LOOP
+        part := 'partition';
+        ok := false;
+        finding := pg_catalog.format('it is a partition of %s now, through which rows come unseen', named);
+        remedy := pg_catalog.format('Take it out (ALTER TABLE %s DETACH PARTITION %s;), detach it (SELECT '
+            'pgembed.detach(%L, %L);), put it back, and attach to %1$s instead.', named, relation, relation,
+            embedding.target);
+        RETURN NEXT;
+    END LOOP;
 
     IF embedding.storage = 'side'
         AND pgembed._side_of(embedding, embedding.relation) IS DISTINCT FROM embedding.side THEN
         part := 'side table';
         ok := false;
         finding := 'the table of its vectors is not where the catalog has it';
-        remedy := CASE WHEN pgembed._side_of(embedding, embedding.relation) IS NULL THEN pg_catalog.format(
-            'Detach it: SELECT pgembed.detach(%L, %L); then attach it again.', relation, embedding.target)
-            ELSE 'SELECT pgembed.sync();' END;
+        remedy := CASE WHEN pgembed._side_of(embedding, embedding.relation) IS NULL
+            THEN pg_catalog.format('SELECT pgembed.sync(%L);', relation) ELSE 'SELECT pgembed.sync();' END;
         RETURN NEXT;
         RETURN;
     END IF;
@@ -217,18 +243,6 @@ BEGIN
         remedy := pg_catalog.format('Take them off (ALTER TABLE ... NO INHERIT %s), or detach it and attach to each of them.',
             relation);
         RETURN NEXT;
-    END IF;
-
-    SELECT count(*) INTO n FROM pg_catalog.pg_class AS c WHERE c.relnamespace = 'pgembed'::regnamespace
-        AND c.relname IN ('change_' || embedding.id, 'job_' || embedding.id);
-    IF n < 2 THEN
-        part := 'queue';
-        ok := false;
-        finding := pg_catalog.format('pgembed.change_%s and pgembed.job_%1$s are not both there', embedding.id);
-        remedy := pg_catalog.format('Detach it: SELECT pgembed.detach(%L, %L); then attach it again.',
-            relation, embedding.target);
-        RETURN NEXT;
-        RETURN;
     END IF;
 
     IF pgembed._side_is_open(embedding) THEN
@@ -247,6 +261,23 @@ BEGIN
     END IF;
 END
 $$;
+
+-- Whether an embedding has its queue, and its triggers may write it; no row where they may. Called by _examine.
+CREATE OR REPLACE FUNCTION pgembed._examine_log(embedding pgembed.embedding)
+RETURNS TABLE (finding text, remedy text)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT f.finding, format('SELECT pgembed.sync(%L);', (embedding).relation::regclass)
+    FROM (
+        SELECT CASE
+            WHEN pgembed._queue_is_gone((embedding).id)
+                THEN format('pgembed.change_%s and pgembed.job_%1$s are not both there', (embedding).id)
+            ELSE (SELECT format('its triggers run as %s, who may not write pgembed.change_%s: changes are missed',
+                    string_agg(a.role::text, ', '), (embedding).id)
+                FROM pgembed._appending_roles((embedding).id) AS a WHERE NOT a.may HAVING count(*) > 0) END
+    ) AS f (finding)
+    WHERE f.finding IS NOT NULL;
+END;
 
 -- How far an embedding is, and who works on it: its queue, leases, failures and index. Called by doctor.
 CREATE OR REPLACE FUNCTION pgembed._examine_progress(embedding pgembed.embedding)
@@ -312,6 +343,21 @@ BEGIN
         ok := unseen = 0;
         finding := CASE unseen WHEN 0 THEN 'none without a vector that does not wait'
             ELSE pg_catalog.format('%s%s without a vector that do not wait: no trigger saw them', unseen,
+                CASE unseen WHEN 1000 THEN ' or more' ELSE '' END) END;
+        remedy := CASE WHEN NOT ok THEN pg_catalog.format('SELECT pgembed.reconcile(%L, %L);', relation,
+            embedding.target) END;
+        RETURN NEXT;
+    END IF;
+
+    IF embedding.storage = 'side' AND state.state = 'ready' AND state.exact
+        AND (SELECT c.reltuples < 1000000 FROM pg_catalog.pg_class AS c WHERE c.oid = embedding.side) THEN
+        EXECUTE pg_catalog.format('SELECT count(*) FROM (SELECT FROM %s LIMIT 1000) AS u',
+            pgembed._left_over_sql(embedding))
+        INTO unseen;
+        part := 'vectors';
+        ok := unseen = 0;
+        finding := CASE unseen WHEN 0 THEN 'none without a row'
+            ELSE pg_catalog.format('%s%s without a row: no trigger saw it go', unseen,
                 CASE unseen WHEN 1000 THEN ' or more' ELSE '' END) END;
         remedy := CASE WHEN NOT ok THEN pg_catalog.format('SELECT pgembed.reconcile(%L, %L);', relation,
             embedding.target) END;
