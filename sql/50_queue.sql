@@ -1,5 +1,5 @@
--- What people do with the queue, and what workers are told of it. A job is a row of pgembed.job_<id>; a failure is a job
--- that was given up. How changes become jobs, are claimed and are written: pgembed/worker/queue.py, and for instant
+-- What people do with the queue, and what workers are told of it. A job is a row of pgembed.job_<id>; a failure is a
+-- job that was given up. How changes become jobs, are claimed and are written: pgembed/worker/queue.py, and for instant
 -- embeddings 52_fill.sql.
 
 DROP FUNCTION IF EXISTS pgembed.retry(regclass, text, text);

@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         [*drawn, *in_sets], words, plans[2], paths.WORK / f"refit{quick}" / "checkpoint.pt", head, trained
     )
     out = chosen.out or (paths.WORK / "quick" if chosen.quick else paths.SHIPPED)
-    return write(drawer, beside, trained, out, few)
+    status = write(drawer, beside, trained, out, few)
+    return 0 if chosen.quick else status  # what a few steps have trained is not fit to ship, and need not be
 
 
 def write(drawer: Drawer, beside: Head, trained: np.ndarray, out: Path, few: int | None) -> int:

@@ -158,7 +158,7 @@ class _Reader:
         if "box" in fields:
             part["box"] = [_number(item, where) for item, where in _items(fields["box"], f"{place}'s box", 4, most=4)]
         if "mask" in fields:
-            mask: dict[str, Any] = fields["mask"] if type(fields["mask"]) is dict else {}
+            mask = cast("dict[str, Any]", fields["mask"] if isinstance(fields["mask"], dict) else {})
             if "image" not in mask or not set(mask) <= {"image", "kind"}:
                 raise InvalidQuery(f"{place}'s mask is not an image.", 'Write {"image": …}, without box and mask.')
             self._count()
