@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgembed.embedded import EmbeddedServer
 from tests.fakes import Connection, Table, until, vector_of
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +101,31 @@ def assert_kept(
 def assert_table_kept(table: Table, failed: Mapping[str, str] | None = None) -> None:
     """The same for the table of tests/fakes.py."""
     assert_kept(table.conn, storage=table.storage, failed=failed)
+
+
+LASTING = {"shared_buffers": "64MB", "max_connections": 60, "autovacuum": False}
+
+
+@contextmanager
+def lasting_server() -> Generator[EmbeddedServer]:
+    """A server that writes its log as one in earnest does, so that a crash loses nothing that was committed."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pgembed-tests-") as folder,  # pytest's own are closed to the server's user
+        EmbeddedServer.start(Path(folder) / "data", settings=LASTING) as server,
+    ):
+        yield server
+
+
+def restart(server: EmbeddedServer) -> None:
+    """Stop it as an operator does, and start it again."""
+    server.stop()
+    EmbeddedServer.start(server.data_dir, settings=LASTING)
+
+
+def crash(server: EmbeddedServer) -> None:
+    """End the server as a loss of power would, and let it recover."""
+    server._control("stop", "-m", "immediate")
+    EmbeddedServer.start(server.data_dir, settings=LASTING)
 
 
 class Workers:

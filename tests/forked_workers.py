@@ -2,7 +2,7 @@
 
 ``dsn``; ``options`` of WorkerOptions; ``mode`` of Worker.run; ``name`` of the encoder; ``bad``, the text that it
 refuses; ``hang``, the text at which it never returns; ``seconds`` that it takes for a batch; ``clock``, the seconds by
-which the process's clock is wrong.
+which the process's clock is wrong; ``spoilt``, what its first call does: it raises, or gives another shape or count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import psycopg
+from numpy.typing import NDArray
 
 import pgembed.encoders
 from pgembed.worker import Worker, WorkerOptions
@@ -49,6 +51,7 @@ def work(
     hang: str = "",
     seconds: float = 0.0,
     clock: float = 0.0,
+    spoilt: str = "",
 ) -> None:
     if clock:
         of_now, of_now_ns = time.time, time.time_ns
@@ -63,7 +66,15 @@ def work(
         while hang and hang in texts:
             time.sleep(1)
 
-    encoder.before = before
+    left = [spoilt] if spoilt else []
+
+    def after(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        how = left.pop() if left else ""
+        if how == "raises":
+            raise RuntimeError("the model is not warm yet")
+        return vectors[:, :-1] if how == "shape" else vectors[:-1] if how == "count" else vectors
+
+    encoder.before, encoder.after = before, after
     pgembed.encoders.load_encoder = lambda *_, **__: encoder
     Worker(lambda: psycopg.connect(dsn), WorkerOptions(**{"poll": 0.02, **(options or {})})).run(mode)
 

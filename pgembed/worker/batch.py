@@ -158,7 +158,8 @@ def _checked(
     if vectors.shape != (len(values), encoder.dim):
         raise EncoderError(
             f"Encoder '{encoder.spec}' returned an array of shape {vectors.shape} for {len(values)} inputs of"
-            f" {encoder.dim} dimensions."
+            f" {encoder.dim} dimensions.",
+            "Mend it, and see: pgembed encoder test.",
         )
     if not np.isfinite(vectors).all():
         raise _NotFinite("The encoder returned a vector that is not finite.")

@@ -21,9 +21,7 @@ from pgembed.embedded import EmbeddedServer
 from pgembed.encoders import load_encoder
 from tests.conftest import NO_SMALL_DISK, new_database, new_template
 from tests.fakes import Connection, Table, until
-from tests.faults import assert_kept, assert_table_kept, audit
-
-LASTING = {"shared_buffers": "64MB", "max_connections": 60, "autovacuum": False}
+from tests.faults import assert_kept, assert_table_kept, audit, crash, lasting_server, restart
 
 
 @pytest.fixture(params=["column", "side"])
@@ -33,11 +31,7 @@ def storage(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
-    """A server that writes its log as one in earnest does, so that a crash loses nothing that was committed."""
-    with (
-        tempfile.TemporaryDirectory(prefix="pgembed-tests-") as folder,  # pytest's own are closed to the server's user
-        EmbeddedServer.start(Path(folder) / "data", settings=LASTING) as server,
-    ):
+    with lasting_server() as server:
         yield server
 
 
@@ -55,17 +49,6 @@ def dsn(server: EmbeddedServer, own_template: str) -> Iterator[str]:
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgembed.worker.run.TROUBLE_WAITS", (0.05, 0.1, 0.1, 0.2, 0.2))
     monkeypatch.setattr("pgembed.worker.state.TROUBLE_WAITS", (0.05, 0.1, 0.1, 0.2, 0.2))
-
-
-def restart(server: EmbeddedServer) -> None:
-    server.stop()
-    EmbeddedServer.start(server.data_dir, settings=LASTING)
-
-
-def crash(server: EmbeddedServer) -> None:
-    """End the server as a loss of power would, and let it recover."""
-    server._control("stop", "-m", "immediate")
-    EmbeddedServer.start(server.data_dir, settings=LASTING)
 
 
 def again(call: Callable[[], object], seconds: float = 30) -> None:

@@ -21,16 +21,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from numpy.typing import NDArray
 
+from pgembed.embedded import EmbeddedServer
 from pgembed.encoders import load_encoder
 from pgembed.worker import Worker, WorkerOptions
-from tests.conftest import new_database
+from tests.conftest import new_database, new_template
 from tests.fakes import FakeEncoder, register, until, vector_of
-from tests.faults import Workers, alive, assert_kept
+from tests.faults import Workers, alive, assert_kept, crash, lasting_server, restart
 
 SEEDS = (1, 2, 3, 4)
 EXAMPLES, STEPS = 4, 25
 REFUSED = "ᚠ"  # FakeEncoder is told to refuse it, and builtin:lite knows no word of it
 LEASE = 0.2
+PARTITIONS = (
+    ("product_low", "FOR VALUES FROM (MINVALUE) TO (6)"),
+    ("product_high", "FOR VALUES FROM (6) TO (MAXVALUE)"),
+)
 
 KEYS = st.integers(1, 12)
 TITLES = st.sampled_from(["red shoe", "blue car", "green tree", "white dog", "black cat", None, " ", REFUSED])
@@ -40,32 +45,42 @@ BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)  # som
 class Faults(RuleBasedStateMachine):
     """A table ``product(id, title)`` with an embedding, a transaction beside, and workers that come and go."""
 
-    dsn_of_server: ClassVar[str]
+    server: ClassVar[EmbeddedServer]
     template: ClassVar[str]
     forks: ClassVar[Workers]
     load: ClassVar[Callable[[FakeEncoder], None]]
 
     @initialize(
-        storage=st.sampled_from(["column", "side"]), mode=st.sampled_from(["queue", "instant"]), rows=st.integers(0, 20)
+        storage=st.sampled_from(["column", "side"]),
+        mode=st.sampled_from(["queue", "instant"]),
+        partitioned=st.booleans(),
+        rows=st.integers(0, 20),
     )
-    def begin(self, storage: str, mode: str, rows: int) -> None:
-        self.making: Iterator[str] = new_database(self.dsn_of_server, self.template)
+    def begin(self, storage: str, mode: str, partitioned: bool, rows: int) -> None:
+        self.making: Iterator[str] = new_database(self.server.dsn(), self.template)
         self.dsn = next(self.making)
         self.storage, self.mode, self.text, self.number = storage, mode, "title", 0
+        self.partitioned = partitioned
         self.pids: list[int] = []
-        self.conn = psycopg.connect(self.dsn, autocommit=True)
-        self.beside = psycopg.connect(self.dsn)
+        self.connect()
         self.encoder = FakeEncoder()
         self.encoder.before = self.refuse
         self.load(self.encoder)
         register(self.conn, "fake", self.encoder)
         self.conn.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
-        self.conn.execute("CREATE TABLE product (id integer PRIMARY KEY, title text, spare text)")
+        kind = " PARTITION BY RANGE (id)" if partitioned else ""
+        self.conn.execute(f"CREATE TABLE product (id integer PRIMARY KEY, title text, spare text){kind}".encode())
+        for name, bounds in PARTITIONS if partitioned else ():
+            self.conn.execute(f"CREATE TABLE {name} PARTITION OF product {bounds}".encode())
         self.conn.execute("INSERT INTO product SELECT i, 'shoe ' || i FROM generate_series(1, %s) AS i", [rows])
         self.conn.execute(
             "SELECT pgembed.attach('product', 'embedding', %s, '{\"text\": \"title\"}', storage => %s, mode => %s)",
             ["lite" if mode == "instant" else "fake", storage, mode],
         )
+
+    def connect(self) -> None:
+        self.conn = psycopg.connect(self.dsn, autocommit=True)
+        self.beside = psycopg.connect(self.dsn)
         for conn in (self.conn, self.beside):
             conn.execute("SET lock_timeout = '150ms'")
         self.beside.commit()
@@ -222,6 +237,20 @@ class Faults(RuleBasedStateMachine):
         except BUSY:
             pass
 
+    @rule(which=st.sampled_from([0, 1]), title=TITLES)
+    def take_partition_out_change_and_put_back(self, which: int, title: str | None) -> None:
+        if not self.partitioned:
+            return
+        name, bounds = PARTITIONS[which]
+        try:
+            with self.conn.transaction():
+                self.conn.execute(f"ALTER TABLE product DETACH PARTITION {name}".encode())
+                self.conn.execute(f"UPDATE {name} SET {self.text} = %s WHERE id %% 3 = 0".encode(), [title])
+                self.conn.execute(f"ALTER TABLE product ATTACH PARTITION {name} {bounds}".encode())
+                self.conn.execute("SELECT pgembed.sync(%s::regclass)", [name])
+        except BUSY:
+            pass
+
     @rule()
     def rename_columns(self) -> None:
         """Another column has the input's name now."""
@@ -237,11 +266,16 @@ class Faults(RuleBasedStateMachine):
 
     # What befalls workers
 
-    @rule(size=st.integers(1, 5), seconds=st.sampled_from([0.0, 0.01, 0.1]), clock=st.sampled_from([0.0, 3600.0]))
-    def start_worker(self, size: int, seconds: float, clock: float) -> None:
+    @rule(
+        size=st.integers(1, 5),
+        seconds=st.sampled_from([0.0, 0.01, 0.1]),
+        clock=st.sampled_from([0.0, 3600.0]),
+        spoilt=st.sampled_from(["", "", "raises", "shape", "count"]),
+    )
+    def start_worker(self, size: int, seconds: float, clock: float, spoilt: str) -> None:
         if len(self.pids) < 3:
             options = {"lease": LEASE, "batch_size": size, "sweep_every": 0.1}
-            told = {"bad": REFUSED, "seconds": seconds, "clock": clock}
+            told = {"bad": REFUSED, "seconds": seconds, "clock": clock, "spoilt": spoilt}
             self.pids.append(self.forks.start(self.dsn, options=options, **told))
 
     @rule(which=st.integers(0, 2))
@@ -261,6 +295,13 @@ class Faults(RuleBasedStateMachine):
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE application_name = 'pgembed worker' AND datname = current_database()"
         )
+
+    @rule(end=st.sampled_from([restart, crash]))
+    def end_server(self, end: Callable[[EmbeddedServer], None]) -> None:
+        end(self.server)
+        self.conn.close()
+        self.beside.close()
+        self.connect()
 
     @rule(seconds=st.sampled_from([0.02, 0.1, 0.3]))
     def wait(self, seconds: float) -> None:
@@ -329,8 +370,19 @@ def try_orders(number: int, machine: type[Faults], steps: int) -> None:
     run_state_machine_as_test(seed(number)(type(f"Faults_{number}", (machine,), {})), settings=chosen)
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedServer]:
+    with lasting_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def own_template(server: EmbeddedServer) -> Iterator[str]:
+    yield from new_template(server.dsn())
+
+
 @pytest.fixture
-def machine(server_dsn: str, template: str, forks: Workers, monkeypatch: pytest.MonkeyPatch) -> type[Faults]:
+def machine(server: EmbeddedServer, own_template: str, forks: Workers, monkeypatch: pytest.MonkeyPatch) -> type[Faults]:
     """The machine, for this server."""
     monkeypatch.setattr("pgembed.worker.state.TROUBLE_WAITS", (0.05, 0.1, 0.1, 0.1, 0.1))
     monkeypatch.setattr("pgembed.worker.run.TROUBLE_WAITS", (0.05, 0.1, 0.1, 0.1, 0.1))
@@ -342,8 +394,8 @@ def machine(server_dsn: str, template: str, forks: Workers, monkeypatch: pytest.
 
     monkeypatch.setattr("pgembed.encoders.load_encoder", load)
     facts = {
-        "dsn_of_server": server_dsn,
-        "template": template,
+        "server": server,
+        "template": own_template,
         "forks": forks,
         "load": staticmethod(lambda encoder: loaded.update({encoder.spec: encoder})),
     }
