@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from pgembed.errors import InvalidInput, MediaError, MissingExtra
-from pgembed.inputs import shown_source
 from pgembed.media_errors import reason, too_long
+from pgembed.shown import shown_source
 
 SCHEMES = ("s3", "gs", "az")
 _OPTIONS: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}

@@ -24,8 +24,8 @@ import httpcore
 import httpx
 
 from pgembed.errors import MediaError
-from pgembed.inputs import shown_source
 from pgembed.media_errors import reason, too_long
+from pgembed.shown import shown_source
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _REFUSED = [  # what ipaddress calls global, and is not: IETF assignments, 6to4, Azure's metadata

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgembed.errors import InvalidInput, InvalidQuery
+from pgembed.shown import URL, shortened, shown_source
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 SourceKind = Literal["bytes", "path", "url", "picture"]
 InputModality = Literal["text", "image", "screenshot", "vector", "row"]
 
-_DATA_URL = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
-_URL = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://|{_DATA_URL.pattern}", re.IGNORECASE)
 _LARGEST_BOX = 1e9  # pixels; not a number is not less either
 _CANCELS = 1e-6  # of the sum of the weights: what is left then is the rounding of float32, not a direction
 
@@ -219,7 +217,7 @@ class Text(Input):
         if not self.text.strip():
             raise InvalidQuery(f"Text({self.text!r}) holds no words.", "Give it some, or leave it out of the query.")
         if fault := _not_text(self.text):
-            raise InvalidInput(f"Text({_shortened(self.text)!r}) holds {fault}.")
+            raise InvalidInput(f"Text({shortened(self.text)!r}) holds {fault}.")
 
     def __repr__(self) -> str:
         return f"Text({self.text!r})"
@@ -254,7 +252,7 @@ class _PictureInput(Input):
             taken = os.fspath(source)
             if not isinstance(taken, str) or not taken or "\0" in taken:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise InvalidInput(f"{name}({taken!r}) names no file.", "Give a path, a URL, bytes or a PIL image.")
-            kind = "url" if isinstance(source, str) and _URL.match(source) else "path"
+            kind = "url" if isinstance(source, str) and URL.match(source) else "path"
             content = taken
         elif isinstance(source, bytes | bytearray | memoryview):
             kind, taken = "bytes", bytes(source)
@@ -328,7 +326,7 @@ class Vector(Input):
             with np.errstate(over="ignore"):
                 copied = np.array(array, dtype=np.float32)
         except (TypeError, ValueError):
-            raise InvalidQuery(f"Vector takes numbers, not {_shortened(repr(plain))}.") from None
+            raise InvalidQuery(f"Vector takes numbers, not {shortened(repr(plain))}.") from None
         if copied.ndim != 1 or not copied.size:
             raise InvalidQuery(f"A vector has one dimension and is not empty; this one's shape is {copied.shape}.")
         bad = np.flatnonzero(~np.isfinite(copied))
@@ -355,8 +353,8 @@ class Vector(Input):
 
 @dataclass(frozen=True, slots=True, repr=False, init=False)
 class Row(Input):
-    """A row of the table that is searched, by its primary key: ``Row(17)``, ``Row("de", 17)``. It stands for the
-    vector that the row has; Postgres looks it up, under the rights of whoever asks."""
+    """A row of the table that is searched, by its primary key: ``Row(17)``, ``Row("de", 17)``. Postgres looks its
+    vector up, under the rights of whoever asks."""
 
     modality: ClassVar[InputModality] = "row"
     key: tuple[Any, ...]
@@ -367,10 +365,10 @@ class Row(Input):
         try:
             hash(key)
         except TypeError:
-            raise InvalidInput(f"Row takes the values of a primary key, not {_shortened(repr(key))}.") from None
+            raise InvalidInput(f"Row takes the values of a primary key, not {shortened(repr(key))}.") from None
         for part in key:
             if isinstance(part, str) and (fault := _not_text(part)):
-                raise InvalidInput(f"Row({_shortened(repr(part))}) holds {fault}.")
+                raise InvalidInput(f"Row({shortened(repr(part))}) holds {fault}.")
         object.__setattr__(self, "key", key)
 
     def direction(self, encode: Callable[[Input], NDArray[Any]]) -> NDArray[np.float64]:
@@ -397,30 +395,6 @@ def batches(*expressions: Expression) -> Batches:
         images=tuple(input for input in inputs if isinstance(input, Image)),
         screenshots=tuple(input for input in inputs if isinstance(input, Screenshot)),
     )
-
-
-def shown_source(source: str | bytes | Picture, limit: int = 80, *, url: bool = False) -> str:
-    """A picture's source as messages and logs may show it: shortened, a URL without credentials, query and fragment.
-
-    ``url`` says that a string is meant as a URL, even where it does not look like one.
-    """
-    if isinstance(source, str):
-        return repr(_shortened(shown_url(source) if url or _URL.match(source) else source, limit))
-    if isinstance(source, bytes):
-        return f"<{len(source):,} bytes {source[:8].hex()}{'…' if len(source) > 8 else ''}>"
-    return f"<PIL image {source.mode} {source.width} x {source.height}>"
-
-
-def shown_url(url: str) -> str:
-    """``https://me:secret@host/a.png?key=1`` -> ``https://host/a.png``; of a data: URL what comes before the data."""
-    if data := _DATA_URL.match(url):
-        return f"{data[0]}…"
-    plain = re.split("[?#]", url, maxsplit=1)[0]
-    scheme, mark, rest = plain.partition("://")
-    if not mark:
-        return plain.rpartition("@")[2]
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _unit(input: Input, encode: Callable[[Input], NDArray[Any]]) -> NDArray[np.float64]:
@@ -472,7 +446,7 @@ def _number(value: object, operator: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise InvalidQuery(f"The weight {_shortened(str(value))} is too large.", "Use a finite number.") from None
+        raise InvalidQuery(f"The weight {shortened(str(value))} is too large.", "Use a finite number.") from None
 
 
 def _has_numpy(value: object) -> TypeGuard[_HasNumpy]:
@@ -497,9 +471,5 @@ def _copied(picture: Picture, name: str) -> tuple[Picture, str]:
 
 
 def _kind_of(value: object) -> str:
-    shown = _shortened(repr(value)) if isinstance(value, str | bytes | int | float | bool) else ""
+    shown = shortened(repr(value)) if isinstance(value, str | bytes | int | float | bool) else ""
     return f"{type(value).__name__} {shown}".strip()
-
-
-def _shortened(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

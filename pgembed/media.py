@@ -24,8 +24,9 @@ from pgembed.buckets import BucketReader, is_in_a_store, place
 from pgembed.decoding.picture import Limits, as_rgb, decode_picture
 from pgembed.download import Downloader
 from pgembed.errors import MediaError
-from pgembed.inputs import SourceKind, shown_source
+from pgembed.inputs import SourceKind
 from pgembed.media_errors import reason, too_long
+from pgembed.shown import shown_source
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

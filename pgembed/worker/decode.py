@@ -17,8 +17,8 @@ from pgembed.decoding.pool import ProcessPool
 from pgembed.decoding.turns import Turns
 from pgembed.encoders import Encoder
 from pgembed.errors import MediaError
-from pgembed.inputs import shown_source
 from pgembed.media import MediaPolicy, MediaReader, Source, sources
+from pgembed.shown import shown_source
 from pgembed.worker.batch import Row
 from pgembed.worker.priority import give_way
 from pgembed.worker.queue import Work

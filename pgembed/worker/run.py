@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -126,7 +126,18 @@ class Session(Pipes):
             else:
                 encoding.join()
             if self.errors:
+                if not isinstance(self.errors[0], (psycopg.OperationalError, psycopg.InterfaceError, EncoderTimeout)):
+                    self._free(loader)
                 raise self.errors[0]
+
+    def _free(self, loader: Loader) -> None:
+        """The session ends with an error that another one would not mend: what is in hand need not wait for its
+        lease. After a lost connection the next session does this."""
+        for work in loader.works:
+            with suppress(psycopg.Error):
+                seqs = self.state.held_seqs(work.id)
+                give_back(loader.conn, work, seqs)
+                self.state.let_go(work, seqs)
 
     def _leave(self, overdue: Batch) -> None:
         """The encoder does not return: the other stages end, and the thread that it holds is left alone."""

@@ -131,7 +131,8 @@ def test_the_whole_path_with_names_that_would_do_harm(table: Fake, case: str, fo
     conn.execute("RESET enable_seqscan")
     conn.execute(names.sql("ALTER TABLE {table} DISABLE TRIGGER USER"))
     (finding,) = [finding for finding in db.doctor() if not finding.ok]
-    conn.execute(str(finding.remedy).removeprefix("Enable them: ").replace("then ", "").encode())
+    conn.execute(str(finding.remedy).removeprefix("Make them anew: ").encode())
+    table.work()
     assert [finding for finding in db.doctor() if not finding.ok] == []
 
     # names follow

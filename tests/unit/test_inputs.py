@@ -24,9 +24,10 @@ from pgvector import Vector as PgVector
 from pgembed import inputs as inputs_module
 from pgembed.algebra import centroid, mmr, reject, rocchio, slerp, swap, unit
 from pgembed.errors import InvalidInput, InvalidQuery
-from pgembed.inputs import Expression, Image, Input, Row, Screenshot, Sum, Term, Text, Vector, batches, shown_source
+from pgembed.inputs import Expression, Image, Input, Row, Screenshot, Sum, Term, Text, Vector, batches
 from pgembed.query.wire import from_json, to_json
 from pgembed.regions import cut
+from pgembed.shown import shown_source
 
 DIRECTIONS = {Text("x"): np.array([2.0, 0.0]), Text("y"): np.array([0.0, 0.5]), Image("x.png"): np.array([3.0, 0.0])}
 

@@ -18,6 +18,7 @@ MAX_LINES = 500
 # From the bottom up: a module imports from its own layer and those before it, never from a later one.
 LAYERS = (
     {"errors", "_distribution"},
+    {"shown"},
     {"inputs", "embedded", "media_errors"},
     {"algebra", "regions", "vectors", "static_text", "buckets", "decoding", "download", "metering"},
     {"media", "encoders", "query", "evaluate"},
