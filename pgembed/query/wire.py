@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pgembed.algebra import Reject, Slerp, Unit, reject, slerp, unit
 from pgembed.errors import InvalidInput, InvalidQuery
 from pgembed.inputs import Expression, Image, Input, Operand, Row, Screenshot, Sum, Term, Text, Vector
+from pgembed.shown import shortened
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -240,5 +241,4 @@ def _is_key(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    return shortened(repr(value), 60)

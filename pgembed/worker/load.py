@@ -61,7 +61,7 @@ class Loader:
 
     def run(self) -> None:
         self._sync()
-        self._give_back_from_before()
+        self.give_back_held(self._works())  # after a lost connection: by the session before
         refreshed = -10.0
         while not self.state.stop.is_set() and not self.pipes.broken.is_set() and not self.state.is_done():
             if time.monotonic() - refreshed > REFRESH:
@@ -391,9 +391,9 @@ class Loader:
             if not is_detached(self.conn, work, error):
                 self.state.note_trouble(work, error)
 
-    def _give_back_from_before(self) -> None:
-        """After a lost connection: what the session before held is free again."""
-        for work in self._works():
+    def give_back_held(self, works: Sequence[Work]) -> None:
+        """What is held of these embeddings is free again."""
+        for work in works:
             self._give_back(work, self.state.held_seqs(work.id))
 
     def _give_back(self, work: Work, seqs: list[int]) -> None:

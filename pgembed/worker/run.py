@@ -133,11 +133,8 @@ class Session(Pipes):
     def _free(self, loader: Loader) -> None:
         """The session ends with an error that another one would not mend: what is in hand need not wait for its
         lease. After a lost connection the next session does this."""
-        for work in loader.works:
-            with suppress(psycopg.Error):
-                seqs = self.state.held_seqs(work.id)
-                give_back(loader.conn, work, seqs)
-                self.state.let_go(work, seqs)
+        with suppress(psycopg.Error):
+            loader.give_back_held(loader.works)
 
     def _leave(self, overdue: Batch) -> None:
         """The encoder does not return: the other stages end, and the thread that it holds is left alone."""
