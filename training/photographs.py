@@ -54,6 +54,12 @@ def files() -> list[Path]:
     ]
 
 
+def whole() -> Iterator[np.ndarray]:
+    """Each photograph as the encoder would see it, ``(224, 224, 3) uint8``."""
+    for file in files():
+        yield preprocess(Image.open(file).convert("RGB"))
+
+
 def cuts(seed: int = 0) -> Iterator[np.ndarray]:
     """From each photograph, square cuts from a third of its shorter side to all of it, some mirrored."""
     rng = np.random.default_rng(seed)
