@@ -112,9 +112,9 @@ def write(drawer: Drawer, beside: Head, trained: np.ndarray, out: Path, few: int
     of_photographs = float((in_torch(network, seen) * as_shipped(out / "picture.onnx", seen)).sum(axis=1).min())
     before, after = held_out.recall(Words(tokenizer, trained), exact), held_out.recall(words, shipped)
     print(
-        f"{len(exact)} drawings of {icons.HELD_OUT}, never trained on: smallest cosine between torch and the shipped "
-        f"file {cosine:.5f}, of {len(seen)} photographs {of_photographs:.5f}; by name R@1 {before:.3f} in torch, {after:.3f} as shipped "
-        f"(R@10 {held_out.recall(words, shipped, 10):.3f})"
+        f"smallest cosine between torch and the shipped file: {cosine:.5f} of {len(exact)} drawings of "
+        f"{icons.HELD_OUT}, never trained on, {of_photographs:.5f} of {len(seen)} photographs; drawings by name "
+        f"R@1 {before:.3f} in torch, {after:.3f} as shipped (R@10 {held_out.recall(words, shipped, 10):.3f})"
     )
     alike = min(cosine, of_photographs) >= LEAST_COSINE
     return 0 if size <= LARGEST and alike and before - after <= MOST_LOST else 1

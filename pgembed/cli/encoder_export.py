@@ -76,11 +76,18 @@ def encoder_export(
 
 
 def _print_rates(found: Exported) -> None:
+    columns = ["onnx", "torch", "ratio"]
+    rows: list[tuple[object, ...]] = [
+        (one.modality, one.batch_size, f"{one.onnx:,.1f}", f"{one.torch:,.1f}", f"{one.onnx / one.torch:.2f}")
+        for one in found.rates
+    ]
+    if any(one.openvino for one in found.rates):
+        columns += ["openvino", "to torch"]
+        others = [one.openvino or 0 for one in found.rates]
+        rows = [
+            (*row, f"{other:,.1f}", f"{other / one.torch:.2f}")
+            for row, other, one in zip(rows, others, found.rates, strict=True)
+        ]
     print_table(
-        [f"a second, {found.threads} threads", "batch", "onnx", "torch", "ratio"],
-        [
-            (one.modality, one.batch_size, f"{one.onnx:,.1f}", f"{one.torch:,.1f}", f"{one.onnx / one.torch:.2f}")
-            for one in found.rates
-        ],
-        right=["batch", "onnx", "torch", "ratio"],
-    )
+        [f"a second, {found.threads} threads", "batch", *columns], rows, right=["batch", *columns],
+    )  # fmt: skip

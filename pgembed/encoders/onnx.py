@@ -34,10 +34,14 @@ if TYPE_CHECKING:
 
 _SETTINGS: Known = {
     "threads": int,  # the cores that one call may use; default: all
-    "provider": ("cpu", "cuda"),
+    "provider": ("cpu", "openvino", "cuda"),
     "batch_size": int,  # or auto, which is the default: found while the first rows are encoded
 }
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDERS = {
+    "cpu": ("CPUExecutionProvider", "onnxruntime"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+}  # and the package that brings it
 _NO_WEIGHTS = (".md", ".txt", ".lock")  # and hidden files: they do not count for the fingerprint
 
 
@@ -164,23 +168,32 @@ class OnnxEncoder(Encoder):
                 )
 
 
+def has_provider(provider: str) -> bool:
+    """Whether the onnxruntime that is installed can run graphs by one of _PROVIDERS."""
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    return _PROVIDERS[provider][0] in onnxruntime.get_available_providers()
+
+
 class _Graph:
     """One graph in onnxruntime."""
 
     def __init__(self, spec: str, path: Path, side: TextSide | ImageSide, threads: int, provider: str) -> None:
-        onnxruntime: Any = importlib.import_module("onnxruntime")
-        if _PROVIDERS[provider] not in onnxruntime.get_available_providers():
+        executor, package = _PROVIDERS[provider]
+        if not has_provider(provider):
             raise EncoderError(
                 f"onnxruntime has no provider '{provider}' here (for '{spec}').",
-                "Install onnxruntime-gpu in place of onnxruntime, or use cpu.",
+                f"Install {package} in place of onnxruntime, or use cpu.",
             )
+        # OpenVINO would compute in bfloat16 where the processor can, and has threads of its own.
+        its_own = {"precision": "FP32", "num_of_threads": str(threads)} if provider == "openvino" else {}
+        onnxruntime: Any = importlib.import_module("onnxruntime")
         options: Any = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # Postgres wants the cores too
         try:
-            self._session: Any = onnxruntime.InferenceSession(path, options, providers=[_PROVIDERS[provider]])
+            self._session: Any = onnxruntime.InferenceSession(path, options, providers=[(executor, its_own)])
         except Exception as error:
             raise EncoderError(f"onnxruntime could not load '{path}' of '{spec}': {first_line(error)}.") from error
         types = {one.name: one.type for one in self._session.get_inputs()}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pgembed.encoders.base import Encoder, Settings
-from pgembed.encoders.onnx import OnnxEncoder
+from pgembed.encoders.onnx import OnnxEncoder, has_provider
 from pgembed.encoders.onnx_inputs import Tokens, cleaner
 from pgembed.encoders.onnx_manifest import ImageSide, Manifest, Source, TextSide
 from pgembed.encoders.onnx_tokenizer import export_tokenizer, probes
@@ -45,7 +45,8 @@ Say = Callable[[str], None]
 class Rate:
     """Inputs a second, of the graphs and of torch, with the same threads and as many inputs at a call.
 
-    ``fp32`` is that of the graphs before they were quantized; None where they were not.
+    ``fp32`` is that of the graphs before they were quantized, None where they were not; ``openvino`` that of the graphs
+    run by OpenVINO, None where onnxruntime came without it.
     """
 
     modality: str
@@ -53,12 +54,15 @@ class Rate:
     onnx: float
     torch: float
     fp32: float | None = None
+    openvino: float | None = None
 
     def facts(self) -> dict[str, Any]:
         """For a manifest: the rates and their ratios."""
         ratios = {"ratio_to_torch": round(self.onnx / self.torch, 3)}
         if self.fp32 is not None:
             ratios["ratio_to_fp32"] = round(self.onnx / self.fp32, 3)
+        if self.openvino is not None:
+            ratios["ratio_of_openvino_to_torch"] = round(self.openvino / self.torch, 3)
         return {key: value for key, value in asdict(self).items() if value is not None} | ratios
 
 
@@ -186,7 +190,7 @@ class _Export:
                     "Try another --opset, or another version of torch.",
                 )
         loss: dict[str, tuple[float, float]] = {}
-        timed = {"onnx": exact, "torch": encoder}
+        timed: dict[str, Encoder] = {"onnx": exact, "torch": encoder}
         if int8:
             self._say("quantizing to int8")
             manifest = replace(manifest, precision="int8", same_space=False)
@@ -199,6 +203,8 @@ class _Export:
         rates: list[Rate] = []
         if measure:
             self._say("measuring the speed")
+            if has_provider("openvino"):
+                timed["openvino"] = self._exported(threads, "openvino")
             rates = list(_rates(timed, inputs))
         measured = {
             "parity_of_fp32": parity,
@@ -275,8 +281,9 @@ class _Export:
                 for made in sorted(Path(fresh).iterdir()):
                     made.replace(self._folder / made.name)
 
-    def _exported(self, threads: int) -> OnnxEncoder:
-        return OnnxEncoder.load(str(self._folder), {"threads": threads, "batch_size": max(BATCHES)})
+    def _exported(self, threads: int, provider: str = "cpu") -> OnnxEncoder:
+        settings = {"threads": threads, "batch_size": max(BATCHES), "provider": provider}
+        return OnnxEncoder.load(str(self._folder), settings)
 
 
 def _rates(encoders: Mapping[str, Encoder], inputs: Mapping[str, list[Any]]) -> Iterator[Rate]:

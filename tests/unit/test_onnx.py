@@ -304,7 +304,8 @@ def test_one_side_is_enough(folder: Path) -> None:
     ("options", "message"),
     [
         ({"provider": "cuda"}, r"onnxruntime has no provider 'cuda' here .*onnxruntime-gpu"),
-        ({"provider": "tpu"}, r"'provider' .* is 'tpu'. Use cpu, cuda"),
+        ({"provider": "openvino"}, r"onnxruntime has no provider 'openvino' here .*onnxruntime-openvino in place"),
+        ({"provider": "tpu"}, r"'provider' .* is 'tpu'. Use cpu, openvino, cuda"),
         ({"threads": 0}, r"a positive int, not 0"),
         ({"device": "cpu"}, r"no setting 'device'"),
     ],
@@ -312,6 +313,23 @@ def test_one_side_is_enough(folder: Path) -> None:
 def test_wrong_settings_are_told(exported: Exported, options: dict[str, object], message: str) -> None:
     with pytest.raises(EncoderError, match=message):
         OnnxEncoder.load(str(exported.folder), options)
+
+
+def test_openvino_computes_in_single_precision_with_the_threads_given(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    asked, session = [], onnxruntime.InferenceSession
+
+    def spy(path: Path, options: Any, providers: list[Any]) -> Any:  # noqa: ANN401
+        asked.extend(providers)
+        return session(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["OpenVINOExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    OnnxEncoder.load(str(exported.folder), {"provider": "openvino", "threads": 3})
+    assert asked == [("OpenVINOExecutionProvider", {"precision": "FP32", "num_of_threads": "3"})] * 2
 
 
 def test_no_folder_and_no_manifest(tmp_path: Path) -> None:
