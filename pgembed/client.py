@@ -15,6 +15,7 @@ from pgembed.connections import Connections, SyncSource, conninfo
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
 from pgembed.estimate import Estimate, estimate
+from pgembed.hybrid import Method, Rerank, hybrid
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run
@@ -329,6 +330,61 @@ class Pgembed:
             columns=columns,
             wide=wide,
             exact=exact,
+        )
+        return self._run(plan)
+
+    def hybrid(
+        self,
+        table: str,
+        words: str | None,
+        *,
+        query: Expression | None = None,
+        queries: Sequence[Expression] | None = None,
+        embedding: str | None = None,
+        embeddings: Sequence[str] | None = None,
+        where: str | None = None,
+        params: Parameters = (),
+        limit: int = 10,
+        weights: Sequence[float] | None = None,
+        method: Method = "rank",
+        depth: int = 100,
+        columns: Sequence[str] | None = None,
+        words_columns: Sequence[str] | None = None,
+        config: str | None = None,
+        words_function: str | None = None,
+        wide: bool = False,
+        exact: bool = False,
+        rerank: Rerank | None = None,
+    ) -> list[SearchRow]:
+        """The ``limit`` rows that words and vectors together put highest, best first, as ``pgembed.hybrid`` finds them.
+
+        ``words`` are looked for by full text search and, where neither ``query`` nor ``queries`` says otherwise, by
+        their vector. Each of ``queries`` searches the embedding of its place in ``embeddings``; an empty list leaves
+        the words alone. ``weights`` has one for each query, in order, that of the words last. ``method`` is ``"rank"``
+        (reciprocal rank fusion) or ``"score"`` (weighted sum), over ``depth`` rows of each. ``words_columns`` says
+        where words are looked for, ``config`` the text search configuration. ``rerank`` is called with the words and
+        the first ``depth`` rows and gives their scores, the higher the better: see ``pgembed.rerank``. The rest is as
+        of ``search``. Raises InvalidQuery, CatalogError, MediaError.
+        """
+        plan = hybrid(
+            self._searcher,
+            table,
+            words,
+            queries=queries if query is None else [query, *(queries or [])],
+            embeddings=embeddings if embedding is None else [embedding, *(embeddings or [])],
+            where=where,
+            params=params,
+            limit=limit,
+            weights=weights,
+            method=method,
+            depth=depth,
+            columns=columns,
+            words_columns=words_columns,
+            config=config,
+            words_function=words_function,
+            wide=wide,
+            exact=exact,
+            rerank=rerank,
         )
         return self._run(plan)
 

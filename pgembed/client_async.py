@@ -14,6 +14,7 @@ from pgembed.connections import AsyncConnections, AsyncSource, Connections, conn
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
 from pgembed.estimate import Estimate, estimate
+from pgembed.hybrid import Method, Rerank, hybrid
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run_async
@@ -266,6 +267,52 @@ class AsyncPgembed:
             columns=columns,
             wide=wide,
             exact=exact,
+        )
+        return await self._run(plan)
+
+    async def hybrid(
+        self,
+        table: str,
+        words: str | None,
+        *,
+        query: Expression | None = None,
+        queries: Sequence[Expression] | None = None,
+        embedding: str | None = None,
+        embeddings: Sequence[str] | None = None,
+        where: str | None = None,
+        params: Parameters = (),
+        limit: int = 10,
+        weights: Sequence[float] | None = None,
+        method: Method = "rank",
+        depth: int = 100,
+        columns: Sequence[str] | None = None,
+        words_columns: Sequence[str] | None = None,
+        config: str | None = None,
+        words_function: str | None = None,
+        wide: bool = False,
+        exact: bool = False,
+        rerank: Rerank | None = None,
+    ) -> list[SearchRow]:
+        """See Pgembed.hybrid."""
+        plan = hybrid(
+            self._searcher,
+            table,
+            words,
+            queries=queries if query is None else [query, *(queries or [])],
+            embeddings=embeddings if embedding is None else [embedding, *(embeddings or [])],
+            where=where,
+            params=params,
+            limit=limit,
+            weights=weights,
+            method=method,
+            depth=depth,
+            columns=columns,
+            words_columns=words_columns,
+            config=config,
+            words_function=words_function,
+            wide=wide,
+            exact=exact,
+            rerank=rerank,
         )
         return await self._run(plan)
 

@@ -124,9 +124,7 @@ class Searcher:
         **options: Any,  # noqa: ANN401
     ) -> Plan[SearchPlan]:
         """Look up the embedding, encode the inputs that need a model here, and compile (Compiler.compile's options)."""
-        known = self._known.get((table, embedding))
-        if known is None or time.monotonic() - known.read_at > REMEMBERED:
-            known = yield from self._look_up(table, embedding)
+        known = yield from self._known_of(table, embedding)
         inputs = to_encode(known.compiler.target, query)
         vectors = (yield from self._encoded(known.encoder, inputs)) if inputs else None
         return known.compiler.compile(query, vectors, **options)
@@ -135,6 +133,16 @@ class Searcher:
         """Prepare and run a search; where the index gave too few rows, run it again over all that match."""
         plan = yield from self.prepare(table, query, **options)
         return (yield from self._rounds.run(plan))
+
+    def target(self, table: str, embedding: str | None = None) -> Plan[Target]:
+        """What the catalog says of a table's embedding."""
+        return (yield from self._known_of(table, embedding)).compiler.target
+
+    def _known_of(self, table: str, embedding: str | None) -> Plan[_Known]:
+        known = self._known.get((table, embedding))
+        if known is None or time.monotonic() - known.read_at > REMEMBERED:
+            known = yield from self._look_up(table, embedding)
+        return known
 
     def _look_up(self, table: str, embedding: str | None) -> Plan[_Known]:
         rows = yield Call(TARGET, [table, embedding])

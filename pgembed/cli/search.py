@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 from decimal import Decimal
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +21,17 @@ if TYPE_CHECKING:
     from pgembed.inputs import Expression
 
 
+class Method(StrEnum):
+    """How the ranks or scores of vectors and of words become one."""
+
+    rank = "rank"
+    score = "score"
+
+
 @app.command(
     epilog=examples(
         'pgembed search product "a red shoe" --where "price < 50" --limit 20',
+        'pgembed search product "red shoe" --words',
         'pgembed search product --image dress.jpg --minus "in blue" --contact-sheet found.html',
         'pgembed search product --like 17 --like 23 --unlike 4 --without "a person"',
         "pgembed search product --query query.json",
@@ -44,6 +53,12 @@ def search(
         Path | None,
         typer.Option("--query", help="A query as JSON, as pgembed.to_json writes it; - for standard input."),
     ] = None,
+    by_words: Annotated[
+        bool, typer.Option("--words", help="Look for the words themselves too, by full text search, and fuse both.")
+    ] = False,
+    method: Annotated[
+        Method, typer.Option(help="How --words fuses: by ranks, or by the sum of the scores.")
+    ] = Method.rank,
     words_weight: Annotated[float, typer.Option(help="Weight of the words; pictures weigh 1.")] = 1.0,
     minus_weight: Annotated[float, typer.Option(help="Weight of --minus and --unlike.")] = 0.8,
     where: Annotated[str | None, typer.Option(help="SQL on the table's columns: price < 50.")] = None,
@@ -79,10 +94,17 @@ def search(
     )
     with database() as db:
         options: dict[str, Any] = {"where": where, "limit": limit, "embedding": target, "exact": exact}
+        if by_words and not words:
+            raise WrongUsage("--words looks for words, and there are none.", 'Give some: "red shoe" --words')
+        if by_words and (sql or contact_sheet is not None):
+            raise WrongUsage("--words gives rows, not --sql or --contact-sheet.", "Leave one of them out.")
         if sql:
             sys.stdout.write(db.query(table, query, columns=column, **options).compile().as_string() + "\n")
             return
-        if contact_sheet is None:
+        if by_words:
+            fused = db.hybrid(table, words, query=query, columns=column, method=method.value, **options)
+            rows = [dict(row) for row in fused]
+        elif contact_sheet is None:
             rows = [dict(row) for row in db.search(table, query, columns=column, **options)]
         else:
             from pgembed.cli.sheet import search_with_sheet

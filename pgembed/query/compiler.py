@@ -48,6 +48,11 @@ class SearchPlan:
         """The table's columns that are read."""
         return self._texts.columns
 
+    @property
+    def vector(self) -> Statement:
+        """The query's vector as an SQL expression, with its parameters."""
+        return Statement(self._texts.vector, self._vector)
+
     @cached_property
     def statement(self) -> Statement:
         """What is run first: the index's answer, or the exact one where that was asked for."""

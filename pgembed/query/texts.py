@@ -70,6 +70,11 @@ class Texts:
             self._where = _sql(self._present, " AND ", self._matches)
 
     @cached_property
+    def vector(self) -> sql.Composed:
+        """The query's vector alone, as a scalar subquery."""
+        return _rendered(_sql("(SELECT ", self._vector, ")"))
+
+    @cached_property
     def nearest(self) -> sql.Composed:
         """The rows nearest to the query, as the index has them."""
         return _rendered(self._select(self._nearest(self._vector)))

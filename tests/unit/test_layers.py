@@ -21,11 +21,12 @@ LAYERS = (
     {"shown"},
     {"inputs", "embedded", "media_errors"},
     {"algebra", "regions", "vectors", "static_text", "buckets", "decoding", "download", "metering"},
-    {"media", "encoders", "query", "evaluate"},
+    {"media", "encoders", "query", "evaluate", "rerank"},
     {
         "catalog",
         "connections",
         "estimate",
+        "hybrid",
         "indexing",
         "plans",
         "pooling",
