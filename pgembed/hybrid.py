@@ -96,7 +96,7 @@ def _rows(
 ) -> Plan[list[SearchRow]]:
     """Ask pgembed.hybrid for these columns of its rows; arguments that are None are left out."""
     queries = [plan.vector for plan in plans]
-    vector = sql.SQL("vector") if target.vector_schema is None else sql.Identifier(target.vector_schema, "vector")
+    vector = sql.SQL("vector") if target.vector_schema is None else _name(target.vector_schema, "vector")
     values: list[object] = [value for query in queries for value in query.values]
     written = [sql.SQL("queries => ARRAY[{}]::{}[]").format(sql.SQL(", ").join(q.text for q in queries), vector)]
     for name, value in arguments.items():
@@ -105,16 +105,28 @@ def _rows(
             values.append(value)
     wide = {column.name for column in target.columns if column.wide}
     output = [
-        sql.SQL("(h.item).{} AS {}").format(sql.Identifier(name), sql.Identifier("score_" if name == "score" else name))
+        sql.SQL("(h.item).{} AS {}").format(_name(name), _name(_unused("score", columns) if name == "score" else name))
         for name in columns
     ]
     text = sql.SQL("SELECT {} FROM pgembed.hybrid(NULL::{}, {}, wide => {}) AS h").format(
         sql.SQL(", ").join([*output, sql.SQL("h.score")]),
-        sql.Identifier(target.schema, target.table),
+        _name(target.schema, target.table),
         sql.SQL(", ").join(written),
         sql.Literal(not wide.isdisjoint(columns)),
     )
     return (yield Call(text, values, search_row_factory))
+
+
+def _name(*parts: str) -> sql.Identifier:
+    """A name, in which psycopg must not see placeholders."""
+    return sql.Identifier(*(part.replace("%", "%%") for part in parts))
+
+
+def _unused(name: str, taken: Sequence[str]) -> str:
+    """The name, with underscores at its end until it is not taken."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _chosen(target: Target, columns: Sequence[str] | None, wide: bool) -> list[str]:

@@ -191,7 +191,7 @@ BEGIN
         RETURN array_fill(1.0::float8, ARRAY[legs]);
     ELSIF cardinality(weights) <> legs THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('There are %s weights, and %s legs: %s.', cardinality(weights), legs, concat_ws(' and ',
+            MESSAGE = format('weights has %s and there are %s legs: %s.', cardinality(weights), legs, concat_ws(' and ',
                 nullif(vector_legs, 0) || ' of vectors', CASE WHEN legs > vector_legs THEN '1 of words' END)),
             HINT = 'Give one weight for each leg, in the order of the embeddings, that of the words last.';
     ELSIF EXISTS (SELECT FROM unnest(weights) AS w WHERE w IS NULL OR w IN ('NaN', 'Infinity', '-Infinity')) THEN

@@ -159,6 +159,19 @@ def test_search_by_rows_without_words_and_by_a_file(shop: Cli, tmp_path: Path) -
     assert "nothing to search for" in shop("search", "product", "--minus", "a", fails=2)
 
 
+def test_search_by_words_and_their_vectors(shop: Cli) -> None:
+    found = shop("search", "product", "panda", "--words", "--limit", "2", "--column", "title", "--json")
+    rows = json.loads(found)
+    assert rows[0] == {"title": "panda", "score": pytest.approx(2 / 61)}
+    assert len(rows) == 2
+    by_score = shop(
+        "search", "product", "panda", "--words", "--method", "score", "--where", "title <> 'panda'", "--json"
+    )
+    assert json.loads(by_score)[0]["title"] != "panda"
+    for wrong in (["--words"], ["panda", "--words", "--sql"]):
+        assert "--words" in shop("search", "product", *wrong, fails=2)
+
+
 def test_search_prints_a_statement_that_runs_anywhere(shop: Cli, database: psycopg.Connection) -> None:
     statement = shop("search", "product", "a panda", "--limit", "1", "--sql")
     cursor = database.execute(statement.encode())
