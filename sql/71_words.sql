@@ -126,7 +126,7 @@ $$;
 
 -- What words ask full text search for. They are read as web searches read them: "…" is a phrase, and what a minus
 -- stands before must not be there. A row is found where any of the others is there: for Cranfield's queries 1 to 75,
--- which are sentences, hardly a row has all the words (nDCG@10 0.016 with AND, 0.282 with OR, ranked as hybrid does).
+-- which are sentences, hardly a row has all the words (nDCG@10 0.015 with AND, 0.279 with OR, ranked as hybrid does).
 -- NULL where nothing is left but stop words. Called by hybrid.
 CREATE OR REPLACE FUNCTION pgembed._words_query(
     words text,

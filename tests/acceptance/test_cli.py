@@ -168,7 +168,7 @@ def test_search_by_words_and_their_vectors(shop: Cli) -> None:
         "search", "product", "panda", "--words", "--method", "score", "--where", "title <> 'panda'", "--json"
     )
     assert json.loads(by_score)[0]["title"] != "panda"
-    for wrong in (["--words"], ["panda", "--words", "--sql"]):
+    for wrong in (["--like", "1", "--words"], ["panda", "--words", "--sql"]):
         assert "--words" in shop("search", "product", *wrong, fails=2)
 
 
