@@ -129,8 +129,9 @@ def fill(conn: psycopg.Connection) -> None:
         )
 
 
-def test_every_block_of_the_page_on_composed_queries_works(database_dsn: str, tmp_path: Path, models: Path) -> None:
-    page = (ROOT / "docs" / "composed.md").read_text(encoding="utf-8")
+@pytest.fixture
+def shop(database_dsn: str, tmp_path: Path, models: Path) -> Reader:
+    """Reads on where the README has made a table and encoded it by builtin:lite."""
     reader = Reader(database_dsn, tmp_path, models)
     with psycopg.connect(database_dsn, autocommit=True) as conn:
         for kind, block in blocks():
@@ -139,8 +140,20 @@ def test_every_block_of_the_page_on_composed_queries_works(database_dsn: str, tm
             if "CREATE TABLE product" in block:
                 fill(conn)
     reader.run("bash", "pgembed worker --until-idle")
-    printed = [reader.run(kind, block) for kind, block in BLOCK.findall(page)]
-    assert reader.ran == {"bash": 2, "sql": 3, "python": 2}
+    return reader
+
+
+def test_every_block_of_the_page_on_hybrid_search_works(shop: Reader) -> None:
+    page = (ROOT / "docs" / "hybrid.md").read_text(encoding="utf-8")
+    printed = [shop.run(kind, block) for kind, block in BLOCK.findall(page)]
+    assert shop.ran == {"bash": 2, "sql": 5, "python": 2}
+    assert all(re.search(r"\d", part) for part in printed)
+
+
+def test_every_block_of_the_page_on_composed_queries_works(shop: Reader) -> None:
+    page = (ROOT / "docs" / "composed.md").read_text(encoding="utf-8")
+    printed = [shop.run(kind, block) for kind, block in BLOCK.findall(page)]
+    assert shop.ran == {"bash": 2, "sql": 3, "python": 2}
     searches = printed[0].splitlines()
     assert len(searches) == 5
     assert all(re.search(r"\) \[\d+, \d+, \d+\]$|\) \[\d+", line) for line in searches)
