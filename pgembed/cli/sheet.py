@@ -6,12 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from pgembed.building import Query
 from pgembed.client import Pgembed
 from pgembed.contact_sheet import Hit, Panel, parts_of, require_sheet_suffix, write_contact_sheet
 from pgembed.errors import InvalidInput, MediaError
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy, MediaReader
 from pgembed.query import SearchRow
+
+
+def built(
+    db: Pgembed,
+    table: str,
+    query: Expression,
+    *,
+    where: str | None,
+    limit: int,
+    embedding: str | None,
+    exact: bool,
+    columns: Sequence[str] | None,
+) -> Query:
+    """The search as a query."""
+    asked = db.query(table).near(query, embedding=embedding).limit(limit)
+    asked = asked.where(where) if where is not None else asked
+    asked = asked.select(*columns) if columns else asked
+    return asked.exact() if exact else asked
 
 
 def search_with_sheet(
@@ -29,7 +48,7 @@ def search_with_sheet(
     could not be read. Raises InvalidInput without a picture column, or for a file that is no sheet's."""
     require_sheet_suffix(path)
     column = picture or _picture_column(db, table, options["embedding"])
-    asked = db.query(table, query, columns=columns, **options)
+    asked = built(db, table, query, columns=columns, **options)
     found = db.search(table, query, columns=[*dict.fromkeys([*asked.columns, column])], **options)
     root = MediaPolicy(media_root=media_root or Path.cwd(), allow_urls=True)
     with MediaReader(root) as stored, MediaReader(MediaPolicy(any_path=True, allow_urls=True)) as typed:

@@ -30,6 +30,8 @@ LAYERS = (
         "plans",
         "pooling",
         "rounds",
+        "building",
+        "explaining",
         "sampling",
         "schema",
         "searching",
