@@ -106,7 +106,9 @@ def evaluate_table(
     if report is not None and report.suffix.lower() not in (".html", ".htm"):
         raise WrongUsage(f"A report cannot be written as '{report.name}'.", "Name it .html.")
     if run is not None and len(run) > 1 + (against is not None):
-        raise WrongUsage(f"There are {len(run)} files for {1 + (against is not None)} runs.", "Give --run once for each.")
+        raise WrongUsage(
+            f"There are {len(run)} files for {1 + (against is not None)} runs.", "Give --run once for each."
+        )
     questions = read_queries(_given(queries, folder and folder / "queries.jsonl", "--queries"))
     grades = read_qrels(_given(qrels, folder and find_qrels(folder, split), "--qrels"))
     measures = list(dict.fromkeys(measure or MEASURES))
@@ -114,7 +116,7 @@ def evaluate_table(
     with _connected() as (conn, db):
         found: list[Evaluation] = []
         for embedding in [target, *([against] if against else [])]:
-            with _progress(f"{table}.{embedding}" if embedding else table) as on_progress:
+            with progress(f"{table}.{embedding}" if embedding else table) as on_progress:
                 found.append(
                     evaluate(
                         conn, db, table, questions, grades, embedding=embedding, id_column=id_column,
@@ -127,7 +129,7 @@ def evaluate_table(
         if report is not None:
             from pgembed.evaluate.report import write_report
 
-            with _progress("report") as on_progress:
+            with progress("report") as on_progress:
                 write_report(
                     conn, db, table, questions, grades, found, compared, report,
                     options=options, picture=picture, media_root=media_root, on_progress=on_progress,
@@ -286,7 +288,7 @@ def _print_comparison(compared: Sequence[Comparison]) -> None:
 
 
 @contextmanager
-def _progress(what: str) -> Generator[Callable[[int, int], None] | None]:
+def progress(what: str) -> Generator[Callable[[int, int], None] | None]:
     """A bar on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None

@@ -15,6 +15,7 @@ from pgembed.cli import (
     encoder,
     encoder_export,
     evaluate,
+    evaluate_cir,
     manage,
     roles,
     search,
@@ -38,6 +39,7 @@ COMMANDS = (
     verify,
     work,
     evaluate,
+    evaluate_cir,
 )  # importing them registers them
 PARSING_FAILED = typer.BadParameter.__mro__[2]  # ClickException, which typer itself has under no public name
 

@@ -65,7 +65,7 @@ class Evaluation:
     @property
     def queries(self) -> list[str]:
         """The queries that count."""
-        return [*next(iter(self.values.values()), {})]
+        return [query for values in [*self.values.values()][:1] for query in values]
 
 
 def evaluate(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pgembed.errors import InvalidInput
 
@@ -43,8 +45,9 @@ def compare(
         theirs = second.get(measure, {})
         if ours.keys() != theirs.keys() or not ours:
             raise InvalidInput(f"The runs share no queries to be compared by {measure}.")
-        a = np.array([ours[query] for query in ours])
-        b = np.array([theirs[query] for query in ours])
+        queries = sorted(ours)  # the signs drawn for a query are then the same wherever the values come from
+        a = np.array([ours[query] for query in queries])
+        b = np.array([theirs[query] for query in queries])
         difference = b - a
         found.append(
             Comparison(
@@ -61,7 +64,7 @@ def compare(
     return found
 
 
-def randomization_test(difference: np.ndarray, *, rounds: int = ROUNDS, seed: int = 0) -> float:
+def randomization_test(difference: NDArray[np.float64], *, rounds: int = ROUNDS, seed: int = 0) -> float:
     """The two-sided p of Fisher's paired randomization test on the differences ``(n,)`` of n queries.
 
     Where the runs are alike, each difference could as well have the other sign: p is the share of sign patterns whose
@@ -75,11 +78,11 @@ def randomization_test(difference: np.ndarray, *, rounds: int = ROUNDS, seed: in
         return 1.0
     observed = abs(values.sum()) - _SAME * values.size
     if values.size <= EXACT:
-        patterns = np.arange(2**values.size)[:, None] >> np.arange(values.size) & 1
-        return float((np.abs((2 * patterns - 1) @ values) >= observed).mean())
+        signs = np.array([*itertools.product((-1.0, 1.0), repeat=values.size)])
+        return float((np.abs(signs @ values) >= observed).mean())
     random = np.random.default_rng(seed)
     far = 0
     for start in range(0, rounds, _BLOCK):
-        signs = random.integers(0, 2, size=(min(_BLOCK, rounds - start), values.size), dtype=np.int8)
-        far += int((np.abs((2.0 * signs - 1.0) @ values) >= observed).sum())
+        drawn = random.integers(0, 2, size=(min(_BLOCK, rounds - start), values.size), dtype=np.int8)
+        far += int((np.abs((2.0 * drawn - 1.0) @ values) >= observed).sum())
     return (far + 1) / (rounds + 1)

@@ -1,8 +1,8 @@
 """Queries and judgments in BEIR's layout: ``queries.jsonl`` and ``qrels/test.tsv``, or ``qrels.tsv``.
 
-A line of queries has ``_id`` and what is asked: ``text``, ``image``, ``screenshot`` (paths relative to the file), several
-of these, which are summed, or ``query``, a composed query as JSON (pgembed.query.wire). The rows stand in the table, so
-``corpus.jsonl`` is not read: the ids of the judgments are those of rows.
+A line of queries has ``_id`` and what is asked: ``text``, ``image``, ``screenshot`` (paths relative to the file),
+several of these, which are summed, or ``query``, a composed query as JSON (pgembed.query.wire). The rows stand in the
+table, so ``corpus.jsonl`` is not read: the ids of the judgments are those of rows.
 """
 
 from __future__ import annotations

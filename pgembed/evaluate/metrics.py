@@ -50,13 +50,11 @@ def values(
 
 def means(table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The mean of each measure over its queries; NaN where there are none."""
-    return {
-        measure: float(np.mean([*each.values()])) if each else float("nan") for measure, each in table.items()
-    }
+    return {measure: float(np.mean([*each.values()])) if each else float("nan") for measure, each in table.items()}
 
 
 def strictly_falling(ranking: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    """The ranking, each score at least one float32 below the one before it: tools sort by score and break ties by id."""
+    """The ranking, each score a float32 at least below the one before: tools sort by score and break ties by id."""
     fallen: list[tuple[str, float]] = []
     last = np.float32(np.inf)
     for row, score in ranking:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pgembed.errors import InvalidInput
 from pgembed.evaluate.metrics import Rankings, strictly_falling
@@ -67,9 +67,9 @@ def read_run(path: Path) -> Run:
         raise InvalidInput(f"The run {path} is empty.")
     rankings = {query: sorted(rows, key=lambda each: -each[1]) for query, rows in found.items()}
     try:
-        facts = json.loads(settings_of(path).read_text(encoding="utf-8"))
+        facts = cast("dict[str, Any]", json.loads(settings_of(path).read_text(encoding="utf-8")))
     except (OSError, ValueError):
-        facts = {}
+        facts = dict[str, Any]()
     return Run(str(facts.get("run", name)), rankings, facts)
 
 

@@ -18,7 +18,7 @@ Connection = psycopg.Connection[Any]
 
 _FACTS = sql.SQL(
     "SELECT e.schema_name, e.table_name, e.target, e.encoder, o.spec, o.fingerprint, o.space, o.dim, o.metric,"
-    " (SELECT i.indexrelid::pg_catalog.regclass::text FROM pgembed._vectors_of(e) AS place"
+    " (SELECT c.relname FROM pgembed._vectors_of(e) AS place"
     " JOIN pg_catalog.pg_attribute a ON a.attrelid = place.relation AND a.attname = place.column_name"
     " JOIN pg_catalog.pg_index i ON i.indrelid = place.relation AND i.indkey[0] = a.attnum AND i.indisvalid"
     " JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = c.relam"
@@ -75,7 +75,7 @@ class Evaluated:
 
 
 def look_up(conn: Connection, table: str, embedding: str | None, id_column: str | None = None) -> Evaluated:
-    """The embedding of a table. Raises CatalogError where there is none, or several and none was named; InvalidInput."""
+    """The embedding of a table. Raises CatalogError where there is none, or several and none was named."""
     with in_own_words(), conn.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(_FACTS, [table, embedding]).fetchone()
     if row is None:
