@@ -242,7 +242,7 @@ def _tell(
         console.print(line, markup=False, soft_wrap=True)
         for what, some in _told(each).items():
             if some.count:
-                remark("warning", f"{some.count:,} {what}: {', '.join(some.first)}", as_json=False)
+                remark("warning", f"{what}: {some.count:,} ({', '.join(some.first)})", as_json=False)
         for fault in each.faults:
             remark("error", str(fault), as_json=False, style="red")
     if compared:
@@ -256,10 +256,10 @@ def _tell(
 
 def _told(each: Evaluation) -> dict[str, Some]:
     return {
-        f"judged ids are no row's {' and '.join(each.target.ids)}": each.unknown_ids,
-        "queries have no judgments and do not count": each.unjudged,
-        "queries have no relevant row in the judgments and do not count": each.irrelevant,
-        "judged queries are not in the file of queries": each.unasked,
+        f"judged ids that are no row's {' and '.join(each.target.ids)}": each.unknown_ids,
+        "queries without judgments, which do not count": each.unjudged,
+        "queries without a relevant row in the judgments, which do not count": each.irrelevant,
+        "judged queries that are not in the file of queries": each.unasked,
     }
 
 

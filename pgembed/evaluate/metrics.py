@@ -77,7 +77,7 @@ def _parsed(measure: str) -> Any:  # noqa: ANN401
         parsed = tool.parse_measure(measure)
         if tool.DefaultPipeline.supports(parsed):
             return parsed
-    except (ValueError, NameError, TypeError, KeyError, AttributeError):
+    except (ValueError, NameError, TypeError, KeyError, AttributeError, AssertionError):
         pass
     raise InvalidInput(
         f"'{measure}' is no measure that ir-measures computes here.",

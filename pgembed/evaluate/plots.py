@@ -67,8 +67,9 @@ def bars(values: Sequence[tuple[str, float]], *, title: str, signed: bool) -> st
     ordered = sorted(values, key=lambda each: -each[1])
     step = max(1, math.ceil(len(ordered) / MOST_BARS))
     shown = ordered[::step]
-    reach = max((abs(value) for _, value in shown), default=1.0) or 1.0
-    high, low = (reach, -reach) if signed else (max(reach, 1.0), 0.0)
+    high, low = max([0.0, *(value for _, value in shown)]), min([0.0, *(value for _, value in shown)])
+    if not signed or high == low:
+        high = max(high, 1.0)
     height = 220
 
     def y(value: float) -> float:

@@ -31,14 +31,16 @@ _OWN_STYLE = """
 :root { --second: #b4541a; --right: #2c7a3f; }
 @media (prefers-color-scheme: dark) { :root { --second: #f0a067; --right: #7fce93; } }
 table { border-collapse: collapse; margin: 0 0 1rem; font-variant-numeric: tabular-nums; }
+.hits { grid-template-columns: repeat(8, minmax(0, 1fr)); }
+@media (max-width: 48rem) { .hits { grid-template-columns: repeat(4, minmax(0, 1fr)); } }
 th, td { padding: .25rem 1.1rem .25rem 0; text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 500; }
 td.number, th.number { text-align: right; }
 td { overflow-wrap: anywhere; }
 .hits li.right img, .hits li.right .none { border: 2px solid var(--right); }
 .grade { color: var(--right); font-weight: 600; }
-.hits .words-only { aspect-ratio: 1; padding: .5rem; border: 1px solid var(--line); border-radius: 10px;
-  background: var(--ground); overflow: hidden; font-size: .78rem; line-height: 1.35; overflow-wrap: break-word; }
+.hits .words-only { aspect-ratio: 1; margin-bottom: .3rem; padding: .5rem; border: 1px solid var(--line);
+  border-radius: 10px; background: var(--ground); overflow: hidden; font-size: .78rem; line-height: 1.35; overflow-wrap: break-word; }
 .hits li.right .words-only { border: 2px solid var(--right); }
 h3 { margin: 1.4rem 0 .5rem; font-size: .95rem; }
 h3 span { color: var(--soft); font-weight: 400; }
@@ -140,8 +142,8 @@ def _plot(each: Evaluation, points: Sequence[Point]) -> str:
         why = "has no HNSW index" if target.index is None else "has an HNSW index that these searches cannot use"
         return f'{title}<p class="note">The embedding {why}: only the exact search was timed.</p>{table}'
     note = (
-        "Times of the statement, on a second run; the index is used even where the planner would rather read all of a"
-        " small table."
+        "Times of the statement, the quickest of three runs; the index is used even where the planner would rather"
+        " read all of a small table."
     )
     return f'{title}{plots.recall_latency(points)}<p class="note">{note}</p>{table}'
 
@@ -207,7 +209,10 @@ def _example(
     right = sum(grade > 0 for grade in grades.values())
     pieces = [f"<h3>Query {escape(question.id)} <span>{right:,} relevant</span></h3>", _query(question, shelf)]
     for each in found:
-        value = f"{measure} {each.values[measure][question.id]:.3f}"
+        ranking = [identity for identity, _ in each.run.rankings[question.id]]
+        place = next((n for n, identity in enumerate(ranking, start=1) if grades.get(identity, 0) > 0), None)
+        where = f"place {place}" if place else f"not among the first {len(ranking):,}"
+        value = f"{measure} {each.values[measure][question.id]:.3f}, first relevant row: {where}"
         pieces.append(f'<p class="of">{escape(each.target.embedding)}: {escape(value)}</p>')
         pieces.append(_hits(db, table, each, question, grades, options, shelf))
     return "".join(pieces)

@@ -141,7 +141,7 @@ def _opened(photos: Sequence[Photo]) -> Iterator[tuple[Sequence[Photo], list[Pic
             try:
                 picture = reader.open(str(photo.path), "path")
             except MediaError as error:
-                return error.message
+                return f"{photo.path}: {error.message}"
             return picture if photo.box is None else dilated(picture, photo.box)
 
         ahead = [pool.submit(opened, photo) for photo in batches[0]] if batches else []
