@@ -243,6 +243,9 @@ def _tell(
         for what, some in _told(each).items():
             if some.count:
                 remark("warning", f"{what}: {some.count:,} ({', '.join(some.first)})", as_json=False)
+        if each.waiting:
+            message = f"{each.waiting:,} rows have no vector of their present inputs: pgembed status {target.table}"
+            remark("warning", message, as_json=False)
         for fault in each.faults:
             remark("error", str(fault), as_json=False, style="red")
     if compared:
@@ -273,6 +276,7 @@ def _facts(each: Evaluation) -> dict[str, Any]:
         "without judgments": vars(each.unjudged),
         "without relevant rows": vars(each.irrelevant),
         "judged, not in the file": vars(each.unasked),
+        "rows that wait": each.waiting,
         "faults": [vars(fault) for fault in each.faults],
     }
 

@@ -60,6 +60,7 @@ class Evaluation:
     unjudged: Some  # queries without a judgment
     irrelevant: Some  # queries whose judgments hold nothing relevant
     unasked: Some  # judged queries that the file of queries does not have
+    waiting: int  # rows that wait for their vectors, or were given up: what is found may still change
     milliseconds: tuple[float, float]  # of one search, encoding included: median, 95th percentile
 
     @property
@@ -132,6 +133,7 @@ def evaluate(
         unjudged=Some.of([question.id for question in questions.asked if question.id not in qrels]),
         irrelevant=Some.of([question.id for question in judged if question.id not in counting]),
         unasked=Some.of([query for query in qrels if query not in asked]),
+        waiting=sum((row.queued or 0) + row.failed for row in db.status(table) if row.target == target.embedding),
         milliseconds=times,
     )
 

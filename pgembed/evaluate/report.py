@@ -40,7 +40,8 @@ td { overflow-wrap: anywhere; }
 .hits li.right img, .hits li.right .none { border: 2px solid var(--right); }
 .grade { color: var(--right); font-weight: 600; }
 .hits .words-only { aspect-ratio: 1; margin-bottom: .3rem; padding: .5rem; border: 1px solid var(--line);
-  border-radius: 10px; background: var(--ground); overflow: hidden; font-size: .78rem; line-height: 1.35; overflow-wrap: break-word; }
+  border-radius: 10px; background: var(--ground); overflow: hidden; font-size: .78rem; line-height: 1.35;
+  overflow-wrap: break-word; }
 .hits li.right .words-only { border: 2px solid var(--right); }
 h3 { margin: 1.4rem 0 .5rem; font-size: .95rem; }
 h3 span { color: var(--soft); font-weight: 400; }

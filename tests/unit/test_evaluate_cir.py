@@ -1,72 +1,23 @@
-"""Published datasets of composed retrieval: small copies of their layouts, of real pictures, and figures by hand.
-
-The encoder knows each picture by its width, and gives a caption the vector that a test wrote down: how much it likes
-each picture. So the caption alone orders the gallery as its numbers say, and figures can be worked out on paper.
-"""
+"""Published datasets of composed retrieval: small copies of their layouts, and figures that can be worked out on paper,
+since the likings of a caption order the gallery."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
-from pgembed.encoders import Encoder, Modality, Settings
+from pgembed.encoders import Encoder
 from pgembed.errors import InvalidInput, UnsupportedModality
 from pgembed.evaluate.cir import Asking, Result, dataset_named, evaluate_composed, way_named
-from pgembed.evaluate.cir.dataset import recall
 from pgembed.evaluate.cir.fashioniq import joined
 from pgembed.evaluate.cir.vectors import dilated
-
-PHOTOS = sorted((Path(__file__).parents[1] / "data" / "photos").glob("*.jpg"))
-FIRST_WIDTH = 40
-DIM = 8
-
-
-class ByWidth(Encoder):
-    """Picture n, 40 + n pixels wide, is the unit vector n; a caption is the likings it was given."""
-
-    scheme: ClassVar[str] = "by-width"
-    spec = "by-width:test"
-    fingerprint = "by-width 1"
-    modalities: frozenset[Modality] = frozenset(("text", "image"))
-    dim = DIM
-
-    def __init__(self, likings: dict[str, Sequence[float]]) -> None:
-        self.likings = likings
-        self.encoded = 0
-
-    @classmethod
-    def load(cls, name: str, settings: Settings) -> Self:
-        raise NotImplementedError
-
-    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        if "" in texts:
-            raise InvalidInput("There are no words.")
-        rows = [[*self.likings[text], *[0.0] * DIM][:DIM] for text in texts]
-        return np.array(rows, dtype=np.float32)
-
-    def embed_pixels(self, pixels: Sequence[Any]) -> NDArray[np.float32]:
-        self.encoded += len(pixels)
-        return np.stack([np.eye(DIM, dtype=np.float32)[picture.width - FIRST_WIDTH] for picture in pixels])
-
-
-def photo(path: Path, number: int) -> None:
-    """A real photograph, 40 + ``number`` pixels wide."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(PHOTOS[number]) as picture:
-        picture.resize((FIRST_WIDTH + number, 30)).save(path)
-
-
-def written(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
+from tests.composed_datasets import DIM, ByWidth, circo, cirr, fashioniq, genecis, photo, written
 
 
 @contextmanager
@@ -87,25 +38,6 @@ def run(
     dataset, split = dataset_named(name, split)
     asking = Asking(way_named(way), weight, **more)
     return evaluate_composed(dataset, folder, split, encoder, asking, folder / "cache", no_bar)
-
-
-def cirr(folder: Path, *, split: str = "val") -> Path:
-    """Six pictures; two queries on the first three and two more."""
-    part = "dev" if split == "val" else "test1"
-    names = [f"{part}-{n}-0-img0" for n in range(6)]
-    for n, name in enumerate(names):
-        photo(folder / "img_raw" / part / f"{name}.png", n)
-    written(folder / f"image_splits/split.rc2.{split}.json", {name: f"./{part}/{name}.png" for name in names})
-    group = {"id": 1, "members": [names[n] for n in (0, 1, 2, 3)], "reference_rank": 1}
-    queries: list[dict[str, Any]] = [
-        {"pairid": 11, "reference": names[0], "target_hard": names[1], "caption": "one", "img_set": group},
-        {"pairid": 12, "reference": names[0], "target_hard": names[3], "caption": "two", "img_set": group},
-    ]
-    if split == "test1":
-        for query in queries:
-            del query["target_hard"]
-    written(folder / f"captions/cap.rc2.{split}.json", queries)
-    return folder
 
 
 CIRR_LIKINGS = {
@@ -141,48 +73,16 @@ def test_cirr_is_found_in_the_folder_and_in_one_of_its_name_below(tmp_path: Path
     assert run("cirr", cirr(tmp_path / root) and tmp_path, ByWidth(CIRR_LIKINGS)).parts[0].figures["R@1"] == 0.5
 
 
-def fashioniq(folder: Path) -> Path:
-    for place, category in enumerate(("dress", "shirt", "toptee")):
-        names = [f"B{category}{n}" for n in range(6)]
-        for n, name in enumerate(names):
-            photo(folder / "images" / f"{name}.{'png' if n % 2 else 'jpg'}", n)
-        written(folder / f"image_splits/split.{category}.val.json", names)
-        query = {"candidate": names[0], "target": names[place], "captions": ["is red.", "has dots?"]}
-        written(folder / f"captions/cap.{category}.val.json", [query, query | {"target": names[5]}])
-    return folder
-
-
-def test_fashioniq_joins_captions_keeps_the_reference_and_has_a_mean_of_its_categories(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # of six pictures all are among the first ten: a cutoff of two shows what is found
-    monkeypatch.setattr("pgembed.evaluate.cir.fashioniq.recall", lambda found, k: recall(found, 2 if k == 10 else k))
-    encoder = ByWidth({"is red and has dots": (0.5, 0.6, 0.4, 0.3, 0.2, 0.1)})  # 1 0 2 3 4 5
+def test_fashioniq_joins_captions_keeps_the_reference_and_has_a_mean_of_its_categories(tmp_path: Path) -> None:
+    encoder = ByWidth({"is red and has dots": [1 - n / 60 for n in range(60)]})
     found = run("fashioniq", fashioniq(tmp_path), encoder)
-    assert [(part.name, part.queries, part.gallery) for part in found.parts] == [
-        ("dress", 2, 6), ("shirt", 2, 6), ("toptee", 2, 6),
-    ]  # fmt: skip
-    assert [part.figures for part in found.parts] == [
-        {"R@10": 0.5, "R@50": 1.0, "mean": 0.75},  # the reference itself is the target, and second
-        {"R@10": 0.5, "R@50": 1.0, "mean": 0.75},
-        {"R@10": 0.0, "R@50": 1.0, "mean": 0.5},
+    assert [(part.name, part.queries, part.gallery, part.figures) for part in found.parts] == [
+        ("dress", 2, 60, {"R@10": 0.5, "R@50": 1.0, "mean": 0.75}),  # targets in place 10 and 11
+        ("shirt", 2, 60, {"R@10": 0.0, "R@50": 0.5, "mean": 0.25}),  # 50 and 51
+        ("toptee", 2, 60, {"R@10": 0.5, "R@50": 0.5, "mean": 0.5}),  # the reference itself, and the last
     ]
-    assert found.summary == {"R@10": pytest.approx(1 / 3), "R@50": 1.0, "mean": pytest.approx(2 / 3)}
+    assert found.summary == {"R@10": pytest.approx(1 / 3), "R@50": pytest.approx(2 / 3), "mean": 0.5}
     assert joined([" Is red, ", ""]) == "Is red"
-
-
-def circo(folder: Path) -> Path:
-    ids = [101, 102, 103, 104, 105, 106]
-    coco = folder / "COCO2017_unlabeled"
-    for n, number in enumerate(ids):
-        photo(coco / "unlabeled2017" / f"{number:012d}.jpg", n)
-    images = [{"id": number, "file_name": f"{number:012d}.jpg"} for number in ids]
-    written(coco / "annotations/image_info_unlabeled2017.json", {"images": images})
-    query = {"id": 0, "reference_img_id": 101, "relative_caption": "one", "shared_concept": "a thing"}
-    right = {"target_img_id": 103, "gt_img_ids": [103, 105, 106]}
-    written(folder / "annotations/val.json", [query | right])
-    written(folder / "annotations/test.json", [query])
-    return folder
 
 
 def test_circo_has_the_precision_over_all_right_answers_and_the_recall_of_the_first(tmp_path: Path) -> None:
@@ -195,26 +95,6 @@ def test_circo_has_the_precision_over_all_right_answers_and_the_recall_of_the_fi
     }  # fmt: skip
     found = run("circo", tmp_path, encoder, split="test")
     assert found.submissions == {"": {"0": [105, 101, 102, 103, 104, 106]}}
-
-
-def genecis(folder: Path) -> Path:
-    for n in range(6):
-        photo(folder / "val2017" / f"{n + 1:012d}.jpg", n)
-        photo(folder / "VG_100K" / f"{n + 1}.jpg", n)
-
-    def coco(n: int) -> dict[str, Any]:
-        return {"val_image_id": n}
-
-    def genome(n: int) -> dict[str, Any]:  # the whole picture: its crop is as wide
-        return {"image_id": n, "instance_bbox": [0, 0, FIRST_WIDTH + n - 1, 30]}
-
-    for task in ("focus_attribute", "change_attribute", "focus_object", "change_object"):
-        of = genome if "attribute" in task else coco
-        usual = {"reference": of(1), "target": of(2), "gallery": [of(3), of(4), of(5)], "condition": task}
-        another = usual | {"target": of(5), "gallery": [of(2), of(3), of(4)]}
-        smaller = usual | {"gallery": [of(3)]}
-        written(folder / "genecis" / f"{task}.json", [usual, another, smaller])
-    return folder
 
 
 def test_genecis_ranks_the_gallery_of_each_query_for_its_four_tasks(tmp_path: Path) -> None:
