@@ -205,7 +205,7 @@ def test_the_report_stands_alone_and_shows_figures_plots_and_pictures(shop: Cli,
     assert points[0][1] == "1.000"
     assert float(points[-1][1]) == 1.0  # sixteen rows: 320 candidates are all of them
     assert len(re.findall(r"<title>query \w+: [\d.]+</title>", text)) == 4
-    assert text.count('src="data:image/webp;base64,') == 4 * 8 + 2  # what four queries find, and the pictures in two of them
+    assert text.count('src="data:image/webp;base64,') == 4 * 8 + 2  # what is found, and in two queries
     assert 'class="right"' in text
     shop(*asked, "names", "--against", "looks")
     both = page.read_text()
