@@ -147,8 +147,8 @@ def _ask(
     options: Options,
     on_progress: Progress | None,
 ) -> tuple[dict[str, list[tuple[str, float]]], list[Fault], tuple[float, float]]:
-    """The rankings by query, in the order of the file, what could not be asked, and the times. Raises the first fault
-    where nothing could."""
+    """The rankings by query, in the order of the file, what could not be asked, and the times. Raises the last
+    fault where nothing could."""
     rankings: dict[str, list[tuple[str, float]]] = {}
     faults: list[Fault] = []
     times: list[float] = []

@@ -17,7 +17,7 @@ from pgembed.errors import InvalidInput, UnsupportedModality
 from pgembed.evaluate.cir import Asking, Result, dataset_named, evaluate_composed, way_named
 from pgembed.evaluate.cir.fashioniq import joined
 from pgembed.evaluate.cir.vectors import dilated
-from tests.composed_datasets import DIM, ByWidth, circo, cirr, fashioniq, genecis, photo, written
+from tests.composed_datasets import ByWidth, circo, cirr, fashioniq, genecis, photo, written
 
 
 @contextmanager
@@ -134,19 +134,22 @@ def test_pictures_and_captions_are_composed_as_the_way_says(tmp_path: Path) -> N
     assert run("cirr", folder, prompted, prompt="a photo, {}").parts[0].figures["R@1"] == 1.0
 
 
-def test_vectors_are_kept_and_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
+def test_vectors_are_kept_and_a_run_that_was_broken_off_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgembed.evaluate.cir.vectors.BATCH", 2)
     folder, encoder = cirr(tmp_path), ByWidth(CIRR_LIKINGS)
     expected = run("cirr", folder, encoder).parts
     assert encoder.encoded == 6
-    (kept,) = (folder / "cache").glob("*/pictures-document.f32")
-    with kept.open("r+b") as file:  # as if it had been killed in the middle of the fourth vector
-        file.truncate(3 * 4 * DIM + 5)
+    first, second, _ = (folder / "cache").glob("*/pictures-document/*.npz")
+    first.rename(first.with_suffix(".part"))  # as a run that is killed while it writes leaves it
+    second.write_bytes(second.read_bytes()[:100])
     again = ByWidth(CIRR_LIKINGS)
     assert run("cirr", folder, again).parts == expected
-    assert again.encoded == 3
+    assert again.encoded == 4
     photo(folder / "img_raw/dev/dev-5-0-img0.png", 4)  # another picture under the same name
     assert run("cirr", folder, again).parts[0].queries == 2
-    assert again.encoded == 4
+    assert again.encoded == 5
     other = ByWidth(CIRR_LIKINGS)
     other.fingerprint = "by-width 2"
     run("cirr", folder, other)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgembed.encoders import Encoder, Role
+from pgembed.encoders import Encoder, Role, fingerprint_of
 from pgembed.errors import InvalidInput, MediaError, UnsupportedModality
 from pgembed.evaluate.cir.dataset import Photo
 from pgembed.media import MediaPolicy, MediaReader
@@ -28,27 +27,20 @@ Vectors = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 
-@dataclass
 class Kept:
-    """Vectors by key, in memory and in two files that only grow: ``<name>.f32`` and ``<name>.keys``, a key a line."""
+    """Vectors by key, in memory and in a folder: a file for each batch, which is there as a whole or not at all, however
+    a run ends and however many run at once."""
 
-    folder: Path
-    name: str
-    dim: int
-    _vectors: dict[str, Vectors] = field(default_factory=dict[str, Vectors])
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self._file("keys").exists() and self._file("f32").exists()):
-            return
-        keys = [json.loads(line) for line in self._file("keys").read_text(encoding="utf-8").split("\n")[:-1]]
-        numbers = np.fromfile(self._file("f32"), dtype="<f4")
-        whole = min(len(keys), numbers.size // self.dim)  # a run that was killed may have left half a vector
-        rows = numbers[: whole * self.dim].reshape(whole, self.dim)
-        self._vectors.update(zip(keys, rows, strict=False))
-        if whole < len(keys) or whole * self.dim < numbers.size:
-            self._file("keys").write_text("".join(f"{json.dumps(key)}\n" for key in keys[:whole]), encoding="utf-8")
-            rows.astype("<f4").tofile(self._file("f32"))
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._vectors: dict[str, Vectors] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(folder.glob("*.npz")):
+            try:
+                with np.load(file) as arrays:
+                    self._vectors.update(zip(arrays["keys"].tolist(), arrays["vectors"], strict=True))
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                continue  # damaged: what it held is encoded again
 
     def __contains__(self, key: str) -> bool:
         return key in self._vectors
@@ -57,15 +49,12 @@ class Kept:
         return self._vectors[key]
 
     def add(self, keys: Sequence[str], vectors: Vectors) -> None:
-        """Keep vectors ``(n, dim)`` under n keys; the numbers first, so that a key that stands has its vector."""
-        with self._file("f32").open("ab") as numbers:
-            numbers.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
-        with self._file("keys").open("a", encoding="utf-8") as names:
-            names.write("".join(f"{json.dumps(key)}\n" for key in keys))
+        """Keep vectors ``(n, dim)`` under n keys."""
+        name = fingerprint_of(*keys)[:24]
+        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False) as file:
+            np.savez(file, keys=np.array(keys), vectors=vectors.astype(np.float32))
+        Path(file.name).replace(self._folder / f"{name}.npz")
         self._vectors.update(zip(keys, vectors, strict=True))
-
-    def _file(self, kind: str) -> Path:
-        return self.folder / f"{self.name}.{kind}"
 
 
 class Store:
@@ -79,13 +68,13 @@ class Store:
                     "Composed retrieval needs one of both in one space.",
                 )
         self.encoder = encoder
-        self.folder = folder / hashlib.sha256(encoder.fingerprint.encode()).hexdigest()[:16]
+        self.folder = folder / fingerprint_of(encoder.fingerprint)[:16]
 
     def texts(
         self, texts: Sequence[str], on_progress: Progress | None = None
     ) -> tuple[dict[str, Vectors], dict[str, str]]:
         """The vectors of captions, encoded as queries, and why those without one cannot be encoded."""
-        kept = Kept(self.folder, "texts", self.encoder.dim)
+        kept = Kept(self.folder / "texts")
         faults: dict[str, str] = {}
         new = [text for text in dict.fromkeys(texts) if text not in kept]
         for start in range(0, len(new), BATCH):
@@ -108,7 +97,7 @@ class Store:
         """The vectors of pictures, and why those without one cannot be read."""
         if type(self.encoder).embed_query_pixels is Encoder.embed_query_pixels:
             role = "document"  # queries are encoded as rows are: once is enough
-        kept = Kept(self.folder, f"pictures-{role}", self.encoder.dim)
+        kept = Kept(self.folder / f"pictures-{role}")
         keys: dict[Photo, str] = {}
         unread: dict[Photo, str] = {}
         for photo in dict.fromkeys(photos):
