@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from psycopg import sql
 
 from pgembed.client import Pgembed
 from pgembed.contact_sheet import Part, parts_of, thumbnail, thumbnail_or_none
@@ -19,7 +22,7 @@ from pgembed.evaluate.asking import Evaluation, Options
 from pgembed.evaluate.compare import Comparison
 from pgembed.evaluate.judgments import Qrels, Question, Questions
 from pgembed.evaluate.sweep import K, Point, sweep
-from pgembed.evaluate.target import Connection
+from pgembed.evaluate.target import Connection, Evaluated
 from pgembed.media import MediaPolicy, MediaReader
 
 EXAMPLES = 4  # queries of each kind that are shown
@@ -38,6 +41,7 @@ th { color: var(--soft); font-weight: 500; }
 td.number, th.number { text-align: right; }
 td { overflow-wrap: anywhere; }
 .hits li.right img, .hits li.right .none { border: 2px solid var(--right); }
+.hits li.missed img, .hits li.missed .words-only { border-style: dashed; }
 .grade { color: var(--right); font-weight: 600; }
 .hits .words-only { aspect-ratio: 1; margin-bottom: .3rem; padding: .5rem; border: 1px solid var(--line);
   border-radius: 10px; background: var(--ground); overflow: hidden; font-size: .78rem; line-height: 1.35;
@@ -244,29 +248,57 @@ def _hits(
     options: Options,
     shelf: _Shelf,
 ) -> str:
-    asked: dict[str, Any] = {
-        "where": options.where, "limit": HITS, "embedding": each.target.embedding, "exact": options.exact
-    }  # fmt: skip
-    columns = db.query(table, question.query, **asked).columns
-    wanted = [*columns, *each.target.ids, *([shelf.column] if shelf.column else [])]
-    cells: list[str] = []
-    for row in db.search(table, question.query, columns=list(dict.fromkeys(wanted)), **asked):
-        identity = each.target.id_of(row)
-        grade = grades.get(identity, 0)
-        caption = escape(caption_of(row, shelf.column) or identity)
-        picture = None
-        if shelf.column is not None:
-            picture = thumbnail_or_none(read_stored(shelf.stored, row[shelf.column]))
-        if picture is not None:
-            picture.thumbnail((SMALL, SMALL))
-            shown = f'<img src="{data_uri(picture)}" alt="{caption}" loading="lazy">'
-            shown += f'<div class="caption" title="{caption}">{caption}</div>'
-        else:
-            shown = f'<div class="words-only">{caption}</div>'
-        mark = f' <span class="grade">relevant, {grade}</span>' if grade > 0 else ""
-        kind = ' class="right"' if grade > 0 else ""
-        cells.append(f'<li{kind}>{shown}<div class="score">{row["score"]:.3f}{mark}</div></li>')
-    return '<ol class="hits">' + "".join(cells) + "</ol>" if cells else '<p class="note">Nothing was found.</p>'
+    """The first rows; the last tile is for the best relevant row that is not among them, where there is one."""
+    target = each.target
+    asked: dict[str, Any] = {"embedding": target.embedding, "exact": options.exact}
+    columns = db.query(table, question.query, where=options.where, limit=HITS, **asked).columns
+    named: list[str] = [*columns, *target.ids, *([shelf.column] if shelf.column else [])]
+    wanted = list(dict.fromkeys(named))
+    rows = db.search(table, question.query, columns=wanted, where=options.where, limit=HITS, **asked)
+    shown = {target.id_of(row) for row in rows[: HITS - 1]}
+    missed = sorted(
+        (row for row, grade in grades.items() if grade > 0 and row not in shown), key=lambda row: -grades[row]
+    )
+    tiles = [_tile(row, target.id_of(row), grades, shelf) for row in rows]
+    if missed:
+        found = db.search(
+            table, question.query, columns=wanted, limit=1, **asked, **_only(target, missed[0], options.where)
+        )
+        if found:
+            ranking = [row for row, _ in each.run.rankings[question.id]]
+            place = f"place {ranking.index(missed[0]) + 1}" if missed[0] in ranking else "not found"
+            tiles = [*tiles[: HITS - 1], _tile(found[0], missed[0], grades, shelf, missed=place)]
+    return '<ol class="hits">' + "".join(tiles) + "</ol>" if tiles else '<p class="note">Nothing was found.</p>'
+
+
+def _only(target: Evaluated, identity: str, where: str | None) -> dict[str, Any]:
+    """The filter that one row alone passes, and its parameters."""
+    values = [identity] if len(target.ids) == 1 else json.loads(identity)
+    names = [sql.Identifier(name).as_string(None) for name in target.ids]
+    parts = [*(_literal(name) + "::text = %s" for name in names), *([f"({_literal(where)})"] if where else [])]
+    return {"where": " AND ".join(parts), "params": values}
+
+
+def _literal(text: str) -> str:
+    """SQL in which percent signs begin no placeholder."""
+    return text.replace("%", "%%")
+
+
+def _tile(row: Mapping[str, Any], identity: str, grades: Mapping[str, int], shelf: _Shelf, *, missed: str = "") -> str:
+    grade = grades.get(identity, 0)
+    caption = escape(caption_of(row, shelf.column) or identity)
+    picture = None
+    if shelf.column is not None:
+        picture = thumbnail_or_none(read_stored(shelf.stored, row[shelf.column]))
+    if picture is not None:
+        picture.thumbnail((SMALL, SMALL))
+        shown = f'<img src="{data_uri(picture)}" alt="{caption}" loading="lazy">'
+        shown += f'<div class="caption" title="{caption}">{caption}</div>'
+    else:
+        shown = f'<div class="words-only">{caption}</div>'
+    mark = f' <span class="grade">relevant, {grade}{f": {missed}" if missed else ""}</span>' if grade > 0 else ""
+    kind = ' class="right missed"' if missed else ' class="right"' if grade > 0 else ""
+    return f'<li{kind}>{shown}<div class="score">{row["score"]:.3f}{mark}</div></li>'
 
 
 def _settings(found: Sequence[Evaluation]) -> str:

@@ -207,7 +207,8 @@ def test_the_report_stands_alone_and_shows_figures_plots_and_pictures(shop: Cli,
     assert len(re.findall(r"<title>query \w+: [\d.]+</title>", text)) == 4
     assert text.count('src="data:image/webp;base64,') == 4 * 8 + 2  # what is found, and in two queries
     assert 'class="right"' in text
-    shop(*asked, "names", "--against", "looks")
+    assert "relevant, 1: place " in text  # a sheep is none of the first eight that are like a cat
+    shop(*asked, "names", "--against", "looks", "--where", "name NOT LIKE 'sh%'")
     both = page.read_text()
     assert "Gain of each query" in both
     assert "has no HNSW index" in both

@@ -28,8 +28,8 @@ Progress = Callable[[int, int], None]
 
 
 class Kept:
-    """Vectors by key, in memory and in a folder: a file for each batch, which is there as a whole or not at all, however
-    a run ends and however many run at once."""
+    """Vectors by key, in memory and in a folder: a file for each batch, there as a whole or not at all, however a
+    run ends and however many run at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
