@@ -21,6 +21,7 @@ from pgembed.told import in_own_words
 EF_SEARCH = (10, 20, 40, 80, 160, 320)
 K = 10
 SAMPLE = 50  # queries
+EQUAL = 1e-6  # of a score
 RUNS = 3  # of each statement, of which the quickest counts: the first also reads pages and makes plans
 
 
@@ -28,7 +29,9 @@ RUNS = 3  # of each statement, of which the quickest counts: the first also read
 class Point:
     """One way of searching: the exact one, where ``ef_search`` is None, or the index with so many candidates.
 
-    ``recall`` is the share of the exact search's first ``K`` that it finds; the times of a statement are milliseconds.
+    ``recall`` is the share of its first ``K`` rows that are no farther than the last of the exact search's, so that which
+    of two equals is found does not count (Aumüller, Bernhardsson and Faithfull 2020). The times of a statement are in
+    milliseconds.
     """
 
     ef_search: int | None
@@ -58,16 +61,22 @@ def sweep(
     options: dict[str, Any] = {"where": where, "limit": K, "embedding": target.embedding, "columns": target.ids}
     steps: list[int | None] = [None, *(EF_SEARCH if target.index else ())]
     points: list[Point] = []
-    truth: list[set[str]] = []
+    farthest: list[float] = []
+    wanted: list[int] = []
     for number, ef_search in enumerate(steps):
         exact = ef_search is None
         statements = [db.query(table, each.query, exact=exact, **options).compile() for each in chosen]
         with in_own_words(), _settings(conn, ef_search):
             if not exact and not _uses(conn, statements[0], target.index):
                 break
-            found, times = zip(*(_timed(conn, target, statement) for statement in statements), strict=True)
-        truth = truth or list(found)
-        shares = [len(ours & theirs) / len(theirs) for ours, theirs in zip(found, truth, strict=True) if theirs]
+            found, times = zip(*(_timed(conn, statement) for statement in statements), strict=True)
+        if exact:
+            wanted, farthest = [len(scores) for scores in found], [min(scores, default=0.0) for scores in found]
+        shares = [
+            sum(score >= least - EQUAL for score in scores) / most
+            for scores, least, most in zip(found, farthest, wanted, strict=True)
+            if most
+        ]
         recall = float(np.mean(shares)) if shares else 1.0
         points.append(Point(ef_search, recall, float(np.median(times)), float(np.percentile(times, 95))))
         if on_progress is not None:
@@ -102,14 +111,14 @@ def _uses(conn: Connection, statement: Statement, index: str | None) -> bool:
     return f"'Index Name': {index!r}" in str(plan[0])
 
 
-def _timed(conn: Connection, target: Evaluated, statement: Statement) -> tuple[set[str], float]:
-    """What a statement finds, and the milliseconds of its quickest run."""
+def _timed(conn: Connection, statement: Statement) -> tuple[list[float], float]:
+    """The scores of what a statement finds, and the milliseconds of its quickest run."""
     times: list[float] = []
-    found: set[str] = set()
+    found: list[float] = []
     with conn.cursor(row_factory=dict_row) as cursor:
         for _ in range(RUNS):
             began = time.perf_counter()
             rows = cursor.execute(statement.text, statement.params).fetchall()
             times.append(1000 * (time.perf_counter() - began))
-            found = {target.id_of(row) for row in rows}
+            found = [row["score"] for row in rows]
     return found, min(times)

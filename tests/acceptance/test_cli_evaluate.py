@@ -58,7 +58,7 @@ def shop(cli: Cli, database: psycopg.Connection[Any]) -> Cli:
         database.execute("INSERT INTO product VALUES (%s, %s, %s, %s)", [kind, n, picture.stem, picture.read_bytes()])
     cli("encoder", "add", "lite", "builtin:lite")
     cli("attach", "product", "looks", "--encoder", "lite", "--image", "photo")
-    cli("attach", "product", "names", "--encoder", "lite", "--text", "name")
+    cli("attach", "product", "names", "--encoder", "lite", "--text", "name", "--storage", "side")
     cli("worker", "--until-idle")
     return cli
 
