@@ -29,9 +29,9 @@ RUNS = 3  # of each statement, of which the quickest counts: the first also read
 class Point:
     """One way of searching: the exact one, where ``ef_search`` is None, or the index with so many candidates.
 
-    ``recall`` is the share of its first ``K`` rows that are no farther than the last of the exact search's, so that which
-    of two equals is found does not count (Aumüller, Bernhardsson and Faithfull 2020). The times of a statement are in
-    milliseconds.
+    ``recall`` is the share of its first ``K`` rows that are no farther than the last of the exact search's, so that it
+    does not count which of two equals is found (Aumüller, Bernhardsson and Faithfull 2020). The times of a statement
+    are in milliseconds.
     """
 
     ef_search: int | None
