@@ -29,6 +29,7 @@ LAYERS = (
         "indexing",
         "plans",
         "pooling",
+        "rounds",
         "sampling",
         "schema",
         "searching",
