@@ -97,12 +97,10 @@ def _settings(conn: Connection, ef_search: int | None) -> Generator[None]:
         return
     set_ef_search(conn, ef_search)
     conn.execute("SET enable_seqscan = off")
-    conn.execute("SET enable_sort = off")
     try:
         yield
     finally:
         conn.execute("RESET enable_seqscan")
-        conn.execute("RESET enable_sort")
         set_ef_search(conn, None)
 
 

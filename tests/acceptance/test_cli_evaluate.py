@@ -138,17 +138,20 @@ def test_figures_are_those_of_an_independent_computation_for_every_form_of_query
 
 def test_what_does_not_fit_is_told_and_stops_no_other(shop: Cli, judgments: Path) -> None:
     with (judgments / "queries.jsonl").open("a") as file:
-        file.write(
-            '{"_id": "empty", "text": " "}\n{"_id": "gone", "image": "none.png"}\n{"_id": "loose", "text": "a car"}\n'
-        )
+        for identity, asked in (("empty", "text"), ("gone", "image"), ("loose", "text"), ("none", "text")):
+            what = {"empty": " ", "gone": "none.png"}.get(identity, "a car")
+            file.write(json.dumps({"_id": identity, asked: what}) + "\n")
     with (judgments / "qrels" / "test.tsv").open("a") as file:
-        file.write("".join(f"words\tunknown{n}\t1\n" for n in range(4)) + "gone\tcat\t1\nabsent\tcat\t1\n")
+        file.write(
+            "".join(f"words\tunknown{n}\t1\n" for n in range(4)) + "gone\tcat\t1\nabsent\tcat\t1\nnone\tcat\t0\n"
+        )
     asked = ["eval", "run", "product", judgments, "--embedding", "looks", "--id-column", "name"]
     told = shop(*asked, fails=1)
     assert "error: line 5, query empty: Text(' ') holds no words." in told
     assert re.search(r"error: line 6, query gone: The picture '.*none.*' could not be opened", told)
     assert "judged ids that are no row's name: 4 (unknown0, unknown1, unknown2)" in told
     assert "queries without judgments, which do not count: 1 (loose)" in told
+    assert "queries without a relevant row in the judgments, which do not count: 1 (none)" in told
     assert "judged queries that are not in the file of queries: 1 (absent)" in told
     (found,) = json.loads(shop(*asked, "--json", fails=1))["runs"]
     assert found["queries"] == 4
@@ -191,12 +194,18 @@ def test_two_embeddings_are_compared_and_their_runs_give_the_same_test(shop: Cli
 
 def test_the_report_stands_alone_and_shows_figures_plots_and_pictures(shop: Cli, judgments: Path) -> None:
     shop("index", "product", "--embedding", "looks")
+    with (judgments / "queries.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "<b>", "text": "<script>alert(1)</script> a cat"}) + "\n")
+    with (judgments / "qrels" / "test.tsv").open("a") as file:
+        file.write("<b>\tcat\t1\n")
     page = judgments / "report.html"
     asked = ["eval", "run", "product", judgments, "--id-column", "name", "--report", page, "--embedding"]
     shop(*asked, "looks")
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert "url(" not in text
+    assert "<script" not in text
+    assert "<b>" not in text
     assert "http" not in text
     assert "prefers-color-scheme: dark" in text
     assert text.count("<svg") == 2
@@ -205,7 +214,7 @@ def test_the_report_stands_alone_and_shows_figures_plots_and_pictures(shop: Cli,
     assert points[0][1] == "1.000"
     assert float(points[-1][1]) == 1.0  # sixteen rows: 320 candidates are all of them
     assert len(re.findall(r"<title>query \w+: [\d.]+</title>", text)) == 4
-    assert text.count('src="data:image/webp;base64,') == 4 * 8 + 2  # what is found, and in two queries
+    assert text.count('src="data:image/webp;base64,') == 5 * 8 + 2  # what is found, and in two queries
     assert 'class="right"' in text
     assert "relevant, 1: place " in text  # a sheep is none of the first eight that are like a cat
     shop(*asked, "names", "--against", "looks", "--where", "name NOT LIKE 'sh%'")

@@ -4,6 +4,7 @@ since the likings of a caption order the gallery."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from PIL import Image
 from pgembed.encoders import Encoder
 from pgembed.errors import InvalidInput, UnsupportedModality
 from pgembed.evaluate.cir import Asking, Result, dataset_named, evaluate_composed, way_named
+from pgembed.evaluate.cir.circo import average_precision
+from pgembed.evaluate.cir.dataset import Composed, Found
 from pgembed.evaluate.cir.fashioniq import joined
 from pgembed.evaluate.cir.vectors import dilated
 from tests.composed_datasets import ByWidth, circo, cirr, fashioniq, genecis, photo, written
@@ -93,6 +96,8 @@ def test_circo_has_the_precision_over_all_right_answers_and_the_recall_of_the_fi
         "mAP@5": pytest.approx(at_5), "mAP@10": pytest.approx(later), "mAP@25": pytest.approx(later),
         "mAP@50": pytest.approx(later), "R@5": 1.0, "R@10": 1.0, "R@25": 1.0, "R@50": 1.0,
     }  # fmt: skip
+    many = Composed("1", "a", "more right answers than places", tuple("abcdef"))
+    assert average_precision(Found(many, list("abcde"), ()), 5) == 1.0
     found = run("circo", tmp_path, encoder, split="test")
     assert found.submissions == {"": {"0": [105, 101, 102, 103, 104, 106]}}
 
@@ -150,6 +155,9 @@ def test_vectors_are_kept_and_a_run_that_was_broken_off_goes_on(
     photo(folder / "img_raw/dev/dev-5-0-img0.png", 4)  # another picture under the same name
     assert run("cirr", folder, again).parts[0].queries == 2
     assert again.encoded == 5
+    os.utime(folder / "img_raw/dev/dev-0-0-img0.png", (1, 1))  # as large as before, and written since
+    run("cirr", folder, again)
+    assert again.encoded == 6
     other = ByWidth(CIRR_LIKINGS)
     other.fingerprint = "by-width 2"
     run("cirr", folder, other)
