@@ -251,7 +251,7 @@ def _hits(
     """The first rows; the last tile is for the best relevant row that is not among them, where there is one."""
     target = each.target
     asked: dict[str, Any] = {"embedding": target.embedding, "exact": options.exact}
-    columns = db.query(table, question.query, where=options.where, limit=HITS, **asked).columns
+    columns = db.query(table).near(question.query, embedding=target.embedding).columns
     named: list[str] = [*columns, *target.ids, *([shelf.column] if shelf.column else [])]
     wanted = list(dict.fromkeys(named))
     rows = db.search(table, question.query, columns=wanted, where=options.where, limit=HITS, **asked)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from psycopg import sql
@@ -58,14 +57,16 @@ def sweep(
     are encoded before. The index is used even where the planner would rather read a small table.
     """
     chosen = _drawn(questions, seed)
-    options: dict[str, Any] = {"where": where, "limit": K, "embedding": target.embedding, "columns": target.ids}
+    asked = db.query(table).select(*target.ids).limit(K)
+    asked = asked.where(where) if where is not None else asked
     steps: list[int | None] = [None, *(EF_SEARCH if target.index else ())]
     points: list[Point] = []
     farthest: list[float] = []
     wanted: list[int] = []
     for number, ef_search in enumerate(steps):
         exact = ef_search is None
-        statements = [db.query(table, each.query, exact=exact, **options).compile() for each in chosen]
+        built = [asked.near(each.query, embedding=target.embedding) for each in chosen]
+        statements = [(one.exact() if exact else one).compile() for one in built]
         with in_own_words(), _settings(conn, ef_search):
             if not exact and not _uses(conn, statements[0], target.index):
                 break
