@@ -218,15 +218,17 @@ class Steps:
 
     def explained(self) -> Plan[Explanation]:
         """The rows, and how they were found."""
-        return (yield from explained(self._searcher, (yield from self._prepared())))
+        asked = self._asked
+        plan = yield from self._prepared(places=True)
+        return (yield from explained(self._searcher, asked.table, asked.known, plan))
 
     def columns(self) -> Plan[tuple[str, ...]]:
         """What rows will hold beside the score."""
         return (yield from self._prepared()).columns
 
-    def _prepared(self) -> Plan[SearchPlan]:
+    def _prepared(self, **more: Any) -> Plan[SearchPlan]:  # noqa: ANN401
         asked = self._asked
-        return self._searcher.prepare(asked.table, asked.known, **asked.options(after=asked.place()))
+        return self._searcher.prepare(asked.table, asked.known, **asked.options(after=asked.place(), **more))
 
 
 class Query(Building):
@@ -265,7 +267,8 @@ class Query(Building):
         return self._run(self._steps.compiled())
 
     def explain(self) -> Explanation:
-        """Run it, and tell how: the planner's estimate of the filter, how far the index was read, the statement."""
+        """Run it, and tell how: the planner's estimate of the filter, how far the index was read, what each term of the
+        query gave to the score of each row, the statement."""
         return self._run(self._steps.explained())
 
     @property

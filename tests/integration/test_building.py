@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 import pgembed
-from pgembed import Pgembed, Text, Vector, plans
+from pgembed import Pgembed, Text, Vector, slerp
 from pgembed.building import Query
 from pgembed.errors import InvalidQuery
 from pgembed.query import SearchRow
@@ -218,6 +218,25 @@ def test_explain_tells_how(db: Pgembed, dsn: str) -> None:
     assert json.loads(json.dumps(filtered.facts()))["plan"] == "exact"
 
 
+def test_explain_tells_what_each_term_gave(db: Pgembed) -> None:
+    other = Vector([0.0, 1.0] + [0.0] * (DIM - 2))
+    how = db.query("product").near(QUERY - 0.5 * other).where("price < 50").select("id").explain()
+    assert [len(parts) for parts in how.parts] == [2] * 10
+    for row, parts in zip(how.rows, how.parts, strict=True):
+        assert set(row) == {"id", "score"}
+        assert [part.weight for part in parts] == [1.0, -0.5]
+        assert sum(part.share or 0 for part in parts) == pytest.approx(row.score, abs=1e-6)
+        length = 1.25**0.5
+        assert [part.share for part in parts] == pytest.approx(
+            [part.weight * part.similarity / length for part in parts], abs=1e-6
+        )
+    assert f"{how.rows[0].score:.3f} = Vector(" in str(how)
+    apart = db.query("product").near(slerp(QUERY, other, 0.5)).explain()
+    assert {part.share for parts in apart.parts for part in parts} == {None}
+    assert apart.parts[0][0].similarity > 0.3
+    assert db.query("product").near(QUERY).explain().parts == []
+
+
 def test_async_queries_give_the_same(db: Pgembed, dsn: str) -> None:
     async def ask() -> None:
         async with pgembed.connect_async(dsn) as other:
@@ -232,7 +251,6 @@ def test_async_queries_give_the_same(db: Pgembed, dsn: str) -> None:
             assert (await asked.explain()).plan == same.explain().plan
 
     asyncio.run(ask())
-    assert plans is not None
 
 
 def test_words_need_the_encoder_only_when_it_runs(db: Pgembed) -> None:
