@@ -99,7 +99,7 @@ def main() -> int:
     options = arguments(__doc__)
     corpus, queries, judgments = read()
     if find_spec("ir_measures") is None:
-        missing('The package ir-measures is not installed: pip install "pgembed-multimodal[metrics]"')
+        missing('The package ir-measures is not installed: pip install "pgembed-multimodal[eval]"')
     encoders = {"lite": "builtin:lite"}
     policy = EncoderPolicy()
     if not options.quick:

@@ -10,6 +10,8 @@ from typing import Any, Literal, Self, TypeVar
 import psycopg
 
 from pgembed import catalog, indexing, sampling, schema
+from pgembed.building import Asked, Query
+from pgembed.calibration import Calibration, calibrate
 from pgembed.catalog import EncoderRow, FailedRow, FailureReason, FailureRow, Finding, InputSpec, LeftOver, StatusRow
 from pgembed.connections import Connections, SyncSource, conninfo
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
@@ -19,7 +21,8 @@ from pgembed.hybrid import Method, Rerank, hybrid
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run
-from pgembed.searching import Search, Searcher, SearchRow
+from pgembed.query import SearchRow
+from pgembed.searching import Searcher
 from pgembed.told import in_own_words
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
@@ -294,12 +297,26 @@ class Pgembed:
                 time.sleep(0.5)
         indexing.build_index(self._connections.new, statement, on_progress=on_progress, memory=memory)
 
-    def query(self, table: str, query: Expression, **options: Any) -> Search:  # noqa: ANN401
-        """A search that is not run: its ``compile()`` gives SQL and parameters for anybody's connection.
+    def query(self, table: str) -> Query:
+        """A search that is built step by step, and run when its rows, a page, its SQL or an explanation is asked for:
+        ``db.query("product").near(Text("a red shoe")).where("price < %s", 50).limit(5).rows()``."""
+        return Query(Asked(table), self._searcher, self._run)
 
-        Takes what ``search`` takes. Texts and pictures that Postgres cannot encode by itself are encoded here.
-        """
-        return Search(self._run(self._searcher.prepare(table, query, **options)))
+    def calibrate(
+        self,
+        table: str,
+        absent: Sequence[Expression],
+        present: Sequence[Expression] = (),
+        *,
+        alpha: float = 0.1,
+        embedding: str | None = None,
+        where: str | None = None,
+    ) -> Calibration:
+        """From which score on a row is an answer, for ``db.query(…).at_least(score)``: of new queries like ``absent``,
+        to which the table has none, at most the share ``alpha`` will be given one. ``present`` are queries that have
+        one, of which it tells how many keep it. Raises InvalidInput where there are too few queries for alpha."""
+        plan = calibrate(self._searcher, table, absent, present, alpha=alpha, embedding=embedding, where=where)
+        return self._run(plan)
 
     def search(
         self,

@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pgembed import catalog, sampling, schema
+from pgembed.building import Asked, AsyncQuery
+from pgembed.calibration import Calibration, calibrate
 from pgembed.catalog import EncoderRow, FailedRow, FailureReason, FailureRow, Finding, InputSpec, LeftOver, StatusRow
 from pgembed.client import Pgembed, RoleKind, mode_of
 from pgembed.connections import AsyncConnections, AsyncSource, Connections, conninfo
@@ -18,7 +20,8 @@ from pgembed.hybrid import Method, Rerank, hybrid
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run_async
-from pgembed.searching import Search, Searcher, SearchRow
+from pgembed.query import SearchRow
+from pgembed.searching import Searcher
 from pgembed.told import in_own_words
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
@@ -239,9 +242,23 @@ class AsyncPgembed:
         self._connections.refuse_open_transaction()
         await asyncio.to_thread(self._in_sync, lambda db: db.build_index(table, target, **options))
 
-    async def query(self, table: str, query: Expression, **options: Any) -> Search:  # noqa: ANN401
+    def query(self, table: str) -> AsyncQuery:
         """See Pgembed.query."""
-        return Search(await self._run(self._searcher.prepare(table, query, **options)))
+        return AsyncQuery(Asked(table), self._searcher, self._run)
+
+    async def calibrate(
+        self,
+        table: str,
+        absent: Sequence[Expression],
+        present: Sequence[Expression] = (),
+        *,
+        alpha: float = 0.1,
+        embedding: str | None = None,
+        where: str | None = None,
+    ) -> Calibration:
+        """See Pgembed.calibrate."""
+        plan = calibrate(self._searcher, table, absent, present, alpha=alpha, embedding=embedding, where=where)
+        return await self._run(plan)
 
     async def search(
         self,

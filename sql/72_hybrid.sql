@@ -6,7 +6,8 @@
 --
 --     -- title vectors 0.3, photo vectors 0.7, no words
 --     SELECT (item).id, score FROM pgembed.hybrid(NULL::product,
---         queries => ARRAY[(SELECT pgembed.encode_text('lite', 'a shoe')), (SELECT photo_vector FROM product WHERE id=7)],
+--         queries => ARRAY[(SELECT pgembed.encode_text('lite', 'a shoe')),
+--                          (SELECT photo_vector FROM product WHERE id = 7)],
 --         embeddings => '{title_vector,photo_vector}', weights => '{0.3,0.7}');
 --
 -- prototype   names the table by its row type: NULL::product.

@@ -21,7 +21,7 @@ LAYERS = (
     {"shown"},
     {"inputs", "embedded", "media_errors"},
     {"algebra", "regions", "vectors", "static_text", "buckets", "decoding", "download", "metering"},
-    {"media", "encoders", "query", "evaluate", "rerank"},
+    {"media", "encoders", "query", "rerank"},
     {
         "catalog",
         "connections",
@@ -31,6 +31,9 @@ LAYERS = (
         "plans",
         "pooling",
         "rounds",
+        "building",
+        "calibration",
+        "explaining",
         "sampling",
         "schema",
         "searching",
@@ -41,7 +44,7 @@ LAYERS = (
     {"client"},
     {"client_async"},
     {"sqlalchemy", "django", "alembic", "contact_sheet", "contact_sheet_png"},
-    {"demo", "web"},
+    {"demo", "web", "evaluate"},
     {"cli"},
 )
 INTEGRATIONS = {"sqlalchemy": "sqlalchemy", "django": "django", "alembic": "alembic"}
