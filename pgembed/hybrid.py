@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, LiteralString, cast
 
@@ -149,15 +150,14 @@ def _filter(where: str | None, params: Parameters) -> str | None:
         return where
     if where is None:
         raise InvalidQuery("There are params, but no filter that names them.", "Give where='price < %s'.")
-    named = isinstance(params, Mapping)
-    text = sql.Composed([sql.SQL(cast(LiteralString, where))])
-    statement = Statement(text, dict(params) if named else tuple(params))
-    try:
-        return statement.as_string()
-    except (KeyError, StopIteration):
+    places = re.findall(r"%(?:\(([^)]*)\))?[sbt]", where.replace("%%", ""))
+    if set(places) - params.keys() if isinstance(params, Mapping) else len(places) != len(params):
         raise InvalidQuery(
-            f"The filter {where!r} names parameters that params does not have.", "Give one value for each %s."
-        ) from None
+            f"The filter {where!r} names other parameters than params has: {params!r}.",
+            "Give one value for each %s, or %(name)s.",
+        )
+    text = sql.Composed([sql.SQL(cast(LiteralString, where))])
+    return Statement(text, dict(params) if isinstance(params, Mapping) else tuple(params)).as_string()
 
 
 def _reranked(rows: Sequence[SearchRow], scores: Sequence[float]) -> list[SearchRow]:

@@ -174,6 +174,35 @@ def test_filters_hold_for_all_legs_and_for_one(shop: Shop) -> None:
     assert_same(found, by_rank([title, fewer], [1, 1], 100))
 
 
+def test_scores_of_every_metric_in_half_precision_under_a_key_of_bytes(database: Connection) -> None:
+    query, rows = np.array([1.0, 2.0, -1.0]), np.array([[1, 2, -1], [2, 0, 1], [-3, 1, 1], [0, 1, 0]], dtype=float)
+    lengths = np.linalg.norm(rows, axis=1)
+    expected = {
+        "cosine": rows @ query / lengths / np.linalg.norm(query),
+        "ip": rows @ query,
+        "l2": 1 / (1 + np.linalg.norm(rows - query, axis=1)),
+    }
+    for metric, scores in expected.items():
+        database.execute(
+            "SELECT pgembed.add_encoder(%s, 'test:none', space => %s, dim => 3, modalities => '{text}',"
+            " fingerprint => 'none', metric => %s)",
+            [metric, metric, metric],
+        )
+        database.execute(f"CREATE TABLE {metric} (id bytea PRIMARY KEY, title text)".encode())
+        database.execute(f"SELECT pgembed.attach('{metric}', 'v', '{metric}', '{{\"text\": \"title\"}}')".encode())
+        database.execute(f"ALTER TABLE {metric} ALTER v TYPE halfvec(3)".encode())
+        for n, row in enumerate(rows):
+            database.execute(f"INSERT INTO {metric} VALUES (%s, 'dog', %s)".encode(), [bytes([n]), text(row)])
+        database.execute(f"INSERT INTO {metric} VALUES ('no vector', 'a boat')".encode())
+        statement = (
+            f"SELECT (item).id, score FROM pgembed.hybrid(NULL::{metric}, 'boat', queries => ARRAY[%s::vector],"
+            " embeddings => '{v}', method => 'score', weights => '{2,0.5}', wide => true)"
+        )
+        found = {bytes(key): score for key, score in database.execute(statement.encode(), [text(query)])}
+        fused = {bytes([n]): 2 * score for n, score in enumerate(scores)} | {b"no vector": 0.5}
+        assert found == pytest.approx(fused, abs=1e-6)
+
+
 def test_pages_neither_repeat_nor_skip_rows_of_equal_score(shop: Shop) -> None:
     asked = "'red boat', queries => '{}', config => 'simple', method => 'score', k => "
     pages = [shop.hybrid(asked + str(k)) for k in (7, 20, 60)]
@@ -419,7 +448,8 @@ def test_the_first_rows_are_ranked_again(notes: Connection, database_dsn: str) -
             ({"words": "x", "limit": 5, "depth": 2, "rerank": rerank}, "too few rows"),
             ({"words": "x", "columns": ["nope"]}, "no column 'nope'"),
             ({"words": "x", "queries": [Text("x")], "embeddings": ["a", "b"]}, "2 embeddings"),
-            ({"words": "x", "where": "id = %s", "params": {"a": 1}}, "names parameters"),
+            ({"words": "x", "where": "id = %(b)s", "params": {"a": 1}}, "names other parameters"),
+            ({"words": "x", "where": "id = %s", "params": [1, 2]}, "names other parameters"),
             ({"words": "x", "params": [1]}, "no filter"),
         ):
             with pytest.raises(InvalidQuery, match=told):
