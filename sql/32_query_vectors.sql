@@ -190,7 +190,7 @@ DECLARE
         ORDER BY t.n);
 BEGIN
     IF array_position(inputs, NULL) IS NOT NULL THEN
-        PERFORM pgembed._query_encoder(encoder, 'text', texts[array_position(inputs, NULL)] IS NOT NULL);
+        PERFORM pgembed._query_encoder(encoder, 'text', btrim(texts[array_position(inputs, NULL)]) = '');
     END IF;
     inputs := ARRAY(SELECT convert_to(t.value, 'UTF8') FROM unnest(texts) WITH ORDINALITY AS t (value, n) ORDER BY t.n);
     IF (pgembed._query_encoder(encoder, 'text', false)).static_text IS NULL THEN

@@ -73,9 +73,8 @@ BEGIN
     ok := true;
     IF NOT pgembed._asks_workers() THEN
         finding := CASE WHEN text_in_sql THEN 'texts are encoded inside Postgres'
-            ELSE 'encode_text finds what pgembed.prepare has had encoded' END;
-        remedy := CASE WHEN NOT text_in_sql THEN pg_catalog.format('Before a query: CALL pgembed.prepare(%L, ARRAY[''…'']); '
-            'or have workers asked by encode_text itself: CALL pgembed.enable_dblink();', encoder) END;
+            ELSE pg_catalog.format('encode_text finds what CALL pgembed.prepare(%L, ARRAY[''…'']); had encoded; it '
+                'asks workers itself after CALL pgembed.enable_dblink();', encoder) END;
         RETURN;
     END IF;
     IF has_function_privilege('pgembed._dblink_trouble()', 'EXECUTE') THEN
@@ -88,7 +87,8 @@ BEGIN
             WHEN served THEN 'workers are asked for what is not cached'
             ELSE 'no worker is running that makes vectors of queries with it' END);
     remedy := CASE WHEN trouble IS NOT NULL THEN 'As a superuser, or whoever ran it: CALL pgembed.enable_dblink();'
-        WHEN NOT ok THEN 'Start one: pgembed worker. Where one runs, its log tells why it leaves this encoder alone.' END;
+        WHEN NOT ok THEN 'Start one: pgembed worker. Where one runs, its log tells why it leaves this encoder alone.'
+    END;
 END
 $$;
 

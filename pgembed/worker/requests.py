@@ -191,13 +191,16 @@ class Requests:
             for request in requests:
                 self._tell(request, None, EncoderError(f"The budget of encoder '{name}' is spent for now."))
             return
-        if not self.state.has_loaded(name):
-            self._note(name, f"A worker is loading the encoder '{name}'.", give_back=False)
+        loaded = self.state.has_loaded(name)
+        if not loaded:
+            self._note(name, f"A worker is loading the encoder '{name}'.")
         try:
             encoder = self.state.encoder(registered)
         except PgembedError as error:
             self._refuse(registered, error)
             return
+        if not loaded:
+            self._note(name, None)
         self.troubles.pop(name, None)
         inputs: list[tuple[Request, Any]] = []
         for request in requests:
@@ -276,7 +279,7 @@ class Requests:
         self._note(registered.encoder, sentence(error), give_back=True)
         self.state.log.error("queries refused", encoder=registered.encoder, error=str(error))
 
-    def _note(self, name: str, note: str, *, give_back: bool) -> None:
+    def _note(self, name: str, note: str | None, *, give_back: bool = False) -> None:
         self.conn.execute("SELECT pgembed._note_requests($1, $2, $3)", [name, note, give_back])
 
     def _is_spent(self, name: str) -> bool:
