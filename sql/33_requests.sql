@@ -35,9 +35,8 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    number bigint;
-    bytes numeric;
     claimed boolean;
+    too_many boolean;
 BEGIN
     SELECT pgembed.input_hash(e.name, e.fingerprint, _request.modality, _request.input) INTO hash
     FROM pgembed.encoder AS e WHERE e.name = _request.encoder AND _request.modality = ANY (e.modalities);
@@ -45,9 +44,13 @@ BEGIN
         state := 'unknown';
         RETURN;
     END IF;
-    SELECT count(*), coalesce(sum(octet_length(r.input)), 0) INTO number, bytes
-    FROM pgembed.request AS r WHERE r.error IS NULL AND r.wanted_until > clock_timestamp();
-    IF number >= 1000 OR bytes + octet_length(input) > 268435456 THEN
+    IF octet_length(input) < 100000 THEN
+        too_many := EXISTS (SELECT FROM pgembed.request OFFSET 999);
+    ELSE
+        too_many := (SELECT count(*) >= 1000 OR sum(octet_length(r.input)) + octet_length(_request.input) > 268435456
+            FROM pgembed.request AS r);
+    END IF;
+    IF too_many THEN
         state := 'full';
         RETURN;
     END IF;
