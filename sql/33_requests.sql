@@ -199,6 +199,8 @@ BEGIN
     ON CONFLICT ON CONSTRAINT query_cache_pkey DO UPDATE
     SET vector = excluded.vector, created_at = excluded.created_at;
     DELETE FROM pgembed.request AS r WHERE r.encoder = _answer_request.encoder AND r.input_hash = hash;
+EXCEPTION WHEN foreign_key_violation THEN
+    NULL; -- the encoder was removed just now
 END
 $$;
 REVOKE ALL ON FUNCTION pgembed._answer_request(text, bytea, @extschema:vector@.vector, text) FROM PUBLIC;
@@ -269,7 +271,7 @@ BEGIN
             COMMIT;
             EXIT WHEN state <> 'waiting' OR clock_timestamp() >= ends;
             PERFORM pg_catalog.pg_sleep(pause);
-            pause := least(pause * 1.1, 0.02); -- so that looking takes little where many wait long
+            pause := least(pause * 1.02, 0.02); -- so that looking takes little where many wait long
         END LOOP;
         EXIT WHEN state <> 'lost' OR clock_timestamp() >= ends;
     END LOOP;

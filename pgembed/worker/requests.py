@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -16,7 +17,7 @@ import psycopg
 from psycopg.rows import class_row
 
 from pgembed.encoders import Encoder
-from pgembed.errors import EncoderError, EncoderTimeout, PgembedError
+from pgembed.errors import EncoderError, EncoderTimeout, InvalidInput, PgembedError
 from pgembed.metering import count_tokens
 from pgembed.vectors import pack_one, register_packed
 from pgembed.worker.pipes import Pipes, Stopped
@@ -32,6 +33,7 @@ REFRESH = 2.0  # seconds between looks at the encoders that are registered
 TIDY = 1.0  # seconds between looks for requests and vectors that may go
 LOOK_EVERY = 0.1  # seconds between looks whether to leave
 LONGEST = 500  # characters of an error that a client is told
+LONGEST_TEXT = 1_000_000  # bytes
 _NOT_ALLOWED = (
     psycopg.errors.InsufficientPrivilege,
     psycopg.errors.UndefinedFunction,
@@ -179,10 +181,15 @@ class Requests:
         for request in taken:
             alike.setdefault((request.encoder, request.modality), []).append(request)
         for (name, modality), requests in alike.items():
-            if name in self.served:
+            if name not in self.served:
+                continue  # what was refused just now is given back already
+            try:
                 self._answer(self.encoders[name], modality, requests)
-            else:
-                self._note(name, f"Encoder '{name}' could not be loaded.", give_back=True)
+            except (psycopg.Error, Stopped):
+                raise
+            except Exception as error:  # whatever somebody asks, the worker goes on
+                for request in requests:
+                    self._tell(request, None, error)
         return bool(taken)
 
     def _answer(self, registered: Registered, modality: str, requests: Sequence[Request]) -> None:
@@ -206,13 +213,17 @@ class Requests:
         for request in requests:
             try:
                 inputs.append((request, self._input(modality, request.input)))
-            except PgembedError as error:
+            except Exception as error:  # somebody else's bytes
                 self._tell(request, None, error)
         for start in range(0, len(inputs), encoder.batch_size):
             self._encode(registered, encoder, modality, inputs[start : start + encoder.batch_size])
 
     def _input(self, modality: str, data: bytes) -> Any:  # noqa: ANN401
-        return data.decode() if modality == "text" else self.open_picture(data)
+        if modality != "text":
+            return self.open_picture(data)
+        if len(data) > LONGEST_TEXT:
+            raise InvalidInput(f"It has {len(data)} bytes, more than {LONGEST_TEXT}.")
+        return data.decode()
 
     def _encode(
         self, registered: Registered, encoder: Encoder, modality: str, inputs: Sequence[tuple[Request, Any]]
@@ -237,7 +248,7 @@ class Requests:
             if modality == "text" and registered.settings.get("tokens_per_day"):
                 tokens = count_tokens(encoder, [value for _, value in inputs])
             self.conn.execute("SELECT pgembed._charge($1, $2, $3)", [registered.encoder, len(inputs), tokens])
-        with self.conn.transaction():
+        with self.conn.transaction() if len(inputs) > 1 else nullcontext():
             for (request, _), vector in zip(inputs, vectors, strict=True):
                 self._tell(request, vector, _fault(encoder, vector))
 
@@ -296,5 +307,6 @@ def _fault(encoder: Encoder, vector: NDArray[np.float32]) -> EncoderError | None
 def sentence(error: Exception) -> str:
     """An error in one line that ends with a full stop, for who asked."""
     text = " ".join((error.message if isinstance(error, PgembedError) else str(error)).split()) or type(error).__name__
+    text = text.replace("\0", "").encode(errors="replace").decode()  # what Postgres takes
     text = text if len(text) <= LONGEST else text[:LONGEST] + "…"
     return text if text.endswith((".", "…", "!", "?")) else f"{text}."

@@ -180,6 +180,24 @@ def test_an_error_reaches_who_asked_and_is_not_kept(table: Table, encoder: Query
 
 
 @full
+@pytest.mark.parametrize("data", [b"\xff\x84", b"\x00", b"x" * 1_000_001])
+def test_no_input_ends_the_worker(table: Table, encoder: QueryEncoder, data: bytes) -> None:
+    """Whoever may ask may also call what encode_text calls, with bytes that are no text."""
+
+    def refuse(texts: Sequence[str]) -> None:
+        if texts != ["a red shoe"]:
+            raise KeyError("\0\ud800")
+
+    encoder.before = refuse
+    with table.working():
+        until_served(table.conn)
+        table.conn.execute("SELECT pgembed._request('fake', 'text', %s, 60)", [data])
+        hashed = "SELECT state FROM pgembed._answer_of('fake', pgembed.input_hash('fake', %s, 'text', %s))"
+        until(lambda: table.conn.execute(hashed, [encoder.fingerprint, data]).fetchone() == ("failed",))
+        assert np.allclose(encoded(table.conn, "a red shoe"), vector_of("query: a red shoe"), atol=1e-6)
+
+
+@full
 def test_a_vector_that_is_none_is_an_error(table: Table, encoder: QueryEncoder) -> None:
     with table.working():
         until_served(table.conn)
