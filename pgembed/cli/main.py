@@ -9,7 +9,20 @@ from typing import NoReturn
 
 import typer
 
-from pgembed.cli import altering, embedding, encoder, encoder_export, manage, roles, search, verify, waiting, work
+from pgembed.cli import (
+    altering,
+    embedding,
+    encoder,
+    encoder_export,
+    evaluate,
+    evaluate_cir,
+    manage,
+    roles,
+    search,
+    verify,
+    waiting,
+    work,
+)
 from pgembed.cli.app import WrongUsage, app
 from pgembed.cli.output import Remarks, remark
 from pgembed.errors import PgembedError
@@ -25,6 +38,8 @@ COMMANDS = (
     altering,
     verify,
     work,
+    evaluate,
+    evaluate_cir,
 )  # importing them registers them
 PARSING_FAILED = typer.BadParameter.__mro__[2]  # ClickException, which typer itself has under no public name
 

@@ -385,6 +385,8 @@ def test_a_dry_run_tells_what_attaching_would_come_to(shop: Cli, database: psyco
     assert re.search(rf"^image +{len(PHOTOS)} +[\d,]+ kB", said, re.MULTILINE)
     assert f"product has {len(PHOTOS)} rows. Nothing was changed." in said
     assert "'shop' would take 2 calls and about" in said
+    assert "Advised: --storage column. No trigger, publication or crowd of indexes" in said
+    assert found["storage"] == "column"
     assert database.execute("SELECT count(*) FROM pgembed.embedding").fetchone() == (1,)
     assert "has a column 'price' already" in shop(*[*attach[:2], "price", *attach[3:]], fails=1)
 
