@@ -53,9 +53,11 @@ def measure(report: Report, *, quick: bool) -> list[Figure]:
         }
         conn.execute(BY_WORDS, [texts[0]])
         taken: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(times // 20):  # in turns, so that what else the machine does meets all alike
+        for _ in range(
+            times
+        ):  # in turns: what else the machine does meets all alike, and no cache is warm for one alone
             for name, call in calls.items():
-                taken[name] += milliseconds(call, 20, warm_up=1)
+                taken[name] += milliseconds(call, 1, warm_up=0)
         began_at = time.perf_counter()
         conn.execute("CALL pgembed.prepare('minilm', %s)", [[f"prepared {text}" for text in texts]])
         prepared = (time.perf_counter() - began_at) * 1000 / len(texts)
