@@ -31,6 +31,7 @@ LAYERS = (
         "pooling",
         "rounds",
         "building",
+        "calibration",
         "explaining",
         "sampling",
         "schema",
