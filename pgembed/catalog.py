@@ -263,6 +263,13 @@ def wait(table: str, target: str | None, timeout: float) -> Plan[list[FailedRow]
     return [FailedRow(**row) for row in rows]
 
 
+def prepare(encoder: str, texts: Sequence[str], timeout: float) -> Plan[None]:
+    """Have workers encode texts into the query cache; on a connection in autocommit."""
+    yield Call(
+        sql.SQL("CALL pgembed.prepare(%s, %s::text[], %s * interval '1 second')"), [encoder, list(texts), timeout]
+    )
+
+
 def pause(table: str, target: str | None) -> Plan[int]:
     """Have workers leave embeddings alone; returns how many were not paused before."""
     rows = yield Call(sql.SQL("SELECT pgembed.pause(%s::regclass, %s) AS n"), [table, target])
