@@ -9,7 +9,19 @@ from typing import NoReturn
 
 import typer
 
-from pgembed.cli import altering, embedding, encoder, encoder_export, manage, roles, search, verify, waiting, work
+from pgembed.cli import (
+    altering,
+    embedding,
+    encoder,
+    encoder_export,
+    manage,
+    roles,
+    search,
+    train,
+    verify,
+    waiting,
+    work,
+)
 from pgembed.cli.app import WrongUsage, app
 from pgembed.cli.output import Remarks, remark
 from pgembed.errors import PgembedError
@@ -20,6 +32,7 @@ COMMANDS = (
     encoder,
     encoder_export,
     search,
+    train,
     embedding,
     waiting,
     altering,

@@ -51,7 +51,7 @@ class Texts:
         read = dict.fromkeys([*columns, *target.keys])
         score = _unused("score", columns)
         self._limit = sql.Literal(shape.limit)
-        self._vector = _vector(target, shape)
+        self._vector = _vector(target, shape.kind, named=shape.named)
         self._distance = _name(_unused("distance", read))
         self._read: list[sql.Composable] = [_name(name) for name in read]
         self._output: list[sql.Composable] = [  # a column named score gives that name up
@@ -122,12 +122,19 @@ class Texts:
         )  # fmt: skip
 
 
-def _vector(target: Target, shape: Shape) -> sql.Composed:
+def as_arrays(target: Target, kinds: Sequence[Kind]) -> sql.Composed:
+    """The statement that reads vectors of these kinds, each as an array of numbers."""
+    read = [_sql("(", _vector(target, kind, named=False), ")::pg_catalog.float4[]") for kind in kinds]
+    named = [_sql(each, " AS ", _name(f"vector_{number}")) for number, each in enumerate(read, start=1)]
+    return _rendered(_sql("SELECT ", sql.SQL(", ").join(named)))
+
+
+def _vector(target: Target, kind: Kind, *, named: bool) -> sql.Composed:
     """The SQL of the query's vector, with placeholders for its values."""
     numbers = count(1)
 
     def place() -> sql.Placeholder:
-        return sql.Placeholder(_parameter(next(numbers))) if shape.named else sql.Placeholder()
+        return sql.Placeholder(_parameter(next(numbers))) if named else sql.Placeholder()
 
     def written(kind: Kind) -> sql.Composed:
         match kind:
@@ -149,7 +156,7 @@ def _vector(target: Target, shape: Shape) -> sql.Composed:
             case _:
                 raise AssertionError(kind)
 
-    return written(shape.kind)
+    return written(kind)
 
 
 def _stored(target: Target, place: Callable[[], sql.Placeholder]) -> sql.Composed:
