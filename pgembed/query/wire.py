@@ -227,7 +227,8 @@ def _items(value: object, place: str, least: int, most: int | None = None) -> It
         raise InvalidQuery(f"{place} is {_shown(value)}, not a list.")
     items = cast("Sequence[Any]", value)
     if len(items) < least or (most is not None and len(items) > most):
-        raise InvalidQuery(f"{place} has {len(items)} entries, and {'' if most else 'at least '}{least} are wanted.")
+        wanted = f"at least {least}" if most is None else str(least) if most == least else f"{least} or {most}"
+        raise InvalidQuery(f"{place} has {len(items)} entries, and {wanted} are wanted.")
     return ((item, f"{place}[{number}]") for number, item in enumerate(items))
 
 
