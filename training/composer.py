@@ -40,6 +40,7 @@ PERSON_ROLE = "1f468-200d-1f373"  # the man cook, whose subgroup is that of role
 FLAGS = 9  # a group: their names are countries
 CHANCES = {  # of a kind of change, in a batch
     "tone": 1.0,
+    "first tone": 0.5,
     "gender": 0.6,
     "gender, toned": 0.6,
     "role": 0.7,
@@ -58,7 +59,7 @@ CHOICES = {
 }
 CHUNK = 64
 LOOKED_AT = 600  # triplets kept back of each set that is looked at while training
-Change = tuple[str, str, str, str]  # reference, target, old words, new words
+Change = tuple[str, str, str, str]  # reference, target, old words or nothing, new words
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _id(entry: dict[str, str]) -> str:
 
 def changes(ids: Iterable[str], of: dict[str, Known]) -> dict[str, list[Change]]:
     """The changes between these emoji, by kind."""
-    here = [each for each in ids if each in of]
+    here = {each: None for each in ids if each in of}
     found: dict[str, list[Change]] = defaultdict(list)
     tones: dict[str, dict[int, str]] = defaultdict(dict)
     people: dict[tuple[str, str, object], str] = {}
@@ -103,7 +104,9 @@ def changes(ids: Iterable[str], of: dict[str, Known]) -> dict[str, list[Change]]
         match = re.fullmatch("(man|woman) (.+)", of[each].base)
         if match and (tone is None or isinstance(tone, int)):
             people[match[1], match[2], tone] = each
-    for same in tones.values():
+    for of_none, same in tones.items():
+        if of_none in here:
+            found["first tone"] += [(of_none, each, "", f"{TONES[tone - 1]} skin tone") for tone, each in same.items()]
         for a, b in itertools.permutations(same, 2):
             found["tone"].append((same[a], same[b], f"{TONES[a - 1]} skin tone", f"{TONES[b - 1]} skin tone"))
     roles: dict[tuple[str, object], list[tuple[str, str]]] = defaultdict(list)
@@ -221,7 +224,7 @@ class Drawings:
         self.kinds[vendor] = kinds
         chance = np.array([CHANCES[kind] / (kinds == kind).sum() for kind in kinds.tolist()])
         concepts = {name: n for n, name in enumerate(dict.fromkeys(map(self._concept, place)))}
-        old, new = (np.stack([self._words[change[side]] for _, change in found]) for side in (2, 3))
+        old, new = (np.stack([self._word(change[side]) for _, change in found]) for side in (2, 3))
         reference, target = (np.array([place[change[side]] for _, change in found]) for side in (0, 1))
         concept = np.array([concepts[self._concept(each)] for each in place])
         return Pairs(unit(gallery), reference, target, new, old, chance / chance.sum(), concept)
@@ -230,6 +233,8 @@ class Drawings:
         return re.sub("^(man|woman|person) ", "", self._known[emoji].base)
 
     def _word(self, text: str) -> np.ndarray | None:
+        if not text:
+            return np.zeros(self.encoder.dim, dtype=np.float32)
         if text not in self._words:
             try:
                 self._words[text] = self.encoder.encode_text([text], role="query")[0]
