@@ -299,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.composer", description=__doc__)
     parser.add_argument("--choose", action="store_true", help="leave each vendor out in turn, and compare the plans")
     parser.add_argument("--quick", action="store_true", help="a few steps, written to the working folder")
-    parser.add_argument("--out", type=Path, help="where the files go (default: pgembed/encoders/lite/composer)")
+    parser.add_argument("--out", type=Path, help="where the files go (default: pgembed/encoders/lite_composer)")
     parser.add_argument("--threads", type=int, default=2, help="cores to use (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
@@ -311,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     plan = replace(PLAN, steps=20, every=10) if chosen.quick else PLAN
     composer, untrained, many = left_out(drawings, plan, VENDORS[0], "composer")
     weights = trained(drawings, plan, VENDORS, "composer")
-    out = chosen.out or (paths.WORK / "quick-composer" if chosen.quick else paths.SHIPPED / "composer")
+    out = chosen.out or (paths.WORK / "quick-composer" if chosen.quick else paths.SHIPPED.parent / "lite_composer")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     encoder, pairs = drawings.encoder, drawings.sets[VENDORS[0], "lines"]

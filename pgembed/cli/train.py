@@ -30,8 +30,6 @@ app.add_typer(train, name="train")
     epilog=examples(
         "pgembed train composer triplets.csv models/recolour --encoder lite",
         "pgembed train composer triplets.csv models/recolour --encoder open_clip:ViT-B-32/laion2b_s34b_b79k",
-        "pgembed encoder add recolour composer:models/recolour",
-        'pgembed search product --image dress.jpg --to "in red" --was "in blue" --by recolour',
     ),
 )
 @loads_encoders

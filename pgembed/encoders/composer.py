@@ -170,7 +170,7 @@ _USE_IT = "Search with it: changed(Image(…), to=Text(…), by='NAME')."
 
 def shipped() -> Traversable:
     """The folder of the composer that ships with ``builtin:lite``."""
-    return files("pgembed.encoders") / "lite" / "composer"
+    return files("pgembed.encoders") / "lite_composer"
 
 
 def _session(spec: str, graph: bytes) -> Any:  # noqa: ANN401

@@ -20,7 +20,7 @@ from pgembed.composers.fitting import Pairs, Plan, Weights, fit, to_onnx
 from pgembed.composers.ways import WAYS, ranks, unit
 from pgembed.encoders import EncoderPolicy, Needs, load_encoder
 from pgembed.encoders.builtin import LiteEncoder
-from pgembed.encoders.composer import ComposerEncoder, ComposerManifest
+from pgembed.encoders.composer import ComposerEncoder, ComposerManifest, shipped
 from pgembed.errors import EncoderError, EncoderMismatch, InvalidInput, InvalidQuery, MissingExtra, UnsupportedModality
 
 PICTURES = sorted((Path(__file__).parents[1] / "data").glob("*/*.jpg"))
@@ -233,6 +233,17 @@ def test_a_folder_is_loaded_only_below_the_model_directory(tmp_path: Path) -> No
         load_encoder(f"composer:{tmp_path / 'here'}", policy=policy)
     assert load_encoder(f"composer:{tmp_path / 'here'}", policy=EncoderPolicy(model_dirs=(tmp_path,))).dim == DIM
     assert ComposerEncoder.needs("lite", {}) == Needs()
+
+
+def test_the_shipped_one_is_for_the_shipped_encoder_and_small() -> None:
+    """Whoever changes the weights of builtin:lite trains it again: python -m training.composer."""
+    composer, encoder = ComposerEncoder.load("lite", {}), LiteEncoder.load("lite", {})
+    assert (composer.space, composer.manifest.fingerprint) == (encoder.space, encoder.fingerprint)
+    assert sum(len(file.read_bytes()) for file in shipped().iterdir()) < 2**20
+    measured = composer.manifest.measured
+    assert measured["composer"]["R@1"] > max(way["R@1"] for way in measured["untrained"].values())
+    with pytest.raises(EncoderError, match="has no setting 'threads'"):
+        ComposerEncoder.load("lite", {"threads": 1})
 
 
 @pytest.mark.parametrize(
