@@ -19,7 +19,7 @@ from pgembed.encoders.composer import ComposerEncoder
 from pgembed.errors import CatalogError, InvalidQuery
 from pgembed.inputs import Expression, Image, Input, Screenshot, Text
 from pgembed.media import MediaPolicy, MediaReader
-from pgembed.plans import Call, Compute, Plan, Within
+from pgembed.plans import Call, Compute, Plan
 from pgembed.query import (
     Column,
     Compiler,
@@ -28,16 +28,14 @@ from pgembed.query import (
     Side,
     Statement,
     Target,
-    search_row_factory,
     to_encode,
 )
 from pgembed.regions import blend, cut
+from pgembed.rounds import REMEMBERED, Rounds
 from pgembed.worker import VerifyOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-REMEMBERED = 5.0  # seconds that a table's catalog entry is not read again: half the cost of a quick search
 
 TARGET = sql.SQL(
     "SELECT e.schema_name, e.table_name, e.target, e.key_columns, o.*,"
@@ -50,18 +48,14 @@ TARGET = sql.SQL(
     " CASE e.storage WHEN 'side' THEN (SELECT pg_catalog.jsonb_build_object('schema', m.nspname, 'table', s.relname,"
     " 'keys', (SELECT pg_catalog.jsonb_agg(k.side_name ORDER BY k.ordinal) FROM pgembed._side_keys(e) AS k))"
     " FROM pg_catalog.pg_class s JOIN pg_catalog.pg_namespace m ON m.oid = s.relnamespace WHERE s.oid = e.side)"
-    " END AS side"
+    " END AS side,"
+    " v.typname = 'halfvec' AS half, graph.rows, graph.usable AS graph, graph.partial"
     " FROM pgembed._embedding(%s::regclass, %s) e JOIN pgembed.encoder o ON o.name = e.encoder"
     " CROSS JOIN LATERAL pgembed._vectors_of(e) AS place"
     " JOIN pg_catalog.pg_attribute va ON va.attrelid = place.relation AND va.attname = place.column_name"
     " JOIN pg_catalog.pg_type v ON v.oid = va.atttypid JOIN pg_catalog.pg_namespace n ON n.oid = v.typnamespace"
+    " CROSS JOIN LATERAL pgembed._graph_of(e, o.metric) AS graph"
 )
-
-QUIETEN = sql.SQL(
-    "SELECT pg_catalog.current_setting('client_min_messages') AS told, pg_catalog.set_config('client_min_messages',"
-    " CASE pg_catalog.current_setting('client_min_messages') WHEN 'error' THEN 'error' ELSE 'warning' END, true)"
-)
-TELL = sql.SQL("SELECT pg_catalog.set_config('client_min_messages', %s, true)")
 
 
 @dataclass(frozen=True)
@@ -98,6 +92,7 @@ class Searcher:
         self._encoders: dict[str, Encoder] = {}  # by fingerprint, or by the spec that a query named
         self._known: dict[tuple[str, str | None], _Known] = {}
         self._lock = threading.Lock()
+        self._rounds = Rounds()
 
     def forget(self) -> None:
         """Read the catalog anew at the next search."""
@@ -144,12 +139,7 @@ class Searcher:
     def search(self, table: str, query: Expression, **options: Any) -> Plan[list[SearchRow]]:  # noqa: ANN401
         """Prepare and run a search; where the index gave too few rows, run it again over all that match."""
         plan = yield from self.prepare(table, query, **options)
-        if (settings := plan.settings) is not None:
-            return (yield Within(_run_filtered(plan, settings)))
-        rows: list[SearchRow] = yield _call(plan.statement)
-        if len(rows) < plan.limit and plan.exact is not plan.statement:
-            rows = yield Within(_run_again(plan.exact))
-        return rows
+        return (yield from self._rounds.run(plan))
 
     def _look_up(self, table: str, embedding: str | None) -> Plan[_Known]:
         rows = yield Call(TARGET, [table, embedding])
@@ -173,6 +163,10 @@ class Searcher:
             static_text=encoder.static_text is not None,
             vector_schema=row["vector_schema"],
             row_security=row["row_security"],
+            half=row["half"],
+            rows=row["rows"],
+            graph=row["graph"],
+            partial=tuple(row["partial"]),
             side=row["side"] and Side(row["side"]["schema"], row["side"]["table"], tuple(row["side"]["keys"])),
         )
         known = _Known(Compiler(target), encoder, time.monotonic())
@@ -237,28 +231,3 @@ class Searcher:
                     for item, part in zip(parts, encoded[len(chosen) :], strict=True):
                         vectors[item] = blend(part, vectors[item])
         return vectors
-
-
-def _run_filtered(plan: SearchPlan, settings: Statement) -> Plan[list[SearchRow]]:
-    """With the index told to go on until enough rows match; the caller's settings are put back."""
-    before: dict[str, Any] = (yield Call(settings.text))[0]
-    if plan.starves(before):
-        rows: list[SearchRow] = yield _call(plan.exact)
-    else:
-        rows = yield _call(plan.statement)
-        if len(rows) < plan.limit:
-            rows = yield from _run_again(plan.exact)
-    yield Call(plan.restore(before).text)
-    return rows
-
-
-def _run_again(statement: Statement) -> Plan[list[SearchRow]]:
-    """Within a transaction, and without the notices that the first run gave: of a query's unknown words, say."""
-    told: str = (yield Call(QUIETEN))[0]["told"]
-    rows: list[SearchRow] = yield _call(statement)
-    yield Call(TELL, [told])
-    return rows
-
-
-def _call(statement: Statement) -> Call:
-    return Call(statement.text, statement.values, search_row_factory)

@@ -18,9 +18,9 @@
 -- exact      compares every matching row and uses no vector index.
 -- score      the higher the nearer, by the encoder's metric: cosine similarity, inner product, or minus the distance.
 --
--- k rows come back whenever k rows match; a vector that is NULL or zero never matches. The index is read in relaxed
--- order, in as many rounds as the filter needs, and what it gives is sorted; where that is not enough, all matching
--- rows are compared. Rights and row-level security are the caller's.
+-- k rows come back whenever k rows match; a vector that is NULL or zero never matches. With a filter, an index is
+-- looked at as far as that should take less time than to compare all matching rows, which is done where it gave too few
+-- (69_rounds.sql). Rights and row-level security are the caller's.
 CREATE OR REPLACE FUNCTION pgembed.search(
     prototype anyelement,
     query @extschema:vector@.vector,
@@ -41,13 +41,24 @@ DECLARE
     scan_before text;
     ef_before text;
     in_rounds boolean;
+    filtered boolean;
+    candidates integer; -- of the graph, to look at; NULL where the graph is not to be asked
+    bounded boolean := false; -- to that number; otherwise the graph is read until k rows match
+    graph record;
+    estimate record;
     ignored text;
     found_rows refcursor;
     number_found bigint;
     nearest record;
     best float8; -- the score at distance 0
     -- the row's columns in order, then the distance; $1 is the query, $2 is k, $3 holds the params
-    statement text := 'SELECT %s, %s AS "pgembed distance" FROM %s WHERE %s%s ORDER BY "pgembed distance"%s LIMIT $2';
+    statement text :=
+        'SELECT %1$s, %2$s AS "pgembed distance" FROM %3$s WHERE %4$s%5$s ORDER BY "pgembed distance"%6$s LIMIT $2';
+    -- the matching rows among $4 candidates of the index, which is read in rounds: these give rows out of order, so
+    -- that $5, some more than wanted, are taken; where these are found it is read no further
+    among text := 'SELECT * FROM (SELECT * FROM (SELECT %1$s, %2$s AS "pgembed distance", %8$s AS "pgembed matches" '
+        'FROM %3$s WHERE %4$s ORDER BY "pgembed distance" LIMIT $4) AS looked WHERE "pgembed matches" LIMIT $5) '
+        'AS nearest ORDER BY "pgembed distance"%7$s LIMIT $2';
 BEGIN
     -- what is asked most often has a function with a kept plan; where that gives nothing, all that follows is done
     IF filter IS NULL AND params IS NULL AND wide IS NOT TRUE AND exact IS NOT TRUE
@@ -87,29 +98,47 @@ BEGIN
     END IF;
 
     best := CASE target.metric WHEN 'cosine' THEN 1 ELSE 0 END;
-    -- NULL before pgvector 0.8, where a filter starves the index
-    scan_before := current_setting('hnsw.iterative_scan', true);
-    IF exact IS NOT TRUE AND (condition = '' OR scan_before IS NOT NULL) THEN
-        ef_before := current_setting('hnsw.ef_search');
+    scan_before := current_setting('hnsw.iterative_scan', true); -- NULL before pgvector 0.8
+    ef_before := current_setting('hnsw.ef_search');
+    filtered := condition <> '' OR row_security_active(target.relation);
+    keys := pgembed._search_keys(target.relation, target.key_columns);
+    IF exact IS NOT TRUE AND NOT filtered THEN
+        candidates := k;
+    ELSIF exact IS NOT TRUE THEN
+        SELECT g.* INTO graph FROM pgembed.embedding AS e CROSS JOIN LATERAL pgembed._graph_of(e, target.metric) AS g
+        WHERE e.relation = target.relation AND e.target = target.target;
+        IF scan_before IS NOT NULL AND graph.partial && pgembed._planned_indexes(
+            format(statement, '1', target.distance, target.source || target.side, target.present, condition, ''),
+            query, k, params) THEN
+            candidates := k;
+        ELSIF graph.usable IS NOT FALSE THEN
+            estimate := pgembed._matching(target.source || target.side, target.present || condition, params);
+            candidates := pgembed._next_round(estimate.matching, estimate.cost, coalesce(graph.rows, 0), target.dim,
+                target.half, k);
+            bounded := true;
+        END IF;
+    END IF;
+    -- before pgvector 0.8 there is one round
+    WHILE candidates <= 1000 OR candidates IS NOT NULL AND (scan_before IS NOT NULL OR NOT bounded) LOOP
         -- one round of the index gives ef_search rows, in order; more than one gives them out of order
-        in_rounds := condition <> '' OR k > ef_before::integer OR scan_before = 'relaxed_order'
-            OR row_security_active(target.relation);
+        in_rounds := filtered OR k > ef_before::integer OR scan_before = 'relaxed_order';
         IF in_rounds THEN
-            keys := pgembed._search_keys(target.relation, target.key_columns);
-            ignored := set_config('hnsw.ef_search', least(greatest(ef_before::integer, k), 1000)::text, true);
+            ignored := set_config('hnsw.ef_search', least(greatest(ef_before::integer, k,
+                CASE WHEN scan_before IS NULL THEN candidates ELSE candidates / 4 END), 1000)::text, true);
             IF scan_before IS NOT NULL THEN
                 ignored := set_config('hnsw.iterative_scan', 'relaxed_order', true);
             END IF;
         END IF;
         OPEN found_rows SCROLL FOR EXECUTE format(
-            CASE WHEN in_rounds THEN 'SELECT * FROM (' || statement || ') AS nearest ORDER BY "pgembed distance"%s'
-            ELSE statement END,
-            target.columns, target.distance, target.source || target.side, target.present, condition, '', keys)
-            USING query, k, params;
+            CASE WHEN bounded THEN among
+            WHEN in_rounds THEN 'SELECT * FROM (' || statement || ') AS nearest ORDER BY "pgembed distance"%7$s'
+            ELSE statement END, target.columns, target.distance, target.source || target.side, target.present,
+            condition, '', keys, coalesce(nullif(substr(condition, length(' AND ') + 1), ''), 'true'))
+            USING query, k, params, candidates, ceil(1.25 * k)::integer; -- 1.25 is also in pgembed/query/texts.py
         MOVE FORWARD ALL FROM found_rows;
         GET DIAGNOSTICS number_found = ROW_COUNT;
         IF in_rounds THEN
-            -- an error takes both settings back with the (sub)transaction that it ends
+            -- an error takes the settings back with the (sub)transaction that it ends
             ignored := set_config('hnsw.ef_search', ef_before, true);
             IF scan_before IS NOT NULL THEN
                 ignored := set_config('hnsw.iterative_scan', scan_before, true);
@@ -129,14 +158,16 @@ BEGIN
             RETURN;
         END IF;
         CLOSE found_rows;
-    END IF;
+        EXIT WHEN NOT bounded;
+        candidates := pgembed._next_round(estimate.matching, estimate.cost, coalesce(graph.rows, 0), target.dim,
+            target.half, k, candidates, number_found::integer);
+    END LOOP;
     -- a sum is no order that an index has, which makes this exact
-    keys := pgembed._search_keys(target.relation, target.key_columns);
     RETURN QUERY EXECUTE format(
-        'SELECT ROW(%s)::%s, %s - "pgembed distance" FROM (' || statement || ') AS nearest '
-        'WHERE "pgembed distance" < ''NaN'' ORDER BY "pgembed distance"%s', target.columns, row_type,
-        best, target.columns, '0 + (' || target.distance || ')',
-        target.source || target.side, target.present, condition, keys, keys) USING query, k, params;
+        'SELECT ROW(%1$s)::%8$s, %9$s - "pgembed distance" FROM (' || statement || ') AS nearest '
+        'WHERE "pgembed distance" < ''NaN'' ORDER BY "pgembed distance"%7$s', target.columns,
+        '0 + (' || target.distance || ')', target.source || target.side, target.present, condition, keys, keys,
+        row_type, best) USING query, k, params;
 END
 $$;
 
@@ -161,7 +192,8 @@ CREATE OR REPLACE FUNCTION pgembed._search_target(
     OUT columns text,
     OUT distance text,
     OUT present text,
-    OUT key_columns jsonb
+    OUT key_columns jsonb,
+    OUT half boolean
 )
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = 'force_generic_plan' -- planning these small look-ups again costs more than running them
@@ -171,7 +203,6 @@ DECLARE
     embeddings bigint;
     found_embedding pgembed.embedding;
     vector_column text;
-    half boolean;
 BEGIN
     SELECT t.typrelid INTO relation FROM pg_catalog.pg_type AS t WHERE t.oid = row_type;
     SELECT e.target, m.name, m.space, m.metric, m.dim, e.key_columns, e.id, e.storage, e.side, count(*) OVER ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -14,32 +14,34 @@ from pgembed.algebra import Changed, Reject, Slerp, Unit
 from pgembed.errors import InvalidQuery
 from pgembed.inputs import Expression, Input, Row, Text, Vector
 from pgembed.query.statement import Parameters, Statement, Target, Values
-from pgembed.query.texts import Kind, Shape, Texts, as_arrays, names
+from pgembed.query.texts import CANDIDATES, Kind, Shape, Texts, as_arrays, names
 from pgembed.vectors import pack_one
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MOST_AT_ONCE = 1000  # candidates that an HNSW index gives in one round, by pgvector's bound of hnsw.ef_search
 EF_SEARCH = 40  # what an HNSW index gives at most in one round, by pgvector's default
 _REMEMBERED = 200  # shapes of searches whose SQL is kept
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What a client runs.
+    """What a client runs; ``pgembed.searching`` runs it.
 
-    Where ``settings`` is given it is run first, in the same transaction: its one row tells what was set before, for
-    ``restore`` where the transaction is the caller's. Then ``statement``; where that gives fewer than ``limit`` rows,
-    ``exact``, which compares all matching rows and is the answer. ``portable`` is both in one statement, for those who
-    run only one.
+    ``statement`` asks the index. Where one round of it may not do, ``rounds`` gives the settings under which it is run,
+    in one transaction. Where it gives fewer than ``limit`` rows, ``exact``, which compares all matching rows, is the
+    answer. ``portable`` is both in one statement, for those who run only one.
     """
 
     limit: int
+    target: Target
+    shape: Shape
     _texts: Texts
     _vector: Values
     _given: Values
     _only_exact: bool
-    _filtered: bool
+    filtered: bool
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -59,32 +61,61 @@ class SearchPlan:
     @cached_property
     def portable(self) -> Statement:
         """One statement that asks the index, and compares all rows only where that gave too few."""
-        if not self._needs_rounds:
+        if not self.needs_rounds:
             return self.statement
         twice = self._given if isinstance(self._given, dict) else self._given * 2
         return Statement(self._texts.nearest_or_every, _joined(self._vector, twice))
 
-    @cached_property
-    def settings(self) -> Statement | None:
-        """What lets the index go on until enough rows match, where one round of it may not do."""
-        return Statement(self._texts.settings) if self._needs_rounds else None
+    @property
+    def needs_rounds(self) -> bool:
+        """Whether one round of the index may not give enough rows."""
+        return not self._only_exact and (self.filtered or self.limit > EF_SEARCH)
 
     @property
-    def _needs_rounds(self) -> bool:
-        return not self._only_exact and (self._filtered or self.limit > EF_SEARCH)
+    def matching(self) -> Statement:
+        """What asks the planner how many rows match: its one row is a plan in JSON."""
+        return Statement(self._texts.matching, self._given)
 
-    def starves(self, before: Mapping[str, Any]) -> bool:
+    @property
+    def planned(self) -> Statement:
+        """What asks the planner for the plan of ``statement``, likewise."""
+        return Statement(self._texts.planned, _joined(self._vector, self._given))
+
+    def among(self, candidates: int) -> Statement:
+        """The nearest of the rows that match among so many candidates of the index, under ``settings(candidates)``."""
+        last: Values = {CANDIDATES: candidates} if isinstance(self._given, dict) else (candidates,)
+        return Statement(self._texts.among, _joined(_joined(self._vector, self._given), last))
+
+    def settings(self, candidates: int | None = None) -> Statement:
+        """What is set before ``among``; before ``statement``, to go on until enough rows match.
+
+        Its one row tells what was set before, for ``restore``.
+        """
+        if candidates is None:
+            return Statement(self._texts.settings)
+        return Statement(self._texts.bounded, (candidates,) * 2)
+
+    @cached_property
+    def given_key(self) -> Hashable | None:
+        """The filter's parameters as the key of a dictionary; None where they are none."""
+        given = tuple(self._given.items()) if isinstance(self._given, dict) else self._given
+        try:
+            hash(given)
+        except TypeError:
+            return None
+        return given
+
+    def starves(self, before: Mapping[str, Any], candidates: int | None = None) -> bool:
         """Whether this pgvector (older than 0.8, by the row of ``settings``) cannot go on where a filter starves the
         index, so that ``exact`` should be run at once."""
-        return before["iterative_scan"] is None
+        return before["iterative_scan"] is None and (candidates is None or candidates > MOST_AT_ONCE)
 
     def restore(self, before: Mapping[str, Any]) -> Statement:
         """What sets the settings back to the row that ``settings`` gave."""
-        names = {"hnsw.iterative_scan": before["iterative_scan"], "hnsw.ef_search": before["ef_search"]}
         calls = [
-            sql.SQL("pg_catalog.set_config({}, {}, true)").format(name, value)
-            for name, value in names.items()
-            if value is not None
+            sql.SQL("pg_catalog.set_config({}, {}, true)").format(f"hnsw.{name}", before[name])
+            for name in ("iterative_scan", "ef_search")
+            if before[name] is not None
         ]
         return Statement(sql.SQL("SELECT {}").format(sql.SQL(", ").join(calls)))
 
@@ -151,10 +182,12 @@ class Compiler:
                 self._texts.clear()
             texts = self._texts[shape] = Texts(self.target, shape)
         bound: Values = dict(zip(names(len(values)), values, strict=True)) if named else tuple(values)
-        if named and not given.keys().isdisjoint(bound):
-            raise InvalidQuery(f"Parameters may not be named {', '.join(bound)}: pgembed names its own so.")
+        if named and not given.keys().isdisjoint([*bound, CANDIDATES]):
+            raise InvalidQuery(
+                f"Parameters may not be named {', '.join([*bound, CANDIDATES])}: pgembed names its own so."
+            )
         filtered = where is not None or self.target.row_security
-        return SearchPlan(limit, texts, bound, given, exact, filtered)
+        return SearchPlan(limit, self.target, shape, texts, bound, given, exact, filtered)
 
     def vectors(self, queries: Sequence[Expression], vectors: Mapping[Input, NDArray[Any]]) -> Statement:
         """The statement whose one row holds the vector of each query as an array of numbers. Raises InvalidQuery."""

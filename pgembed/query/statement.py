@@ -92,6 +92,9 @@ class Target:
     half: bool = False  # the column is a halfvec
     side: Side | None = None  # where the vectors do not stand in the rows
     row_security: bool = False  # policies filter what is read
+    rows: float = 0.0  # about how many there are
+    graph: bool = True  # an HNSW index holds all vectors
+    partial: tuple[str, ...] = ()  # names of the indexes that hold a part of the rows only
 
     @property
     def name(self) -> str:

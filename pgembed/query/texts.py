@@ -6,6 +6,7 @@ there runs once for each row that is compared.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -19,6 +20,10 @@ from pgembed.query.statement import Target
 
 # How a vector is written: "vector", "text", "row", or the name of an SQL function and the kinds of its vectors.
 Kind = str | tuple["Kind", ...]
+
+SPARE = 1.25  # times the rows wanted are asked of an index that is read in rounds
+CANDIDATES = "pgembed_candidates"  # the parameter of ``Texts.among``, where the caller's have names
+MATCHES = "pgembed matches"
 
 _OPERATORS: dict[str, LiteralString] = {"cosine": "<=>", "ip": "<#>", "l2": "<->"}
 _SCORES: dict[str, LiteralString] = {"cosine": "1 - ", "ip": "-", "l2": "-"}
@@ -50,7 +55,7 @@ class Texts:
         self.columns = columns = _chosen(target, shape.columns, shape.wide)
         read = dict.fromkeys([*columns, *target.keys])
         score = _unused("score", columns)
-        self._limit = sql.Literal(shape.limit)
+        self._named, self._wanted, self._limit = shape.named, shape.limit, sql.Literal(shape.limit)
         self._vector = _vector(target, shape.kind, named=shape.named)
         self._distance = _name(_unused("distance", read))
         self._read: list[sql.Composable] = [_name(name) for name in read]
@@ -58,9 +63,11 @@ class Texts:
             _sql(_name(name), " AS ", _name(score)) if name == "score" else _name(name) for name in columns
         ]
         self._order = sql.SQL(", ").join([self._distance, *map(_name, target.keys)])
-        self._where = _present(target)
+        self._present = self._where = _present(target)
+        self._matches = sql.SQL("true")
         if shape.where is not None:
-            self._where += _sql(" AND (", _condition(shape.where, has_params=shape.has_params), ")")
+            self._matches = _sql("(", _condition(shape.where, has_params=shape.has_params), ")")
+            self._where = _sql(self._present, " AND ", self._matches)
 
     @cached_property
     def nearest(self) -> sql.Composed:
@@ -86,14 +93,53 @@ class Texts:
         return _rendered(text)
 
     @cached_property
+    def matching(self) -> sql.Composed:
+        """The planner's estimate of how many rows match, and of the cost of finding them."""
+        target = self._target
+        return _rendered(
+            _sql(
+                "EXPLAIN (FORMAT JSON) SELECT FROM ", _name(target.schema, target.table), _side(target), " WHERE ",
+                self._where,
+            )
+        )  # fmt: skip
+
+    @cached_property
+    def planned(self) -> sql.Composed:
+        """The plan of ``nearest``, which names the index that it would take."""
+        return _rendered(_sql("EXPLAIN (FORMAT JSON) ", self.nearest))
+
+    @cached_property
+    def among(self) -> sql.Composed:
+        """The nearest of the matching rows among as many candidates of the index as the last parameter says. It is read
+        in rounds, which give rows out of order, so that some more are taken than wanted; where these are found it is
+        read no further."""
+        looked = self._nearest(self._vector, candidates=_place(self._named, CANDIDATES))
+        spare = sql.Literal(math.ceil(SPARE * self._wanted))
+        found = _sql("    SELECT * FROM (\n", looked, "\n    ) AS looked WHERE ", _name(MATCHES), " LIMIT ", spare)
+        return _rendered(_sql(self._select(found), "\nLIMIT ", self._limit))
+
+    @cached_property
     def settings(self) -> sql.Composed:
-        """What lets an HNSW index go on until enough rows match. Naming a vector loads pgvector and its settings."""
+        """What lets an HNSW index go on until enough rows match."""
+        return self._settings(self._limit, self._limit)
+
+    @cached_property
+    def bounded(self) -> sql.Composed:
+        """What lets an HNSW index give so many candidates, in rounds of a quarter, as its two parameters, which are the
+        same, say."""
+        place = _sql(sql.Placeholder(), "::integer")
+        return self._settings(_sql("greatest(", self._limit, ", ", place, " / 4)"), place)
+
+    def _settings(self, in_rounds: sql.Composable, at_once: sql.Composable) -> sql.Composed:
+        """Sets, and tells what was set before. Naming a vector loads pgvector and its settings. Before pgvector 0.8
+        there is one round, of so many ``at_once``."""
         return _rendered(
             _sql(
                 "SELECT iterative_scan, ef_search, CASE WHEN iterative_scan IS NOT NULL"
                 " THEN pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) END,"
-                " pg_catalog.set_config('hnsw.ef_search', least(greatest(ef_search::integer, ", self._limit,
-                "), 1000)::text, true) FROM (SELECT '[0]'::", _of_vector(self._target, "vector"),
+                " pg_catalog.set_config('hnsw.ef_search', least(greatest(ef_search::integer,"
+                " CASE WHEN iterative_scan IS NULL THEN ", at_once, " ELSE ", in_rounds, " END), 1000)::text, true)",
+                " FROM (SELECT '[0]'::", _of_vector(self._target, "vector"),
                 ", pg_catalog.current_setting('hnsw.iterative_scan', true) AS iterative_scan,"
                 " pg_catalog.current_setting('hnsw.ef_search', true) AS ef_search OFFSET 0) AS before",
             )
@@ -107,18 +153,30 @@ class Texts:
             self._distance, " < 'NaN'\nORDER BY ", self._order,
         )  # fmt: skip
 
-    def _nearest(self, vector: sql.Composable, *, exact: bool = False, unless: LiteralString = "") -> sql.Composed:
-        """The nearest rows, at most ``limit``. A sum is no order that an index has, which makes it exact."""
+    def _nearest(
+        self,
+        vector: sql.Composable,
+        *,
+        exact: bool = False,
+        unless: LiteralString = "",
+        candidates: sql.Composable | None = None,
+    ) -> sql.Composed:
+        """The nearest rows, at most ``limit``. A sum is no order that an index has, which makes it exact.
+
+        With ``candidates``, so many rows of all, and for each whether it matches.
+        """
         target = self._target
         half = ("::", _of_vector(target, "halfvec")) if target.half else ()
         distance = _sql(_vector_column(target), *_operator(target), "(SELECT ", vector, ")", *half)
         if exact:
             distance = _sql("0 + (", distance, ")")
-        read = sql.SQL(", ").join([*self._read, _sql(distance, " AS ", self._distance)])
+        read = [*self._read, _sql(distance, " AS ", self._distance)]
+        if candidates is not None:
+            read.append(_sql(self._matches, " AS ", _name(MATCHES)))
         return _sql(
-            "    SELECT ", read, "\n    FROM ", _name(target.schema, target.table), _side(target),
-            "\n    WHERE ", self._where, unless, "\n    ORDER BY ", self._order if exact else self._distance,
-            "\n    LIMIT ", self._limit,
+            "    SELECT ", sql.SQL(", ").join(read), "\n    FROM ", _name(target.schema, target.table), _side(target),
+            "\n    WHERE ", self._where if candidates is None else self._present, unless, "\n    ORDER BY ",
+            self._order if exact else self._distance, "\n    LIMIT ", candidates or self._limit,
         )  # fmt: skip
 
 
@@ -127,6 +185,10 @@ def as_arrays(target: Target, kinds: Sequence[Kind]) -> sql.Composed:
     read = [_sql("(", _vector(target, kind, named=False), ")::pg_catalog.float4[]") for kind in kinds]
     named = [_sql(each, " AS ", _name(f"vector_{number}")) for number, each in enumerate(read, start=1)]
     return _rendered(_sql("SELECT ", sql.SQL(", ").join(named)))
+
+
+def _place(named: bool, name: str) -> sql.Placeholder:
+    return sql.Placeholder(name) if named else sql.Placeholder()
 
 
 def _vector(target: Target, kind: Kind, *, named: bool) -> sql.Composed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from pgembed import schema
+from pgembed import plans, schema
 from pgembed.inputs import Expression, Text, Vector
 from pgembed.query import Column, SearchPlan, SearchRow, Statement, Target, compile_search, search_row_factory
+from pgembed.rounds import Rounds, Trace
 from pgembed.vectors import register_packed
 from tests.conftest import connection_to, new_database
 
@@ -105,13 +106,10 @@ def fetch(conn: Connection, statement: Statement) -> list[SearchRow]:
     return cursor.execute(statement.text, statement.values).fetchall()
 
 
-def run(conn: Connection, plan: SearchPlan) -> list[SearchRow]:
+def run(conn: Connection, plan: SearchPlan, trace: Trace | None = None) -> list[SearchRow]:
     """What the clients do with a plan."""
-    with conn.transaction():
-        if plan.settings is not None:
-            fetch(conn, plan.settings)
-        rows = fetch(conn, plan.statement)
-    return rows if len(rows) == plan.limit else fetch(conn, plan.exact)
+    register_packed(conn.adapters, 0)
+    return plans.run(conn, Rounds().run(plan, trace))
 
 
 def nearest(shop: Shop, metric: str, chosen: Array) -> list[int]:
@@ -123,8 +121,9 @@ def nearest(shop: Shop, metric: str, chosen: Array) -> list[int]:
     return [int(n) for n in np.argsort(distances) if chosen[n]]
 
 
-def index_scans(conn: Connection) -> int:
-    row = conn.execute("SELECT pg_stat_get_xact_numscans('product_index'::regclass)").fetchone()
+def index_scans(conn: Connection, index: str = "product_index") -> int:
+    """How often the index was read so far, in this transaction and in some before it: only differences count."""
+    row = conn.execute("SELECT pg_stat_get_xact_numscans(%s::regclass)", [index]).fetchone()
     return int(row[0]) if row else 0
 
 
@@ -147,12 +146,78 @@ def test_nearest_rows_come_best_first_with_their_similarity(database: Connection
 
 def test_index_serves_the_search_and_exact_uses_none(shop: Shop) -> None:
     with shop.conn.transaction():
+        before = index_scans(shop.conn)
         search(shop.conn, shop.query)
-        assert index_scans(shop.conn) == 1
-        search(shop.conn, shop.query, ", filter => 'price < 50'")
-        assert index_scans(shop.conn) == 2
+        assert index_scans(shop.conn) == before + 1
         assert len(search(shop.conn, shop.query, ", exact => true")) == 10
-        assert index_scans(shop.conn) == 2
+        assert index_scans(shop.conn) == before + 1
+
+
+def pretend(conn: Connection, rows: int) -> None:
+    """Let the planner think that the table has so many rows."""
+    conn.execute("UPDATE pg_class SET reltuples = %s WHERE oid = 'product'::regclass", [rows])
+
+
+@pytest.mark.parametrize(
+    ("rows", "where", "looks", "exact"),
+    [
+        (ROWS, "price < 50", 0, True),  # so few are compared sooner than a graph is read
+        (1_000_000, "price < 50", 1, False),
+        (1_000_000, "title <> 'rare'", 1, False),
+        (1_000_000, "title = 'rare'", 1, True),  # what matches lies elsewhere
+        (1_000_000, "id = 7", 0, True),
+    ],
+)
+def test_filters_decide_how_far_the_index_is_read(
+    own_shop: Shop, rows: int, where: str, looks: int, exact: bool
+) -> None:
+    conn = own_shop.conn
+    pretend(conn, rows)
+    expected = conn.execute(
+        f"SELECT id FROM product WHERE {where} ORDER BY 0 + (embedding <=> %s::vector) LIMIT 10".encode(),
+        [text(own_shop.query)],
+    ).fetchall()
+    trace = Trace()
+    plan = compile_search(replace(own_shop.target(), rows=rows), Vector(own_shop.query), where=where)
+    assert len({row["id"] for row in run(conn, plan, trace)} & {n for (n,) in expected}) >= 0.9 * len(expected)
+    assert (len(trace.looks), trace.exact) == (looks, exact)
+    with conn.transaction():
+        before = index_scans(conn)
+        found = search(conn, own_shop.query, f", filter => '{where.replace(chr(39), chr(39) * 2)}'")
+        assert len({n for n, _ in found} & {n for (n,) in expected}) >= 0.9 * len(expected)
+        assert index_scans(conn) == before + looks
+
+
+def test_without_an_index_there_is_nothing_to_look_at(database: Connection) -> None:
+    shop = fill(database, index=False)
+    pretend(database, 1_000_000)
+    trace = Trace()
+    (row,) = database.execute(
+        "SELECT g.rows, g.usable, g.partial FROM pgembed.embedding AS e, pgembed._graph_of(e, 'cosine') AS g"
+    ).fetchall()
+    assert row == (1_000_000, False, [])
+    run(database, compile_search(replace(shop.target(), graph=False), Vector(shop.query), where="price < 50"), trace)
+    assert trace.exact
+    assert not trace.looks
+
+
+def test_an_index_of_the_matching_rows_is_taken(own_shop: Shop) -> None:
+    own_shop.conn.execute(
+        "DROP INDEX product_index;"
+        "CREATE INDEX product_cheap ON product USING hnsw (embedding vector_cosine_ops) WHERE price < 50"
+    )
+    pretend(own_shop.conn, 1_000_000)
+    target = replace(own_shop.target(), rows=1_000_000, graph=False, partial=("product_cheap",))
+    for where, partial in (("price < 50", True), ("price >= 50", False)):
+        trace = Trace()
+        found = run(own_shop.conn, compile_search(target, Vector(own_shop.query), where=where), trace)
+        assert len(found) == 10
+        assert trace.estimate is not None
+        assert trace.estimate.partial == partial
+        with own_shop.conn.transaction():
+            before = index_scans(own_shop.conn, "product_cheap")
+            assert len(search(own_shop.conn, own_shop.query, f", filter => '{where}'")) == 10
+            assert index_scans(own_shop.conn, "product_cheap") == before + partial
 
 
 def test_k_above_ef_search_is_served(shop: Shop) -> None:
@@ -370,7 +435,7 @@ def test_kept_search_gives_the_same_as_any_other(database: Connection, metric: s
     random = np.random.default_rng(11)
     for k in (1, 10, 11):
         query = random.normal(size=DIM)
-        assert search(database, query, ", k => %s", k) == search(database, query, ", k => %s, filter => 'true'", k)
+        assert search(database, query, ", k => %s", k) == search(database, query, ", k => %s, wide => true", k)
     assert kept(database, shop.query) == 10
 
 
@@ -607,8 +672,7 @@ def test_settings_are_as_before_also_after_an_error(shop: Shop) -> None:
             search(shop.conn, shop.query, ", filter => '1 / (price - price) = 1'")
         assert current(shop.conn) == ("strict_order", "77")
         plan = compile_search(shop.target(), Vector(shop.query), limit=300)
-        assert plan.settings is not None
-        (before,) = fetch(shop.conn, plan.settings)
+        (before,) = fetch(shop.conn, plan.settings())
         assert current(shop.conn) == ("relaxed_order", "300")
         assert not plan.starves(before)
         fetch(shop.conn, plan.restore(before))

@@ -31,6 +31,7 @@ LAYERS = (
         "indexing",
         "plans",
         "pooling",
+        "rounds",
         "sampling",
         "schema",
         "searching",

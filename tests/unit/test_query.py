@@ -40,7 +40,7 @@ def test_search_is_one_statement_with_the_vector_in_a_subquery() -> None:
         ) AS nearest
         WHERE "distance" < 'NaN' ORDER BY "distance", "id"
     """)
-    assert plan.settings is None
+    assert not plan.needs_rounds
     assert plan.portable == plan.statement
 
 
@@ -49,7 +49,7 @@ def test_exact_search_orders_by_what_no_index_has() -> None:
     assert '0 + ("embedding" <=> (SELECT' in plan.exact.as_string()
     only = compile_search(TARGET, NEAR, where="true", exact=True)
     assert only.statement is only.exact is only.portable
-    assert only.settings is None
+    assert not only.needs_rounds
 
 
 @pytest.mark.parametrize(
@@ -302,9 +302,9 @@ def test_params_need_a_filter() -> None:
 )
 def test_index_is_told_to_go_on_where_it_must(options: dict[str, Any], rounds: bool) -> None:
     plan = compile_search(TARGET, NEAR, **options)
-    assert (plan.settings is not None) == rounds
+    assert plan.needs_rounds == rounds
     assert ("WITH query" in plan.portable.as_string()) == rounds
-    assert compile_search(replace(TARGET, row_security=True), NEAR, **options).settings is not None
+    assert compile_search(replace(TARGET, row_security=True), NEAR, **options).needs_rounds
 
 
 def test_settings_go_back_to_what_they_were() -> None:
@@ -317,6 +317,8 @@ def test_settings_go_back_to_what_they_were() -> None:
     )
     older = {"iterative_scan": None, "ef_search": "40"}
     assert plan.starves(older)
+    assert plan.starves(older, 1001)
+    assert not plan.starves(older, 1000)
     assert "iterative" not in plan.restore(older).as_string()
 
 

@@ -1,0 +1,170 @@
+"""Runs a compiled search: the index first, as far as it is worth it, and all matching rows where it gave too few."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from psycopg import sql
+
+from pgembed.plans import Call, Plan, Within
+from pgembed.query import SearchPlan, SearchRow, Statement, search_row_factory
+
+REMEMBERED = (
+    5.0  # seconds that what the catalog or the planner said is not asked again: half the cost of a quick search
+)
+_MOST_REMEMBERED = 1000
+
+QUIETEN = sql.SQL(
+    "SELECT pg_catalog.current_setting('client_min_messages') AS told, pg_catalog.set_config('client_min_messages',"
+    " CASE pg_catalog.current_setting('client_min_messages') WHEN 'error' THEN 'error' ELSE 'warning' END, true)"
+)
+NEXT = sql.SQL("SELECT pgembed._next_round(%s::float8, %s::float8, %s::float8, %s, %s, %s, %s, %s) AS candidates")
+TELL = sql.SQL("SELECT pg_catalog.set_config('client_min_messages', %s, true)")
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What the planner thinks of a filter: the rows that match, the cost of finding them, and whether it would take an
+    index that holds the matching rows only; and the candidates to look at first (None: compare all that match)."""
+
+    matching: float
+    cost: float
+    partial: bool
+    first: int | None
+
+
+@dataclass
+class Trace:
+    """How a search was run, for those who ask: the planner's estimate, each look at the index, and the last step."""
+
+    estimate: Estimate | None = None
+    looks: list[tuple[int | None, int]] = field(default_factory=list)  # candidates (None: no bound), rows found
+    exact: bool = False
+
+
+class Rounds:
+    """Runs searches; remembers for some seconds what the planner thinks of a filter with its parameters."""
+
+    def __init__(self) -> None:
+        self._estimates: dict[Any, tuple[float, Estimate]] = {}
+
+    def run(self, plan: SearchPlan, trace: Trace | None = None) -> Plan[list[SearchRow]]:
+        """The rows of a search."""
+        trace = trace or Trace()
+        if plan.statement is plan.exact:
+            return (yield from _exact(plan, trace))
+        if not plan.needs_rounds:
+            rows: list[SearchRow] = yield _call(plan.statement)
+            trace.looks.append((None, len(rows)))
+            if len(rows) < plan.limit:
+                rows = yield Within(_run_again(plan, trace))
+            return rows
+        if not plan.filtered:
+            return (yield Within(_until_enough(plan, trace)))
+        if not plan.target.graph and not plan.target.partial:
+            return (yield from _exact(plan, trace))
+        trace.estimate = estimate = yield from self._estimate(plan)
+        if estimate.partial:
+            return (yield Within(_until_enough(plan, trace)))
+        if estimate.first is None:
+            return (yield from _exact(plan, trace))
+        return (yield Within(_by_rounds(plan, trace, estimate)))
+
+    def _estimate(self, plan: SearchPlan) -> Plan[Estimate]:
+        key = (plan.target.schema, plan.target.name, plan.shape.where, plan.limit, plan.given_key)
+        known = self._estimates.get(key) if plan.given_key is not None else None
+        if known is not None and time.monotonic() - known[0] < REMEMBERED:
+            return known[1]
+        partial = False
+        if plan.target.partial:
+            planned = yield Call(plan.planned.text, plan.planned.values)
+            partial = not _index_names(planned[0]["QUERY PLAN"]).isdisjoint(plan.target.partial)
+        matching = yield Call(plan.matching.text, plan.matching.values)
+        top = matching[0]["QUERY PLAN"][0]["Plan"]
+        estimate = Estimate(top["Plan Rows"], top["Total Cost"], partial, None)
+        first = None if partial or not plan.target.graph else (yield from _next_round(plan, estimate, 0, 0))
+        estimate = replace(estimate, first=first)
+        if plan.given_key is not None:
+            if len(self._estimates) >= _MOST_REMEMBERED:
+                self._estimates.clear()
+            self._estimates[key] = time.monotonic(), estimate
+        return estimate
+
+
+def _next_round(plan: SearchPlan, estimate: Estimate, seen: int, matched: int) -> Plan[int | None]:
+    """How many candidates to look at, by ``pgembed._next_round``."""
+    target = plan.target
+    values = (estimate.matching, estimate.cost, target.rows, target.dim, target.half, plan.limit, seen, matched)
+    return (yield Call(NEXT, values))[0]["candidates"]
+
+
+def _by_rounds(plan: SearchPlan, trace: Trace, estimate: Estimate) -> Plan[list[SearchRow]]:
+    """With so many candidates at first, and more while that is worth it; the caller's settings are put back."""
+    before: dict[str, Any] | None = None
+    rows: list[SearchRow] = []
+    candidates = estimate.first
+    while candidates is not None:
+        changed = plan.settings(candidates)
+        found: dict[str, Any] = (yield Call(changed.text, changed.values))[0]
+        before = before or found
+        if plan.starves(found, candidates):
+            break
+        rows = yield _call(plan.among(candidates))
+        trace.looks.append((candidates, len(rows)))
+        if len(rows) >= plan.limit:
+            break
+        candidates = yield from _next_round(plan, estimate, candidates, len(rows))
+    if len(rows) < plan.limit:
+        rows = yield from _run_again(plan, trace)
+    if before is not None:
+        yield Call(plan.restore(before).text)
+    return rows
+
+
+def _until_enough(plan: SearchPlan, trace: Trace) -> Plan[list[SearchRow]]:
+    """With the index told to go on until enough rows are found; the caller's settings are put back."""
+    changed = plan.settings()
+    before: dict[str, Any] = (yield Call(changed.text))[0]
+    rows: list[SearchRow] = []
+    if not plan.starves(before):
+        rows = yield _call(plan.statement)
+        trace.looks.append((None, len(rows)))
+    if len(rows) < plan.limit:
+        rows = yield from _run_again(plan, trace)
+    yield Call(plan.restore(before).text)
+    return rows
+
+
+def _run_again(plan: SearchPlan, trace: Trace) -> Plan[list[SearchRow]]:
+    """All matching rows compared, within a transaction, without the notices that the first run gave: of a query's
+    unknown words, say."""
+    if not trace.looks:
+        return (yield from _exact(plan, trace))
+    told: str = (yield Call(QUIETEN))[0]["told"]
+    rows = yield from _exact(plan, trace)
+    yield Call(TELL, [told])
+    return rows
+
+
+def _exact(plan: SearchPlan, trace: Trace) -> Plan[list[SearchRow]]:
+    trace.exact = True
+    return (yield _call(plan.exact))
+
+
+def _call(statement: Statement) -> Call:
+    return Call(statement.text, statement.values, search_row_factory)
+
+
+def _index_names(plan: object) -> set[str]:
+    """The names of the indexes in a plan in JSON, at any depth."""
+    found: set[str] = set()
+    if isinstance(plan, dict):
+        node = cast("dict[str, object]", plan)
+        found |= {str(name) for key, name in node.items() if key == "Index Name"}
+        plan = list(node.values())
+    if isinstance(plan, list):
+        for part in cast("list[object]", plan):
+            found |= _index_names(part)
+    return found
