@@ -51,7 +51,7 @@ CHANCES = {  # of a kind of change, in a batch
 ASKED = ("tone", "gender", "role")  # what is measured
 MOST_OF_A_NAME, MOST_OF_A_SUBGROUP = 60, 150  # triplets
 START = (0.7, -0.7)
-PLAN = Plan(steps=600, batch=256, alone=0.25, shared=0.5, every=100, patience=15)
+PLAN = Plan(steps=600, batch=256, hidden=128, alone=0.25, shared=0.5, every=100, patience=15)
 CHOICES = {
     "linear": replace(PLAN, hidden=0),
     "linear, no noise": replace(PLAN, hidden=0, alone=0.0, shared=0.0),

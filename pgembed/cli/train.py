@@ -56,7 +56,7 @@ def train_composer(
 
     with errors.status("loading the encoder"):
         model, space = _encoder(encoder, settings)
-    plan = None if steps is None and not seed else Plan(**({} if steps is None else {"steps": steps}), seed=seed)
+    plan = Plan(seed=seed) if steps is None else Plan(seed=seed, steps=steps)
     with progress_bar() as bar:
         tasks: dict[str, int] = {}
 

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 EXTRA = "composer"
 OPSET, IR_VERSION = 17, 8  # what onnxruntime 1.20 reads, and older ones too
 WARM_UP = 50  # steps
+HIDDEN, BEARS_HIDDEN = 128, 5_000  # units, and how many triplets bear them
 MOST_COMPARED = 8_192  # pictures of a gallery in one step's loss
 Progress = Callable[[int, int], None]
 
@@ -73,7 +74,7 @@ class Plan:
     batch: int = 256
     rate: float = 1e-3
     decay: float = 0.01
-    hidden: int = 128  # units of the network beside the linear map; 0: the map alone
+    hidden: int | None = None  # units of the network beside the linear map; 0: the map alone; None: by the triplets
     heat: float = 30.0  # what cosines are multiplied with
     alone: float = 0.25  # noise of each vector: a difference of two other pictures' vectors, times this
     shared: float = 0.0  # and of a concept's, the same for all its pictures
@@ -129,11 +130,13 @@ def fit(
     from its checkpoint. Raises MissingExtra.
     """
     torch, _ = torch_and_onnx()
+    if plan.hidden is None:
+        plan = replace(plan, hidden=HIDDEN if sum(map(len, sets)) >= BEARS_HIDDEN else 0)
     run = _Run(torch, sets, kept_back, start, plan)
     made_from = run.made_from()
     if checkpoint is not None and checkpoint.exists():
-        saved: Any = torch.load(checkpoint, weights_only=True)
-        if saved["made_from"] == made_from:
+        saved = _read(torch, checkpoint)
+        if saved.get("made_from") == made_from:
             run.resume(saved)
     while run.step < plan.steps and run.waited < plan.patience:
         run.advance()
@@ -146,6 +149,14 @@ def fit(
                 torch.save({"made_from": made_from, **run.state()}, partial)
                 partial.replace(checkpoint)
     return run.best
+
+
+def _read(torch: Any, checkpoint: Path) -> dict[str, Any]:  # noqa: ANN401
+    """A checkpoint; nothing where it cannot be read, as one that another version wrote."""
+    try:
+        return torch.load(checkpoint, weights_only=True)
+    except Exception:
+        return {}
 
 
 class _Run:

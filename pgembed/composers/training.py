@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,11 +105,8 @@ def train_composer(
     kept_back, train = rest[kept_back], rest[train]
     weights = {way: _best_weight(way, pairs.chosen(rest)) for way in WAYS}
     start = _start(pairs.chosen(rest))
-    chosen = plan or Plan()
-    if len(train) < 20 * chosen.batch and plan is None:
-        chosen = replace(chosen, hidden=0)  # few triplets bear a linear map, no more
     found = fit(
-        [pairs.chosen(train)], [pairs.chosen(kept_back)], start, chosen, part / "checkpoint.pt",
+        [pairs.chosen(train)], [pairs.chosen(kept_back)], start, plan or Plan(), part / "checkpoint.pt",
         lambda done, of: tell("training", done, of),
     )  # fmt: skip
     graph = to_onnx(found, encoder.dim)

@@ -149,6 +149,7 @@ def test_a_run_that_was_cut_off_ends_as_one_without_a_break(tmp_path: Path) -> N
     assert steps[0] == 41  # the last checkpoint was at 40
     whole = fit([seen], [others], (0.5, 0.0), PLAN)
     assert np.abs(again.map - whole.map).max() < 1e-5
+    file.write_bytes(b"of another version")
     fit([pairs(3)], [others], (0.5, 0.0), PLAN, file, lambda done, _: steps.append(done))
     assert steps[-PLAN.steps] == 1  # other data: not that checkpoint
 
