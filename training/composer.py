@@ -1,4 +1,4 @@
-"""Train the composer that ships with ``builtin:lite``:  python -m training.composer [--choose] [--quick]
+"""Train the composer that ships with ``builtin:lite``:  python -m training.composer [--choose [VENDOR …]] [--quick]
 
 Drawings of noto, twemoji and fluent, as they are and redrawn in three styles, changed in words that CLDR's names tell:
 skin tone, gender, role, any one word ("red heart" to "blue heart"), and any name for another of its kind. The encoder
@@ -297,15 +297,17 @@ def left_out(drawings: Drawings, plan: Plan, vendor: str, name: str) -> tuple[Me
 def main(arguments: list[str] | None = None) -> int:
     """Train, and write the shipped files."""
     parser = argparse.ArgumentParser(prog="python -m training.composer", description=__doc__)
-    parser.add_argument("--choose", action="store_true", help="leave each vendor out in turn, and compare the plans")
+    parser.add_argument(
+        "--choose", nargs="*", choices=VENDORS, help="leave each of these vendors (default: all) out, compare the plans"
+    )
     parser.add_argument("--quick", action="store_true", help="a few steps, written to the working folder")
     parser.add_argument("--out", type=Path, help="where the files go (default: pgembed/encoders/lite_composer)")
     parser.add_argument("--threads", type=int, default=2, help="cores to use (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     drawings = Drawings(300 if chosen.quick else None)
-    if chosen.choose:
-        for (name, plan), vendor in itertools.product(CHOICES.items(), VENDORS):
+    if chosen.choose is not None:
+        for (name, plan), vendor in itertools.product(CHOICES.items(), chosen.choose or VENDORS):
             left_out(drawings, plan, vendor, name)
         return 0
     plan = replace(PLAN, steps=20, every=10) if chosen.quick else PLAN
