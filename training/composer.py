@@ -1,6 +1,6 @@
 """Train the composer that ships with ``builtin:lite``:  python -m training.composer [--choose [VENDOR …]] [--quick]
 
-Drawings of noto, twemoji and fluent, as they are and redrawn in three styles, changed in words that CLDR's names tell:
+Drawings of noto, twemoji and fluent, as they are and redrawn in four styles, changed in words that CLDR's names tell:
 skin tone, gender, role, any one word ("red heart" to "blue heart"), and any name for another of its kind. The encoder
 has seen these drawings and knows them better than others; redrawn, and with noise that twins share, they are less
 certain to it, as those of other hands are. ``--choose`` leaves each vendor out in turn and prints what each plan finds
