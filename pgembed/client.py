@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, TypeVar
 import psycopg
 
 from pgembed import catalog, indexing, sampling, schema
+from pgembed.building import Asked, Query
 from pgembed.catalog import EncoderRow, FailedRow, FailureReason, FailureRow, Finding, InputSpec, LeftOver, StatusRow
 from pgembed.connections import Connections, SyncSource, conninfo
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
@@ -18,7 +19,8 @@ from pgembed.estimate import Estimate, estimate
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run
-from pgembed.searching import Search, Searcher, SearchRow
+from pgembed.query import SearchRow
+from pgembed.searching import Searcher
 from pgembed.told import in_own_words
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
@@ -293,12 +295,10 @@ class Pgembed:
                 time.sleep(0.5)
         indexing.build_index(self._connections.new, statement, on_progress=on_progress, memory=memory)
 
-    def query(self, table: str, query: Expression, **options: Any) -> Search:  # noqa: ANN401
-        """A search that is not run: its ``compile()`` gives SQL and parameters for anybody's connection.
-
-        Takes what ``search`` takes. Texts and pictures that Postgres cannot encode by itself are encoded here.
-        """
-        return Search(self._run(self._searcher.prepare(table, query, **options)))
+    def query(self, table: str) -> Query:
+        """A search that is built step by step, and run when its rows, a page, its SQL or an explanation is asked for:
+        ``db.query("product").near(Text("a red shoe")).where("price < %s", 50).limit(5).rows()``."""
+        return Query(Asked(table), self._searcher, self._run)
 
     def search(
         self,

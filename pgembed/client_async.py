@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pgembed import catalog, sampling, schema
+from pgembed.building import Asked, AsyncQuery
 from pgembed.catalog import EncoderRow, FailedRow, FailureReason, FailureRow, Finding, InputSpec, LeftOver, StatusRow
 from pgembed.client import Pgembed, RoleKind, mode_of
 from pgembed.connections import AsyncConnections, AsyncSource, Connections, conninfo
@@ -17,7 +18,8 @@ from pgembed.estimate import Estimate, estimate
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run_async
-from pgembed.searching import Search, Searcher, SearchRow
+from pgembed.query import SearchRow
+from pgembed.searching import Searcher
 from pgembed.told import in_own_words
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
@@ -238,9 +240,9 @@ class AsyncPgembed:
         self._connections.refuse_open_transaction()
         await asyncio.to_thread(self._in_sync, lambda db: db.build_index(table, target, **options))
 
-    async def query(self, table: str, query: Expression, **options: Any) -> Search:  # noqa: ANN401
+    def query(self, table: str) -> AsyncQuery:
         """See Pgembed.query."""
-        return Search(await self._run(self._searcher.prepare(table, query, **options)))
+        return AsyncQuery(Asked(table), self._searcher, self._run)
 
     async def search(
         self,

@@ -39,7 +39,8 @@ class Estimate:
 
     ``exact`` is false where rows are estimated. ``calls`` are requests of a server, or batches of a model; ``seconds``
     is the time of encoding alone, by one worker. Both are None where the encoder cannot be loaded here, and ``problem``
-    says why. ``days`` is how long the encoder's budget makes it last, None without one.
+    says why. ``days`` is how long the encoder's budget makes it last, None without one. ``storage`` is where the
+    vectors had better stand, and ``storage_reason`` why.
     """
 
     table: str
@@ -52,6 +53,8 @@ class Estimate:
     seconds: float | None
     days: float | None
     problem: str | None
+    storage: str = "column"
+    storage_reason: str = ""
 
     @property
     def texts(self) -> int:
@@ -91,7 +94,9 @@ def estimate(
     found = yield Call(
         sql.SQL("SELECT * FROM pgembed.estimate(%s::regclass, %s, %s, %s)"), [table, target, encoder, Jsonb(given)]
     )
-    return (yield Compute(lambda: _completed(table, target, registered, found, load)))
+    advice = (yield Call(sql.SQL("SELECT * FROM pgembed.advise_storage(%s::regclass)"), [table]))[0]
+    counted: Estimate = yield Compute(lambda: _completed(table, target, registered, found, load))
+    return replace(counted, storage=advice["storage"], storage_reason=advice["reason"])
 
 
 def _completed(

@@ -73,7 +73,7 @@ class Rounds:
         return (yield Within(_by_rounds(plan, trace, estimate)))
 
     def _estimate(self, plan: SearchPlan) -> Plan[Estimate]:
-        key = (plan.target.schema, plan.target.name, plan.shape.where, plan.limit, plan.given_key)
+        key = (plan.target.schema, plan.target.name, plan.shape.joins, plan.shape.where, plan.reach, plan.given_key)
         known = self._estimates.get(key) if plan.given_key is not None else None
         if known is not None and time.monotonic() - known[0] < REMEMBERED:
             return known[1]
@@ -96,7 +96,7 @@ class Rounds:
 def _next_round(plan: SearchPlan, estimate: Estimate, seen: int, matched: int) -> Plan[int | None]:
     """How many candidates to look at, by ``pgembed._next_round``."""
     target = plan.target
-    values = (estimate.matching, estimate.cost, target.rows, target.dim, target.half, plan.limit, seen, matched)
+    values = (estimate.matching, estimate.cost, target.rows, target.dim, target.half, plan.reach, seen, matched)
     return (yield Call(NEXT, values))[0]["candidates"]
 
 

@@ -26,7 +26,6 @@ from pgembed.query import (
     SearchPlan,
     SearchRow,
     Side,
-    Statement,
     Target,
     to_encode,
 )
@@ -59,22 +58,6 @@ TARGET = sql.SQL(
 
 
 @dataclass(frozen=True)
-class Search:
-    """A search that is ready to run: everything is encoded; ``compile()`` gives its SQL."""
-
-    plan: SearchPlan
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The table's columns that its rows have, beside the score."""
-        return self.plan.columns
-
-    def compile(self) -> Statement:
-        """The statement, for anybody's connection: ``conn.execute(statement.text, statement.params)``."""
-        return self.plan.portable
-
-
-@dataclass(frozen=True)
 class _Known:
     """What the catalog says of a table's embedding."""
 
@@ -92,7 +75,7 @@ class Searcher:
         self._encoders: dict[str, Encoder] = {}  # by fingerprint, or by the spec that a query named
         self._known: dict[tuple[str, str | None], _Known] = {}
         self._lock = threading.Lock()
-        self._rounds = Rounds()
+        self.rounds = Rounds()
 
     def forget(self) -> None:
         """Read the catalog anew at the next search."""
@@ -139,7 +122,7 @@ class Searcher:
     def search(self, table: str, query: Expression, **options: Any) -> Plan[list[SearchRow]]:  # noqa: ANN401
         """Prepare and run a search; where the index gave too few rows, run it again over all that match."""
         plan = yield from self.prepare(table, query, **options)
-        return (yield from self._rounds.run(plan))
+        return (yield from self.rounds.run(plan))
 
     def _look_up(self, table: str, embedding: str | None) -> Plan[_Known]:
         rows = yield Call(TARGET, [table, embedding])

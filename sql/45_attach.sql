@@ -424,6 +424,13 @@ BEGIN
                 HINT = 'Whoever reads changes sees each row twice. With a side table they do not: detach, and attach '
                     'again with storage => ''side''.';
         END IF;
+        SELECT a.reason INTO names FROM pgembed.advise_storage(relation) AS a
+        WHERE a.storage = 'side' AND a.reason LIKE '%indexes.';
+        IF names IS NOT NULL THEN
+            RAISE NOTICE USING
+                MESSAGE = format('%s: %s', relation, names),
+                HINT = 'A side table has one: detach, and attach again with storage => ''side''.';
+        END IF;
     END IF;
     IF (SELECT relrowsecurity FROM pg_catalog.pg_class WHERE oid = relation) THEN
         RAISE NOTICE 'Table % has row-level security: the role of the worker needs BYPASSRLS, or must own the table.',

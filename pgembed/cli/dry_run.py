@@ -26,6 +26,8 @@ def show(found: Estimate, *, as_json: bool) -> None:
         console.print(line, markup=False, soft_wrap=True)
     if found.days is not None and found.days > 1:
         console.print(f"Its budget makes that {found.days:,.1f} days.", markup=False, soft_wrap=True)
+    advice = f"Advised: --storage {found.storage}. {found.storage_reason}"
+    console.print(advice, markup=False, soft_wrap=True)
     if found.problem is not None:
         remark("warning", f"The encoder cannot be timed here: {found.problem}", as_json=False)
 

@@ -14,6 +14,8 @@ from pgembed.cli import (
     embedding,
     encoder,
     encoder_export,
+    evaluate,
+    evaluate_cir,
     manage,
     roles,
     search,
@@ -38,6 +40,8 @@ COMMANDS = (
     altering,
     verify,
     work,
+    evaluate,
+    evaluate_cir,
 )  # importing them registers them
 PARSING_FAILED = typer.BadParameter.__mro__[2]  # ClickException, which typer itself has under no public name
 

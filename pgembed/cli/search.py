@@ -91,7 +91,9 @@ def search(
     with database() as db:
         options: dict[str, Any] = {"where": where, "limit": limit, "embedding": target, "exact": exact}
         if sql:
-            sys.stdout.write(db.query(table, query, columns=column, **options).compile().as_string() + "\n")
+            from pgembed.cli.sheet import built
+
+            sys.stdout.write(built(db, table, query, columns=column, **options).compile().as_string() + "\n")
             return
         if contact_sheet is None:
             rows = [dict(row) for row in db.search(table, query, columns=column, **options)]

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from pgembed.building import Query
 from pgembed.client import Pgembed
 from pgembed.contact_sheet import Hit, Panel, parts_of, require_sheet_suffix, write_contact_sheet
-from pgembed.errors import InvalidInput, MediaError
+from pgembed.contact_sheet.stored import caption_of, read_stored
+from pgembed.errors import InvalidInput
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy, MediaReader
-from pgembed.query import SearchRow
+
+
+def built(
+    db: Pgembed,
+    table: str,
+    query: Expression,
+    *,
+    where: str | None,
+    limit: int,
+    embedding: str | None,
+    exact: bool,
+    columns: Sequence[str] | None,
+) -> Query:
+    """The search as a query."""
+    asked = db.query(table).near(query, embedding=embedding).limit(limit)
+    asked = asked.where(where) if where is not None else asked
+    asked = asked.select(*columns) if columns else asked
+    return asked.exact() if exact else asked
 
 
 def search_with_sheet(
@@ -29,37 +48,17 @@ def search_with_sheet(
     could not be read. Raises InvalidInput without a picture column, or for a file that is no sheet's."""
     require_sheet_suffix(path)
     column = picture or _picture_column(db, table, options["embedding"])
-    asked = db.query(table, query, columns=columns, **options)
+    asked = built(db, table, query, columns=columns, **options)
     found = db.search(table, query, columns=[*dict.fromkeys([*asked.columns, column])], **options)
     root = MediaPolicy(media_root=media_root or Path.cwd(), allow_urls=True)
     with MediaReader(root) as stored, MediaReader(MediaPolicy(any_path=True, allow_urls=True)) as typed:
-        pictures = [_read(stored, row[column]) for row in found]
-        hits = [Hit(shown, _caption(row, column), row.score) for row, shown in zip(found, pictures, strict=True)]
+        pictures = [read_stored(stored, row[column]) for row in found]
+        hits = [Hit(shown, caption_of(row, column), row.score) for row, shown in zip(found, pictures, strict=True)]
         panel = Panel(repr(query), hits, parts_of(query, typed), asked.compile().text.as_string(None))
         write_contact_sheet([panel], path, f"Search in {table}")
     unread = sum(shown is None and row[column] is not None for row, shown in zip(found, pictures, strict=True))
     hidden = column if column not in asked.columns else None
     return [{name: value for name, value in row.items() if name != hidden} for row in found], unread
-
-
-def _read(reader: MediaReader, value: Any) -> bytes | None:  # noqa: ANN401
-    """A picture as the table has it: its bytes, a path below the root, a URL, or the first of a list of these; None
-    where it is not read."""
-    if isinstance(value, list):
-        value = next((item for item in cast("list[Any]", value) if item), None)
-    if isinstance(value, int):
-        return None  # a large object: what it holds is not among the columns
-    if not isinstance(value, str):
-        return bytes(value) if value is not None else None
-    try:
-        return reader.read(value, "url" if "://" in value or value[:5].lower() == "data:" else "path")
-    except MediaError:
-        return None
-
-
-def _caption(row: SearchRow, column: str) -> str:
-    words = [str(value) for name, value in row.items() if isinstance(value, str) and name not in ("score", column)]
-    return " · ".join(words[:2])[:80]
 
 
 def _picture_column(db: Pgembed, table: str, embedding: str | None) -> str:

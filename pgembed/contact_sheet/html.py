@@ -21,7 +21,7 @@ def to_html(panels: Sequence[Panel], title: str = "Search results") -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
 
@@ -45,14 +45,14 @@ def _part(part: Part, *, first: bool) -> str:
     sign = f'<span class="sign">{escape(sign)}</span>' if sign else ""
     if isinstance(part.content, str):
         return f'{sign}<span class="words">{escape(part.content)}</span>'
-    return f'{sign}<img src="{_data_uri(thumbnail(part.content))}" alt="a picture">'
+    return f'{sign}<img src="{data_uri(thumbnail(part.content))}" alt="a picture">'
 
 
 def _hit(hit: Hit) -> str:
     picture = thumbnail_or_none(hit.picture)
     caption = escape(hit.caption)
     shown = (
-        f'<img src="{_data_uri(picture)}" alt="{caption}" loading="lazy">'
+        f'<img src="{data_uri(picture)}" alt="{caption}" loading="lazy">'
         if picture is not None
         else f'<div class="none">{"no picture" if hit.picture is None else "cannot be shown"}</div>'
     )
@@ -60,13 +60,14 @@ def _hit(hit: Hit) -> str:
     return f'<li>{shown}<div class="caption" title="{caption}">{caption}</div>{score}</li>'
 
 
-def _data_uri(picture: Picture) -> str:
+def data_uri(picture: Picture) -> str:
+    """A picture as a page holds it: WebP in a data: URL."""
     data = BytesIO()
     picture.save(data, "WEBP", quality=82)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
 
 
-_STYLE = """
+STYLE = """
 :root { --ground: #f6f6f4; --card: #fff; --ink: #1c1c1a; --soft: #6b6b66; --line: #e2e2dd; --accent: #1d63b8; }
 @media (prefers-color-scheme: dark) {
   :root { --ground: #171716; --card: #21211f; --ink: #ecece8; --soft: #9d9d96; --line: #363632; --accent: #84b8f5; }

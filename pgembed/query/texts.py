@@ -24,6 +24,14 @@ Kind = str | tuple["Kind", ...]
 SPARE = 1.25  # times the rows wanted are asked of an index that is read in rounds
 CANDIDATES = "pgembed_candidates"  # the parameter of ``Texts.among``, where the caller's have names
 MATCHES = "pgembed matches"
+PLACE = "pgembed place"  # the columns that tell a row's place begin so
+_DISTANCE, _SIDE_VECTOR = "pgembed distance", "pgembed vector"
+_WANTED = {
+    "filter": "Give one condition, as it could stand after WHERE.",
+    "join": "Give one join, as it could stand after FROM: JOIN brand ON brand.id = product.brand_id",
+    "expression": "Give one expression with its name: price * 2 AS double",
+}
+_NAMED_EXPRESSION = re.compile(r"(?s)(?P<expression>.+?)\s+[aA][sS]\s+(?P<name>\w+|\"(?:[^\"]|\"\")+\")\s*")
 
 _OPERATORS: dict[str, LiteralString] = {"cosine": "<=>", "ip": "<#>", "l2": "<->"}
 _SCORES: dict[str, LiteralString] = {"cosine": "1 - ", "ip": "-", "l2": "-"}
@@ -45,6 +53,10 @@ class Shape(NamedTuple):
     limit: int
     columns: tuple[str, ...] | None
     wide: bool
+    joins: tuple[str, ...] = ()
+    joins_have_params: bool = False
+    after: int | None = None  # rows before those wanted; what comes after a place that the last parameters name
+    places: bool = False  # the rows tell theirs
 
 
 class Texts:
@@ -52,22 +64,48 @@ class Texts:
 
     def __init__(self, target: Target, shape: Shape) -> None:
         self._target = target
-        self.columns = columns = _chosen(target, shape.columns, shape.wide)
-        read = dict.fromkeys([*columns, *target.keys])
+        chosen = _chosen(target, shape.columns, shape.wide)
+        self.columns = columns = tuple(item.name for item in chosen)
+        read = {item.name: item.sql or self._own(name, shape) for item in chosen for name in [item.name]}
+        for key in target.keys:
+            if read.setdefault(key, self._own(key, shape)).as_string(None) != self._own(key, shape).as_string(None):
+                raise InvalidQuery(f"The key column {key!r} names pages; it cannot be the name of an expression.")
         score = _unused("score", columns)
-        self._named, self._wanted, self._limit = shape.named, shape.limit, sql.Literal(shape.limit)
+        self._named, self._shape = shape.named, shape
+        self._page, self._wanted = sql.Literal(shape.limit), shape.limit + (shape.after or 0)
+        self._limit = sql.Literal(self._wanted)
         self._vector = _vector(target, shape.kind, named=shape.named)
         self._distance = _name(_unused("distance", read))
-        self._read: list[sql.Composable] = [_name(name) for name in read]
+        self._read: list[sql.Composable] = [
+            expression if str(expression) == str(_name(name)) else _sql(expression, " AS ", _name(name))
+            for name, expression in read.items()
+        ]
         self._output: list[sql.Composable] = [  # a column named score gives that name up
             _sql(_name(name), " AS ", _name(score)) if name == "score" else _name(name) for name in columns
         ]
-        self._order = sql.SQL(", ").join([self._distance, *map(_name, target.keys)])
-        self._present = self._where = _present(target)
+        places = [self._distance, *map(_name, target.keys)]
+        self._order = sql.SQL(", ").join(places)
+        self._places = [_sql(place, " AS ", _name(name)) for place, name in zip(places, _places(target), strict=True)]
+        self._joins = sql.SQL("").join(
+            _sql("\n    ", _condition(join, has_params=shape.joins_have_params, what="join")) for join in shape.joins
+        )
+        self._present = self._where = _present(target, self._own_vector(shape))
         self._matches = sql.SQL("true")
         if shape.where is not None:
             self._matches = _sql("(", _condition(shape.where, has_params=shape.has_params), ")")
             self._where = _sql(self._present, " AND ", self._matches)
+
+    @property
+    def _paged(self) -> bool:
+        return self._shape.places or self._shape.after is not None
+
+    def _own(self, name: str, shape: Shape) -> sql.Identifier:
+        """A column of the table; with joins, others may have the same."""
+        return _name(self._target.table, name) if shape.joins else _name(name)
+
+    def _own_vector(self, shape: Shape) -> sql.Identifier:
+        """The column of vectors."""
+        return _name(_SIDE_VECTOR) if self._target.side else self._own(self._target.column, shape)
 
     @cached_property
     def nearest(self) -> sql.Composed:
@@ -98,8 +136,8 @@ class Texts:
         target = self._target
         return _rendered(
             _sql(
-                "EXPLAIN (FORMAT JSON) SELECT FROM ", _name(target.schema, target.table), _side(target), " WHERE ",
-                self._where,
+                "EXPLAIN (FORMAT JSON) SELECT FROM ", _name(target.schema, target.table), _side(target), self._joins,
+                " WHERE ", self._where,
             )
         )  # fmt: skip
 
@@ -113,10 +151,26 @@ class Texts:
         """The nearest of the matching rows among as many candidates of the index as the last parameter says. It is read
         in rounds, which give rows out of order, so that some more are taken than wanted; where these are found it is
         read no further."""
-        looked = self._nearest(self._vector, candidates=_place(self._named, CANDIDATES))
+        place = _place(self._named, CANDIDATES)
         spare = sql.Literal(math.ceil(SPARE * self._wanted))
-        found = _sql("    SELECT * FROM (\n", looked, "\n    ) AS looked WHERE ", _name(MATCHES), " LIMIT ", spare)
-        return _rendered(_sql(self._select(found), "\nLIMIT ", self._limit))
+        cut = sql.SQL("") if self._paged else _sql("\nLIMIT ", self._page)
+        if not self._shape.joins:
+            looked = self._nearest(self._vector, candidates=place)
+            found = _sql("    SELECT * FROM (\n", looked, "\n    ) AS looked WHERE ", _name(MATCHES), " LIMIT ", spare)
+            return _rendered(_sql(self._select(found), cut))
+        # what is looked at has the table's name, which joins and filter mean
+        table = self._target.table
+        looked = _sql(
+            "SELECT *, ", self._distance_to(self._vector, _name(_SIDE_VECTOR if self._target.side else
+            self._target.column)), " AS ", _name(_DISTANCE), " FROM ", _name(self._target.schema, table),
+            _side(self._target), " WHERE ", self._present, " ORDER BY ", _name(_DISTANCE), " LIMIT ", place,
+        )  # fmt: skip
+        read = sql.SQL(", ").join([*self._read, _sql(_name(_DISTANCE), " AS ", self._distance)])
+        found = _sql(
+            "    SELECT ", read, "\n    FROM (", looked, ") AS ", _name(table), self._joins, "\n    WHERE ",
+            self._matches, "\n    LIMIT ", spare,
+        )  # fmt: skip
+        return _rendered(_sql(self._select(found), cut))
 
     @cached_property
     def settings(self) -> sql.Composed:
@@ -148,10 +202,21 @@ class Texts:
     def _select(self, rows: sql.Composable) -> sql.Composed:
         """The rows found, sorted, with their scores; NaN is greater than every distance, and NULL is not less."""
         score = _sql(_SCORES[self._target.metric], self._distance, " AS score")
+        output = [*self._output, score, *(self._places if self._shape.places else [])]
+        after = page = sql.SQL("")
+        if self._shape.after is not None:
+            values = sql.SQL(", ").join(_place(self._named, name) for name in after_names(self._target))
+            after = _sql(" AND (", self._order, ") > (", values, ")")
+        if self._paged:
+            page = _sql("\nLIMIT ", self._page)
         return _sql(
-            "SELECT ", sql.SQL(", ").join([*self._output, score]), "\nFROM (\n", rows, "\n) AS nearest\nWHERE ",
-            self._distance, " < 'NaN'\nORDER BY ", self._order,
+            "SELECT ", sql.SQL(", ").join(output), "\nFROM (\n", rows, "\n) AS nearest\nWHERE ", self._distance,
+            " < 'NaN'", after, "\nORDER BY ", self._order, page,
         )  # fmt: skip
+
+    def _distance_to(self, vector: sql.Composable, column: sql.Composable) -> sql.Composed:
+        half = ("::", _of_vector(self._target, "halfvec")) if self._target.half else ()
+        return _sql(column, *_operator(self._target), "(SELECT ", vector, ")", *half)
 
     def _nearest(
         self,
@@ -166,18 +231,24 @@ class Texts:
         With ``candidates``, so many rows of all, and for each whether it matches.
         """
         target = self._target
-        half = ("::", _of_vector(target, "halfvec")) if target.half else ()
-        distance = _sql(_vector_column(target), *_operator(target), "(SELECT ", vector, ")", *half)
+        distance = self._distance_to(vector, self._own_vector(self._shape))
         if exact:
             distance = _sql("0 + (", distance, ")")
         read = [*self._read, _sql(distance, " AS ", self._distance)]
         if candidates is not None:
             read.append(_sql(self._matches, " AS ", _name(MATCHES)))
+        order = self._order if exact and not self._shape.joins else self._distance
         return _sql(
             "    SELECT ", sql.SQL(", ").join(read), "\n    FROM ", _name(target.schema, target.table), _side(target),
-            "\n    WHERE ", self._where if candidates is None else self._present, unless, "\n    ORDER BY ",
-            self._order if exact else self._distance, "\n    LIMIT ", candidates or self._limit,
+            self._joins, "\n    WHERE ", self._where if candidates is None else self._present, unless,
+            "\n    ORDER BY ", order, *self._first(candidates),
         )  # fmt: skip
+
+    def _first(self, candidates: sql.Composable | None) -> tuple[LiteralString | sql.Composable, ...]:
+        """How many rows. A page ends in the middle of what is equally near only where all of that is known."""
+        if candidates is None and self._paged:
+            return "\n    FETCH FIRST ", self._limit, " ROWS WITH TIES"
+        return "\n    LIMIT ", candidates or self._limit
 
 
 def as_arrays(target: Target, kinds: Sequence[Kind]) -> sql.Composed:
@@ -245,20 +316,40 @@ def _parameter(number: int) -> str:
     return f"pgembed_{number}"
 
 
-def _chosen(target: Target, columns: Sequence[str] | None, wide: bool) -> tuple[str, ...]:
+class Chosen(NamedTuple):
+    """What a row of the answer holds under a name: a column of the table, or an expression."""
+
+    name: str
+    sql: sql.Composable | None = None
+
+
+def _chosen(target: Target, columns: Sequence[str] | None, wide: bool) -> list[Chosen]:
     if columns is None:
-        return tuple(column.name for column in target.columns if wide or not column.wide)
+        return [Chosen(column.name) for column in target.columns if wide or not column.wide]
     there = {column.name for column in target.columns}
-    if unknown := [name for name in columns if name not in there]:
+    chosen: dict[str, Chosen] = {}
+    unknown: list[str] = []
+    for column in columns:
+        if column in there:
+            chosen.setdefault(column, Chosen(column))
+        elif named := _NAMED_EXPRESSION.fullmatch(column):
+            expression = _sql("(", _condition(named["expression"], has_params=False, what="expression"), ")")
+            name = named["name"][1:-1].replace('""', '"') if named["name"][0] == '"' else named["name"].lower()
+            chosen.setdefault(name, Chosen(name, expression))
+        else:
+            unknown.append(column)
+    if unknown:
         raise InvalidQuery(
             f"Table {target.table} has no column {', '.join(map(repr, unknown))}.",
-            f"Its columns: {', '.join(column.name for column in target.columns)}.",
+            f"Its columns: {', '.join(column.name for column in target.columns)}. An expression has a name:"
+            " 'price * 2 AS double'.",
         )
-    return tuple(dict.fromkeys(columns))
+    return list(chosen.values())
 
 
-def _condition(text: str, *, has_params: bool) -> sql.SQL:
-    """The filter, as one condition. It is the caller's SQL; this refuses what would reach beyond it."""
+def _condition(text: str, *, has_params: bool, what: str = "filter") -> sql.SQL:
+    """The filter, as one condition, or a join or expression. It is the caller's SQL; this refuses what would reach
+    beyond it."""
     plain = _QUOTED.sub("\0", text)
     depth = lowest = 0
     for bracket in re.findall(r"[()]", plain):
@@ -274,13 +365,23 @@ def _condition(text: str, *, has_params: bool) -> sql.SQL:
         else None
     )  # fmt: skip
     if fault:
-        raise InvalidQuery(f"The filter {text!r} {fault}.", "Give one condition, as it could stand after WHERE.")
+        raise InvalidQuery(f"The {what} {text!r} {fault}.", _WANTED[what])
     return sql.SQL(cast(LiteralString, text if has_params else re.sub("%%|%", "%%", text)))
 
 
 def _vector_column(target: Target) -> sql.Identifier:
     """The column of vectors, in what FROM names."""
-    return _name("pgembed vector" if target.side else target.column)
+    return _name(_SIDE_VECTOR if target.side else target.column)
+
+
+def _places(target: Target) -> list[str]:
+    """What the columns are called that tell the place of a row among all: its distance, then its key."""
+    return [PLACE, *(f"{PLACE} {number}" for number in range(1, len(target.keys) + 1))]
+
+
+def after_names(target: Target) -> list[str]:
+    """The parameters that name a place, where the caller's have names."""
+    return [f"pgembed_after_{number}" for number in range(len(target.keys) + 1)]
 
 
 def _side(target: Target) -> sql.Composable:
@@ -298,9 +399,8 @@ def _side(target: Target) -> sql.Composable:
     )  # fmt: skip
 
 
-def _present(target: Target) -> sql.Composed:
+def _present(target: Target, column: sql.Composable) -> sql.Composed:
     """That a row has a vector. Under cosine a zero one has no distance; under other metrics it must be told apart."""
-    column = _vector_column(target)
     if target.metric == "cosine":
         return _sql(column, " IS NOT NULL")
     return _sql(_of_vector(target, "l2_norm" if target.half else "vector_norm"), "(", column, ") > 0")

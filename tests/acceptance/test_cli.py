@@ -264,7 +264,9 @@ def test_every_command_that_loads_registered_encoders_takes_the_same_options() -
         for name, command in commands().items()
         if {option for parameter in command.params for option in parameter.opts} >= ALLOW
     }
-    assert taking == {"worker", "search", "verify", "attach", "encoder test", "encoder export", "train composer"}
+    assert taking == {
+        "worker", "search", "verify", "attach", "encoder test", "encoder export", "train composer", "eval run", "eval cir",
+    }  # fmt: skip
 
 
 def test_an_encoder_behind_a_server_is_used_where_an_option_or_the_environment_allows_it(
@@ -385,6 +387,8 @@ def test_a_dry_run_tells_what_attaching_would_come_to(shop: Cli, database: psyco
     assert re.search(rf"^image +{len(PHOTOS)} +[\d,]+ kB", said, re.MULTILINE)
     assert f"product has {len(PHOTOS)} rows. Nothing was changed." in said
     assert "'shop' would take 2 calls and about" in said
+    assert "Advised: --storage column. No trigger, publication or crowd of indexes" in said
+    assert found["storage"] == "column"
     assert database.execute("SELECT count(*) FROM pgembed.embedding").fetchone() == (1,)
     assert "has a column 'price' already" in shop(*[*attach[:2], "price", *attach[3:]], fails=1)
 

@@ -16,6 +16,7 @@ import PIL.ImageOps
 import psycopg
 import pytest
 
+from tests.composed_datasets import cirr
 from tests.psql import psql
 
 ROOT = Path(__file__).parents[2]
@@ -146,16 +147,57 @@ def tinted(folder: Path) -> None:
     (folder / "triplets.csv").write_text("\n".join(lines))
 
 
-def test_every_block_of_the_page_on_composed_queries_works(database_dsn: str, tmp_path: Path, models: Path) -> None:
-    page = (ROOT / "docs" / "composed.md").read_text(encoding="utf-8")
-    reader = Reader(database_dsn, tmp_path, models)
-    with psycopg.connect(database_dsn, autocommit=True) as conn:
+def reader_of_lite(dsn: str, folder: Path, models: Path) -> Reader:
+    """A reader whose table ``product`` has the embedding ``lite`` of the README, filled."""
+    reader = Reader(dsn, folder, models)
+    with psycopg.connect(dsn, autocommit=True) as conn:
         for kind, block in blocks():
             if "CREATE TABLE product" in block or ("'builtin:lite'" in block and "'product'" in block):
                 reader.run(kind, block)
             if "CREATE TABLE product" in block:
                 fill(conn)
     reader.run("bash", "pgembed worker --until-idle")
+    return reader
+
+
+def test_every_block_of_the_page_on_evaluation_works(database_dsn: str, tmp_path: Path, models: Path) -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    reader = reader_of_lite(database_dsn, tmp_path, models)
+    reader.environment["HOME"] = str(tmp_path)  # where vectors of datasets are kept
+    cirr(tmp_path / "data" / "cirr")
+    (folder := tmp_path / "judgments").mkdir()
+    (folder / "dress.jpg").write_bytes(PICTURES[0].read_bytes())
+    files = {"jsonl": folder / "queries.jsonl", "tsv": folder / "qrels.tsv"}
+    printed: list[str] = []
+    for kind, block in BLOCK.findall(page):
+        if kind in files:
+            files[kind].write_text(block)
+        else:
+            printed.append(reader.run(kind, block.replace(HUB_MODEL, "builtin:lite")))
+    assert reader.ran["bash"] == 5
+    measured, compared, program, published = printed[1:]
+    assert "5 queries" in measured
+    assert re.search(r"^R@10 +1\.0000$", measured, re.MULTILINE)  # of twelve photographs
+    assert compared.count("nDCG@10") == 2
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert float(program.split()[0]) == pytest.approx(float(re.findall(r"nDCG@10 +([\d.]+)", measured)[0]), abs=1e-4)
+    assert "Rsubset@1" in published
+    assert (tmp_path / ".cache" / "pgembed" / "eval").is_dir()
+
+
+def test_every_block_of_the_page_on_searching_works(database_dsn: str, tmp_path: Path, models: Path) -> None:
+    page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    reader = reader_of_lite(database_dsn, tmp_path, models)
+    steps, _, pages, explained = (reader.run(kind, block) for kind, block in BLOCK.findall(page))
+    assert len(steps.splitlines()) == 6
+    shown = [int(row) for row in re.findall(r"\d+", pages)]
+    assert len(shown) == len(set(shown)) == len(PICTURES) - 4
+    assert "comparing all matching rows" in explained
+
+
+def test_every_block_of_the_page_on_composed_queries_works(database_dsn: str, tmp_path: Path, models: Path) -> None:
+    page = (ROOT / "docs" / "composed.md").read_text(encoding="utf-8")
+    reader = reader_of_lite(database_dsn, tmp_path, models)
     tinted(tmp_path)
     printed = [reader.run(kind, block) for kind, block in BLOCK.findall(page)]
     assert reader.ran == {"bash": 3, "sql": 3, "python": 3}

@@ -81,7 +81,7 @@ def test_a_search_finds_what_the_composer_gives(
         assert scores(db, within) == pytest.approx(scores(db, expected), abs=1e-3)
     twice = changed(changed(Row(cow), to=TO, by="sum"), to=WAS, by="sum")
     assert scores(db, twice) == pytest.approx(scores(db, unit(Row(cow) + 0.75 * TO) + 0.75 * WAS), abs=1e-3)
-    statement = db.query("product", changed(Row(cow), to=TO, by="sum"), limit=3).compile()
+    statement = db.query("product").near(changed(Row(cow), to=TO, by="sum")).limit(3).compile()
     assert len(database.execute(statement.text, statement.params).fetchall()) == 3
 
 

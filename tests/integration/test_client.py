@@ -104,7 +104,7 @@ def test_the_settings_of_the_callers_transaction_are_as_they_were_after_a_filter
 
 def test_a_compiled_query_runs_on_anybodys_connection(shop: str, database: psycopg.Connection) -> None:
     with pgembed.connect(shop) as db:
-        statement = db.query("product", Text("a panda"), where="price < %s", params=[1000], limit=3).compile()
+        statement = db.query("product").near(Text("a panda")).where("price < %s", 1000).limit(3).compile()
         expected = [row.title for row in db.search("product", Text("a panda"), where="price < 1000", limit=3)]
     cursor = database.execute(statement.text, statement.params)
     assert cursor.description is not None

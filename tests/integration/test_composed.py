@@ -82,7 +82,7 @@ def test_postgres_finds_what_numpy_finds(db: pgembed.Pgembed, query: Expression,
     assert len(rows) == len(PHOTOS)
     for row in rows:
         assert row.score == pytest.approx(float(wanted @ known[Row("de", row.n)]), abs=1e-5)
-    compiled = db.query("product", query, limit=3).compile()
+    compiled = db.query("product").near(query).limit(3).compile()
     assert re.sub(r"\s+", " ", compiled.as_string()).count("(SELECT") >= 1
 
 
@@ -149,6 +149,6 @@ def test_a_row_stands_for_its_vector_as_it_is_and_shows_nothing_of_hidden_rows(
     database.execute("RESET session_replication_role")
     with pytest.raises(PgembedError, match="is not in product"):
         db.search("product", Row("de", 3))
-    statement = db.query("product", Row("de", 2)).compile().as_string()
+    statement = db.query("product").near(Row("de", 2)).compile().as_string()
     assert "compose" not in statement
     assert statement.count("product") >= 2

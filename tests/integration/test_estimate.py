@@ -118,3 +118,34 @@ def test_the_asynchronous_client_tells_the_same(db: Pgembed, database_dsn: str) 
             return found.rows, found.tokens
 
     assert asyncio.run(ask()) == (400, 3000)
+
+
+def test_storage_is_advised_by_what_an_update_of_the_row_sets_off(db: Pgembed, database: Connection) -> None:
+    def advice() -> tuple[str, str]:
+        (row,) = database.execute("SELECT storage, reason FROM pgembed.advise_storage('product')").fetchall()
+        found = db.estimate("product", "embedding", encoder="lite", text="{title}")
+        assert (found.storage, found.storage_reason) == row
+        return row
+
+    assert advice()[0] == "column"
+    for name in "abcde":
+        database.execute(f"CREATE INDEX {name} ON product (body)".encode())
+    assert advice() == (
+        "side",
+        "To write a vector in a column updates the row, with an entry in each of its 6 indexes.",
+    )
+    told: list[str] = []
+    database.add_notice_handler(lambda notice: told.append(str(notice.message_primary)))
+    db_notices = "SELECT pgembed.attach('product', 'embedding', 'lite', '{\"text\": \"{title}\"}')"
+    database.execute(db_notices)
+    assert "each of its 6 indexes" in told[0]
+    database.execute("SELECT pgembed.detach('product')")
+    database.execute("CREATE PUBLICATION news FOR TABLE product")
+    assert "which is published: news" in advice()[1]
+    database.execute(
+        "CREATE FUNCTION log() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+        "CREATE TRIGGER audit BEFORE UPDATE ON product FOR EACH ROW EXECUTE FUNCTION log()"
+    )
+    assert "which fires its triggers: audit" in advice()[1]
+    database.execute("DROP PUBLICATION news; DROP TRIGGER audit ON product; DROP INDEX a")
+    assert advice()[0] == "column"

@@ -222,7 +222,7 @@ def test_searches_of_every_form_find_the_rows(table: Table) -> None:
         ).fetchall()
         assert rows[0][:2] == (7, "title 6")
         assert [key for key, _, _ in rows[:5]] == found
-    statement = db.query("product", Vector(query), limit=5, where="title LIKE %s", params=["title%"]).compile()
+    statement = db.query("product").near(Vector(query)).where("title LIKE %s", "title%").limit(5).compile()
     assert [row[0] for row in conn.execute(statement.text, statement.params)] == found
 
 

@@ -21,7 +21,7 @@ LAYERS = (
     {"shown"},
     {"inputs", "embedded", "media_errors"},
     {"algebra", "regions", "vectors", "static_text", "buckets", "decoding", "download", "metering"},
-    {"media", "encoders", "query", "evaluate"},
+    {"media", "encoders", "query"},
     {"composers"},
     {
         "catalog",
@@ -32,6 +32,8 @@ LAYERS = (
         "plans",
         "pooling",
         "rounds",
+        "building",
+        "explaining",
         "sampling",
         "schema",
         "searching",
@@ -42,7 +44,7 @@ LAYERS = (
     {"client"},
     {"client_async"},
     {"sqlalchemy", "django", "alembic", "contact_sheet", "contact_sheet_png"},
-    {"demo", "web"},
+    {"demo", "web", "evaluate"},
     {"cli"},
 )
 INTEGRATIONS = {"sqlalchemy": "sqlalchemy", "django": "django", "alembic": "alembic"}

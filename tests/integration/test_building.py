@@ -1,0 +1,242 @@
+"""Queries built step by step: what each step does, pages, joins, explanations, and the same from both clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+import pgembed
+from pgembed import Pgembed, Text, Vector, plans
+from pgembed.building import Query
+from pgembed.errors import InvalidQuery
+from pgembed.query import SearchRow
+from tests.conftest import connection_to, new_database
+
+DIM, ROWS = 8, 400
+QUERY = Vector([1.0] + [0.0] * (DIM - 1))
+
+
+@pytest.fixture(scope="module")
+def dsn(server_dsn: str, template: str) -> Iterator[str]:
+    """A shop with brands: two equal vectors in a row throughout, so that keys break ties."""
+    for dsn in new_database(server_dsn, template):
+        for conn in connection_to(dsn):
+            fill(conn)
+        yield dsn
+
+
+def fill(conn: psycopg.Connection[Any]) -> None:
+    conn.execute(
+        "SELECT pgembed.add_encoder('test', 'test:none', space => 'test', dim => %s, modalities => '{text}',"
+        " fingerprint => 'none')",
+        [DIM],
+    )
+    conn.execute(
+        "CREATE TABLE brand (id integer PRIMARY KEY, name text, price integer);"
+        "INSERT INTO brand SELECT n, 'brand ' || n, n FROM generate_series(0, 4) AS n;"
+        "CREATE TABLE product (id integer, part text, title text, price integer, brand_id integer REFERENCES brand,"
+        " PRIMARY KEY (part, id))"
+    )
+    conn.execute("""SELECT pgembed.attach('product', 'embedding', 'test', '{"text": "{title}"}')""")
+    random = np.random.default_rng(3)
+    with conn.cursor().copy("COPY product (id, part, title, price, brand_id, embedding) FROM STDIN") as copy:
+        for n in range(ROWS):
+            if n % 2 == 0:
+                vector = random.normal(size=DIM)
+            copy.write_row((n, "ab"[n % 2], f"product {n}", n % 100, n % 5, str([float(x) for x in vector])))
+    conn.execute("CREATE INDEX product_index ON product USING hnsw (embedding vector_cosine_ops); ANALYZE product")
+
+
+@pytest.fixture
+def db(dsn: str) -> Iterator[Pgembed]:
+    with pgembed.connect(dsn) as db:
+        yield db
+
+
+def keys(rows: Sequence[SearchRow] | Query) -> list[tuple[str, int]]:
+    return [(row.part, row.id) for row in rows]
+
+
+def test_steps_say_what_search_takes(db: Pgembed) -> None:
+    start = db.query("product").near(QUERY)
+    cheap = start.where("price < %s", 50).where("title LIKE 'product %'").limit(7)
+    expected = db.search("product", QUERY, where="price < 50", limit=7)
+    assert cheap.rows() == expected == list(cheap)
+    assert cheap.first() == expected[0]
+    assert cheap.select("id").exact().columns == ("id",)
+    assert [dict(row) for row in cheap.select("id")] == [{"id": row.id, "score": row.score} for row in expected]
+    assert start.where("price < %(top)s", top=50).where("price >= %(low)s", low=0).limit(7).rows() == expected
+    assert len(start.rows()) == 10, "what was built from a query leaves it as it is"
+    assert (
+        repr(cheap)
+        == f"query('product').near({QUERY!r}).where('price < %s').where(\"title LIKE 'product %%'\").limit(7)"
+    )
+
+
+def test_a_compiled_query_gives_the_same_rows(db: Pgembed, dsn: str) -> None:
+    asked = (
+        db.query("product").near(QUERY).join("JOIN brand ON brand.id = product.brand_id AND brand.price > %s", 1)
+        .where("product.price < %s", 50).select("part", "id", "brand.name AS brand").limit(5)
+    )  # fmt: skip
+    statement = asked.compile()
+    with psycopg.connect(dsn) as conn:
+        found = conn.execute(statement.text, statement.params).fetchall()
+    assert found == [tuple(row.values()) for row in asked]
+
+
+@pytest.mark.parametrize("rows", [ROWS, 1_000_000])
+@pytest.mark.parametrize("exact", [False, True])
+def test_joins_give_conditions_and_columns(db: Pgembed, dsn: str, rows: int, exact: bool) -> None:
+    """Also where the index is read in rounds, which a table that is thought to be large makes worth it."""
+    with psycopg.connect(dsn) as conn:
+        conn.execute("UPDATE pg_class SET reltuples = %s WHERE oid = 'product'::regclass", [rows])
+        conn.commit()
+        asked = (
+            db.query("product").near(QUERY).join("JOIN brand ON brand.id = product.brand_id")
+            .where("brand.name = ANY (%s)", ["brand 1", "brand 2"]).where("product.price < %s", 80)
+            .select("id", "part", "product.price", "brand.name AS brand", 'product.price * 2 AS "the double"')
+        )  # fmt: skip
+        with pytest.raises(InvalidQuery, match=r"no column 'product\.price'"):
+            asked.rows()
+        asked = asked.select("id", "part", "price", "brand.name AS brand", 'product.price * 2 AS "the double"')
+        found = (asked.exact() if exact else asked).rows()
+        expected = conn.execute(
+            "SELECT p.id, p.part, p.price, b.name, p.price * 2 FROM product p JOIN brand b ON b.id = p.brand_id"
+            " WHERE b.id IN (1, 2) AND p.price < 80 ORDER BY p.embedding <=> %s::vector, p.part, p.id LIMIT 10",
+            [str([float(x) for x in QUERY.values])],
+        ).fetchall()
+        assert [tuple(row.values())[:-1] for row in found] == expected
+        how = asked.explain()
+        assert how.plan == ("exact" if rows == ROWS else "index")
+        conn.execute("UPDATE pg_class SET reltuples = %s WHERE oid = 'product'::regclass", [ROWS])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("where", [None, "price < 50"])
+@pytest.mark.parametrize("size", [1, 7, 30])
+def test_pages_neither_repeat_nor_skip(db: Pgembed, exact: bool, where: str | None, size: int) -> None:
+    asked = db.query("product").near(QUERY).select("id", "part").limit(size)
+    asked = asked.exact() if exact else asked
+    asked = asked.where(where) if where else asked
+    wanted = keys(asked.limit(60))  # equal rows come in twos
+    found: list[tuple[str, int]] = []
+    page = asked.page()
+    while page.next and len(found) + len(page) < 60:
+        found += keys(page.rows)
+        page = asked.after(page.next).page()
+        assert all(set(row) == {"id", "part", "score"} for row in page)
+    found += keys(page.rows)
+    assert found[:60] == wanted
+
+
+def test_the_last_page_has_no_next(db: Pgembed) -> None:
+    asked = db.query("product").near(QUERY).where("price < 3").select("id", "part").limit(8)
+    first = asked.page()
+    second = asked.after(first.next).page()
+    assert (len(first), len(second), second.next) == (8, 4, None)
+    assert asked.after(None).page() == first
+    assert keys(asked.after(first.next)) == keys(second.rows), "rows() goes on after a page too"
+    assert asked.after(first.next).where("price < %s", 2).limit(3).near(QUERY) is not None
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("nonsense", "'nonsense' is no page"),
+        ("WyJhYiIsMSwyLDNd", "belongs to another query of product"),
+        ("", "'' is no page"),
+    ],
+)
+def test_a_page_of_something_else_is_refused(db: Pgembed, token: str, message: str) -> None:
+    with pytest.raises(InvalidQuery, match=message):
+        db.query("product").near(QUERY).after(token).page()
+
+
+def test_a_page_of_the_same_table_with_another_filter_is_refused(db: Pgembed) -> None:
+    page = db.query("product").near(QUERY).where("price < 50").page()
+    with pytest.raises(InvalidQuery, match="belongs to another query"):
+        db.query("product").near(QUERY).where("price < 60").after(page.next).page()
+
+
+def test_rerank_orders_the_first_rows_anew(db: Pgembed) -> None:
+    asked = db.query("product").near(QUERY).rerank(lambda rows: [-row.id for row in rows], depth=30).limit(5)
+    pool = db.search("product", QUERY, limit=30)
+    assert [row.id for row in asked] == sorted(row.id for row in pool)[:5]
+    assert [row.score for row in asked] == sorted((-row.id for row in pool), reverse=True)[:5]
+    with pytest.raises(InvalidQuery, match="handed 50 rows and gave 1 numbers"):
+        db.query("product").near(QUERY).rerank(lambda _: [1.0]).rows()
+    with pytest.raises(InvalidQuery, match="has no pages"):
+        asked.page()
+
+
+@pytest.mark.parametrize(
+    ("built", "message"),
+    [
+        (lambda asked: asked, r"near to nothing yet.*near\(Text"),
+        (lambda asked: asked.near("a red shoe"), "not 'a red shoe'"),
+        (lambda asked: asked.near(QUERY).where("price < 1; DROP TABLE product"), "holds a semicolon"),
+        (lambda asked: asked.near(QUERY).where("price < 1) OR (true"), "does not close its parentheses"),
+        (lambda asked: asked.near(QUERY).join("JOIN brand ON true --"), "The join .* holds a comment.*JOIN brand ON"),
+        (lambda asked: asked.near(QUERY).select("1; x AS y"), "The expression '1; x' holds a semicolon"),
+        (lambda asked: asked.near(QUERY).select("price * 2"), "no column 'price . 2'.*AS double"),
+        (lambda asked: asked.near(QUERY).select("title AS id"), "key column 'id'"),
+        (lambda asked: asked.near(QUERY).limit(0), "at least 1, not 0"),
+        (lambda asked: asked.near(QUERY).where("price < %s", 1).where("id < %(n)s", n=2), "Some parameters have names"),
+        (lambda asked: asked.near(QUERY).where("price < %(n)s", n=1).where("id < %(n)s", n=2), "'n' was given before"),
+        (lambda asked: asked.near(QUERY).join("JOIN brand ON brand.id = %s", 1).where("price < %(n)s", n=2), "Some"),
+        (
+            lambda asked: asked.near(QUERY).where("price < %(pgembed_candidates)s", pgembed_candidates=1),
+            "named pgembed_",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_is_told(db: Pgembed, built: Any, message: str) -> None:  # noqa: ANN401
+    with pytest.raises(InvalidQuery, match=message):
+        built(db.query("product")).rows()
+
+
+def test_explain_tells_how(db: Pgembed, dsn: str) -> None:
+    how = db.query("product").near(QUERY).explain()
+    assert (how.plan, how.matching, how.total) == ("exact", None, ROWS), "Postgres itself compares so few rows"
+    assert len(how.rows) == 10
+    with psycopg.connect(dsn, autocommit=True) as conn, pgembed.connect(conn) as other:
+        conn.execute("SET enable_seqscan = off")
+        how = other.query("product").near(QUERY).explain()
+        assert how.plan == "index"
+        assert "product_index" in how.postgres
+        assert "The index was read until enough were found: 10 matching rows." in str(how)
+    filtered = db.query("product").near(QUERY).where("price < %s", 2).explain()
+    assert (filtered.plan, filtered.looks) == ("exact", ())
+    assert filtered.matching == pytest.approx(8, abs=4)
+    assert "comparing all matching rows" in str(filtered)
+    assert json.loads(json.dumps(filtered.facts()))["plan"] == "exact"
+
+
+def test_async_queries_give_the_same(db: Pgembed, dsn: str) -> None:
+    async def ask() -> None:
+        async with pgembed.connect_async(dsn) as other:
+            asked = other.query("product").near(QUERY).where("price < %s", 50).limit(4)
+            same = db.query("product").near(QUERY).where("price < %s", 50).limit(4)
+            assert await asked.rows() == same.rows() == [row async for row in asked]
+            assert await asked.first() == same.first()
+            page = await asked.page()
+            assert page == same.page()
+            assert (await asked.after(page.next).page()).rows == same.after(page.next).page().rows
+            assert (await asked.compile()).params == same.compile().params
+            assert (await asked.explain()).plan == same.explain().plan
+
+    asyncio.run(ask())
+    assert plans is not None
+
+
+def test_words_need_the_encoder_only_when_it_runs(db: Pgembed) -> None:
+    asked = db.query("product").near(Text("a red shoe"))
+    assert "red shoe" in repr(asked)
+    with pytest.raises(pgembed.PgembedError):
+        asked.rows()
