@@ -10,10 +10,14 @@ import base64
 import binascii
 import hashlib
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Self, cast
+
+from psycopg import sql
 
 from pgembed.errors import InvalidQuery
 from pgembed.explaining import Explanation, explained
@@ -54,6 +58,7 @@ class Asked:
     wide: bool = False
     exact: bool = False
     limit: int = 10
+    least: float | None = None
     after: str | None = None
     rerank: Rerank | None = field(default=None, compare=False)
     depth: int = 0
@@ -76,6 +81,10 @@ class Asked:
             "embedding": self.embedding, "where": where or None, "params": self.params, "limit": self.limit,
             "columns": self.columns, "wide": self.wide, "exact": self.exact, "joins": self.joins, "joined": self.joined,
         } | more  # fmt: skip
+
+    def good(self, rows: list[SearchRow]) -> list[SearchRow]:
+        """Those with the least score wanted, or a higher one."""
+        return rows if self.least is None else [row for row in rows if row.score >= self.least]
 
     def mark(self) -> str:
         """What a page's token is known by: all that decides which rows come, in which order."""
@@ -165,6 +174,13 @@ class Building:
         """Go on after a page: what its ``next`` is. None, which is no page's, is the start."""
         return self._with(after=page)
 
+    def at_least(self, score: float) -> Self:
+        """Only rows with this score or a higher one, so that no row is an answer too. ``db.calibrate`` finds the score
+        that your own queries call for."""
+        if not isinstance(score, Real) or not math.isfinite(score):
+            raise InvalidQuery(f"at_least takes a finite score, not {score!r}.", "For example .at_least(0.3).")
+        return self._with(least=float(score))
+
     def exact(self) -> Self:
         """Compare all rows that match, and use no vector index."""
         return self._with(exact=True)
@@ -195,12 +211,13 @@ class Steps:
         """The rows, best first."""
         asked = self._asked
         if asked.rerank is None:
-            return (yield from self._searcher.search(asked.table, asked.known, **asked.options(after=asked.place())))
+            options = asked.options(after=asked.place())
+            return asked.good((yield from self._searcher.search(asked.table, asked.known, **options)))
         if asked.after is not None:
             raise InvalidQuery("A query that is ordered anew by rerank has no pages.", "Ask for more rows at once.")
         depth = max(asked.depth, asked.limit)
         rows = yield from self._searcher.search(asked.table, asked.known, **asked.options(limit=depth))
-        return _reranked(rows, asked.rerank, asked.limit)
+        return _reranked(asked.good(rows), asked.rerank, asked.limit)
 
     def page(self) -> Plan[Page]:
         """The rows, and where to go on after them."""
@@ -208,25 +225,31 @@ class Steps:
         if asked.rerank is not None:
             raise InvalidQuery("A query that is ordered anew by rerank has no pages.", "Ask for more rows at once.")
         options = asked.options(after=asked.place(), places=True)
-        rows = yield from self._searcher.search(asked.table, asked.known, **options)
+        rows = asked.good((yield from self._searcher.search(asked.table, asked.known, **options)))
         following = asked.token(rows[-1]) if len(rows) >= asked.limit else None
         return Page([row.without(PLACE) for row in rows], following)
 
     def compiled(self) -> Plan[Statement]:
         """One statement, for anybody's connection."""
-        return (yield from self._prepared()).portable
+        statement = (yield from self._prepared()).portable
+        if self._asked.least is None:
+            return statement
+        good = sql.SQL("SELECT * FROM (\n{}\n) AS found WHERE score >= {}").format(statement.text, self._asked.least)
+        return Statement(sql.Composed([good]), statement.values)
 
     def explained(self) -> Plan[Explanation]:
         """The rows, and how they were found."""
-        return (yield from explained(self._searcher, (yield from self._prepared())))
+        asked = self._asked
+        plan = yield from self._prepared(places=True)
+        return (yield from explained(self._searcher, asked.table, asked.known, plan))
 
     def columns(self) -> Plan[tuple[str, ...]]:
         """What rows will hold beside the score."""
         return (yield from self._prepared()).columns
 
-    def _prepared(self) -> Plan[SearchPlan]:
+    def _prepared(self, **more: Any) -> Plan[SearchPlan]:  # noqa: ANN401
         asked = self._asked
-        return self._searcher.prepare(asked.table, asked.known, **asked.options(after=asked.place()))
+        return self._searcher.prepare(asked.table, asked.known, **asked.options(after=asked.place(), **more))
 
 
 class Query(Building):
@@ -265,7 +288,8 @@ class Query(Building):
         return self._run(self._steps.compiled())
 
     def explain(self) -> Explanation:
-        """Run it, and tell how: the planner's estimate of the filter, how far the index was read, the statement."""
+        """Run it, and tell how: the planner's estimate of the filter, how far the index was read, what each term of the
+        query gave to the score of each row, the statement."""
         return self._run(self._steps.explained())
 
     @property

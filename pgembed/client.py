@@ -11,6 +11,7 @@ import psycopg
 
 from pgembed import catalog, indexing, sampling, schema
 from pgembed.building import Asked, Query
+from pgembed.calibration import Calibration, calibrate
 from pgembed.catalog import EncoderRow, FailedRow, FailureReason, FailureRow, Finding, InputSpec, LeftOver, StatusRow
 from pgembed.connections import Connections, SyncSource, conninfo
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
@@ -299,6 +300,22 @@ class Pgembed:
         """A search that is built step by step, and run when its rows, a page, its SQL or an explanation is asked for:
         ``db.query("product").near(Text("a red shoe")).where("price < %s", 50).limit(5).rows()``."""
         return Query(Asked(table), self._searcher, self._run)
+
+    def calibrate(
+        self,
+        table: str,
+        absent: Sequence[Expression],
+        present: Sequence[Expression] = (),
+        *,
+        alpha: float = 0.1,
+        embedding: str | None = None,
+        where: str | None = None,
+    ) -> Calibration:
+        """From which score on a row is an answer, for ``db.query(…).at_least(score)``: of new queries like ``absent``,
+        to which the table has none, at most the share ``alpha`` will be given one. ``present`` are queries that have
+        one, of which it tells how many keep it. Raises InvalidInput where there are too few queries for alpha."""
+        plan = calibrate(self._searcher, table, absent, present, alpha=alpha, embedding=embedding, where=where)
+        return self._run(plan)
 
     def search(
         self,

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 from pgembed import catalog, sampling, schema
 from pgembed.building import Asked, AsyncQuery
+from pgembed.calibration import Calibration, calibrate
 from pgembed.catalog import EncoderRow, FailedRow, FailureReason, FailureRow, Finding, InputSpec, LeftOver, StatusRow
 from pgembed.client import Pgembed, RoleKind, mode_of
 from pgembed.connections import AsyncConnections, AsyncSource, Connections, conninfo
@@ -243,6 +244,20 @@ class AsyncPgembed:
     def query(self, table: str) -> AsyncQuery:
         """See Pgembed.query."""
         return AsyncQuery(Asked(table), self._searcher, self._run)
+
+    async def calibrate(
+        self,
+        table: str,
+        absent: Sequence[Expression],
+        present: Sequence[Expression] = (),
+        *,
+        alpha: float = 0.1,
+        embedding: str | None = None,
+        where: str | None = None,
+    ) -> Calibration:
+        """See Pgembed.calibrate."""
+        plan = calibrate(self._searcher, table, absent, present, alpha=alpha, embedding=embedding, where=where)
+        return await self._run(plan)
 
     async def search(
         self,

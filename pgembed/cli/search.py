@@ -14,9 +14,10 @@ from pgembed.cli import completion
 from pgembed.cli.allowed import loads_encoders
 from pgembed.cli.app import Json, TableName, Target, WrongUsage, app, database, examples
 from pgembed.cli.keys import key_of
-from pgembed.cli.output import errors, print_json, print_table
+from pgembed.cli.output import console, errors, print_json, print_table
 
 if TYPE_CHECKING:
+    from pgembed.building import Query
     from pgembed.inputs import Expression
 
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         'pgembed search product --like 17 --like 23 --unlike 4 --without "a person"',
         'pgembed search product --image dress.jpg --to "in red" --was "in blue" --by recolour',
         "pgembed search product --query query.json",
+        'pgembed search product "a red shoe" --minus "in blue" --where "price < 50" --explain',
     )
 )
 @loads_encoders
@@ -75,6 +77,9 @@ def search(
         Path | None, typer.Option(help="Where pictures given as paths lie, for the sheet; default: here.")
     ] = None,
     sql: Annotated[bool, typer.Option("--sql", help="Print the statement instead of running it.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Tell how the rows were found, and what each part of the query gave.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Search a table by words and pictures; --minus takes something out: this picture, but not in blue."""
@@ -89,20 +94,25 @@ def search(
         query, positive, [minus_weight * part for part in negative], [_text(part) for part in without or []]
     )
     with database() as db:
-        options: dict[str, Any] = {"where": where, "limit": limit, "embedding": target, "exact": exact}
+        asked = db.query(table).near(query, embedding=target).limit(limit)
+        asked = asked.where(where) if where is not None else asked
+        asked = asked.select(*column) if column else asked
+        asked = asked.exact() if exact else asked
         if sql:
-            from pgembed.cli.sheet import built
-
-            sys.stdout.write(built(db, table, query, columns=column, **options).compile().as_string() + "\n")
+            sys.stdout.write(asked.compile().as_string() + "\n")
+            return
+        if explain:
+            _print_explained(asked, as_json=as_json)
             return
         if contact_sheet is None:
-            rows = [dict(row) for row in db.search(table, query, columns=column, **options)]
+            rows = [dict(row) for row in asked]
         else:
             from pgembed.cli.sheet import search_with_sheet
 
             rows, unread = search_with_sheet(
-                db, table, query, contact_sheet, picture=picture, media_root=media_root, columns=column, **options
-            )
+                db, asked, table, query, contact_sheet,
+                embedding=target, picture=picture, media_root=media_root, columns=column,
+            )  # fmt: skip
             if unread:
                 errors.print(f"{unread} pictures could not be read for the sheet; name their folder: --media-root DIR")
     if as_json:
@@ -114,6 +124,17 @@ def search(
         errors.print("No row has a vector, or none matches.")
     if contact_sheet is not None:
         errors.print(f"Contact sheet: {contact_sheet}", markup=False, soft_wrap=True)
+
+
+def _print_explained(asked: Query, *, as_json: bool) -> None:
+    how = asked.explain()
+    rows = [dict(row) for row in how.rows]
+    if as_json:
+        print_json({**how.facts(), "found": rows})
+        return
+    if rows:
+        _print_rows(rows)
+    console.print(f"\n{how}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _composed(

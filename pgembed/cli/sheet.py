@@ -15,41 +15,24 @@ from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy, MediaReader
 
 
-def built(
-    db: Pgembed,
-    table: str,
-    query: Expression,
-    *,
-    where: str | None,
-    limit: int,
-    embedding: str | None,
-    exact: bool,
-    columns: Sequence[str] | None,
-) -> Query:
-    """The search as a query."""
-    asked = db.query(table).near(query, embedding=embedding).limit(limit)
-    asked = asked.where(where) if where is not None else asked
-    asked = asked.select(*columns) if columns else asked
-    return asked.exact() if exact else asked
-
-
 def search_with_sheet(
     db: Pgembed,
+    asked: Query,
     table: str,
     query: Expression,
     path: Path,
     *,
+    embedding: str | None,
     picture: str | None,
     media_root: Path | None,
     columns: Sequence[str] | None,
-    **options: Any,  # noqa: ANN401
 ) -> tuple[list[dict[str, Any]], int]:
     """Search once, the pictures included, and write the sheet; returns the rows without them, and how many pictures
     could not be read. Raises InvalidInput without a picture column, or for a file that is no sheet's."""
     require_sheet_suffix(path)
-    column = picture or _picture_column(db, table, options["embedding"])
-    asked = built(db, table, query, columns=columns, **options)
-    found = db.search(table, query, columns=[*dict.fromkeys([*asked.columns, column])], **options)
+    column = picture or _picture_column(db, table, embedding)
+    shown_anyway = columns or asked.columns
+    found = asked.select(*dict.fromkeys([*shown_anyway, column])).rows()
     root = MediaPolicy(media_root=media_root or Path.cwd(), allow_urls=True)
     with MediaReader(root) as stored, MediaReader(MediaPolicy(any_path=True, allow_urls=True)) as typed:
         pictures = [read_stored(stored, row[column]) for row in found]
@@ -57,7 +40,7 @@ def search_with_sheet(
         panel = Panel(repr(query), hits, parts_of(query, typed), asked.compile().text.as_string(None))
         write_contact_sheet([panel], path, f"Search in {table}")
     unread = sum(shown is None and row[column] is not None for row, shown in zip(found, pictures, strict=True))
-    hidden = column if column not in asked.columns else None
+    hidden = column if column not in shown_anyway else None
     return [{name: value for name, value in row.items() if name != hidden} for row in found], unread
 
 

@@ -22,10 +22,10 @@ import pytest
 import typer.main
 
 from pgembed import Row, Text, connect, to_json
+from pgembed.building import Query
 from pgembed.cli.hints import as_commands
 from pgembed.cli.main import app, main
 from pgembed.cli.sheet import search_with_sheet
-from pgembed.client import Pgembed
 from tests.embedding_server import embedding_server
 from tests.open_clip_models import make_model
 
@@ -110,6 +110,17 @@ def test_search_by_picture_with_a_filter_and_a_percent_sign(shop: Cli) -> None:
     assert all("o" in row["title"] for row in rows)
 
 
+def test_search_explains_how_rows_were_found(shop: Cli) -> None:
+    ask = ["search", "product", "a bird", "--minus", "a dog", "--where", "price < 3", "--explain"]
+    said = shop(*ask)
+    assert "rows in" in said
+    assert "Text('a bird') +" in said
+    found = json.loads(shop(*ask, "--json"))
+    assert found["plan"] == "exact"
+    for row, parts in zip(found["found"], found["parts"], strict=True):
+        assert sum(part["share"] for part in parts) == pytest.approx(row["score"], abs=1e-5)
+
+
 def test_search_writes_contact_sheets(shop: Cli, tmp_path: Path) -> None:
     shop("search", "product", "a bird", "--contact-sheet", str(tmp_path / "out.html"))
     shop("search", "product", "a bird", "--contact-sheet", str(tmp_path / "out.png"))
@@ -122,12 +133,12 @@ def test_search_writes_contact_sheets(shop: Cli, tmp_path: Path) -> None:
 
 def test_a_sheet_costs_no_second_search(shop: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searches: list[object] = []
-    real = Pgembed.search
-    monkeypatch.setattr(Pgembed, "search", lambda *given, **named: searches.append(named) or real(*given, **named))
+    real = Query.rows
+    monkeypatch.setattr(Query, "rows", lambda asked: searches.append(asked) or real(asked))
     with connect(shop.environment["PGEMBED_DSN"]) as db:
         rows, unread = search_with_sheet(
-            db, "product", Text("a panda"), tmp_path / "out.png",
-            picture=None, media_root=None, columns=["title"], embedding=None, limit=2,
+            db, db.query("product").near(Text("a panda")).limit(2), "product", Text("a panda"), tmp_path / "out.png",
+            embedding=None, picture=None, media_root=None, columns=["title"],
         )  # fmt: skip
     assert len(searches) == 1
     assert (rows[0]["title"], unread) == ("panda", 0)

@@ -188,10 +188,13 @@ def test_every_block_of_the_page_on_evaluation_works(database_dsn: str, tmp_path
 def test_every_block_of_the_page_on_searching_works(database_dsn: str, tmp_path: Path, models: Path) -> None:
     page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
     reader = reader_of_lite(database_dsn, tmp_path, models)
-    steps, _, pages, explained = (reader.run(kind, block) for kind, block in BLOCK.findall(page))
+    steps, _, pages, calibrated, explained = (reader.run(kind, block) for kind, block in BLOCK.findall(page))
     assert len(steps.splitlines()) == 6
     shown = [int(row) for row in re.findall(r"\d+", pages)]
     assert len(shown) == len(set(shown)) == len(PICTURES) - 4
+    score, answered = map(float, calibrated.split()[:2])
+    assert 0 < score < 1
+    assert answered in {0, 1}
     assert "comparing all matching rows" in explained
 
 

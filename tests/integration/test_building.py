@@ -12,9 +12,9 @@ import psycopg
 import pytest
 
 import pgembed
-from pgembed import Pgembed, Text, Vector, plans
+from pgembed import Pgembed, Text, Vector, slerp
 from pgembed.building import Query
-from pgembed.errors import InvalidQuery
+from pgembed.errors import InvalidInput, InvalidQuery
 from pgembed.query import SearchRow
 from tests.conftest import connection_to, new_database
 
@@ -218,6 +218,56 @@ def test_explain_tells_how(db: Pgembed, dsn: str) -> None:
     assert json.loads(json.dumps(filtered.facts()))["plan"] == "exact"
 
 
+def test_explain_tells_what_each_term_gave(db: Pgembed) -> None:
+    other = Vector([0.0, 1.0] + [0.0] * (DIM - 2))
+    how = db.query("product").near(QUERY - 0.5 * other).where("price < 50").select("id").explain()
+    assert [len(parts) for parts in how.parts] == [2] * 10
+    for row, parts in zip(how.rows, how.parts, strict=True):
+        assert set(row) == {"id", "score"}
+        assert [part.weight for part in parts] == [1.0, -0.5]
+        assert sum(part.share or 0 for part in parts) == pytest.approx(row.score, abs=1e-6)
+        length = 1.25**0.5
+        assert [part.share for part in parts] == pytest.approx(
+            [part.weight * part.similarity / length for part in parts], abs=1e-6
+        )
+    assert f"{how.rows[0].score:.3f} = Vector(" in str(how)
+    apart = db.query("product").near(slerp(QUERY, other, 0.5)).explain()
+    assert {part.share for parts in apart.parts for part in parts} == {None}
+    assert apart.parts[0][0].similarity > 0.3
+    assert db.query("product").near(QUERY).explain().parts == []
+
+
+def test_rows_below_a_score_are_no_answer(db: Pgembed, dsn: str) -> None:
+    asked = db.query("product").near(QUERY).select("id", "part").limit(20)
+    scores = [row.score for row in asked]
+    good = asked.at_least(scores[7])
+    assert keys(good) == keys([row for row in asked if row.score >= scores[7]])
+    assert len(good.page()) == len(good.rows()) < 20
+    assert good.page().next is None
+    assert good.at_least(1.1).rows() == []
+    statement = good.compile()
+    with psycopg.connect(dsn) as conn:
+        assert len(conn.execute(statement.text, statement.params).fetchall()) == len(good.rows())
+    with pytest.raises(InvalidQuery, match="finite score, not nan"):
+        asked.at_least(float("nan"))
+
+
+def test_a_score_is_calibrated_by_queries_without_an_answer(db: Pgembed) -> None:
+    random = np.random.default_rng(1)
+    absent = [Vector(random.normal(size=DIM)) for _ in range(39)]
+    found = db.calibrate("product", absent, present=[QUERY, absent[0]], alpha=0.1)
+    best = sorted(db.search("product", one, limit=1)[0].score for one in absent)
+    assert found.absent == pytest.approx(best)
+    assert best[35] < found.score <= best[36], "the 36th of 39: at most a tenth of new ones, of 40, lie above"
+    assert found.answered in {0.0, 0.5, 1.0}
+    assert found.present == pytest.approx(sorted(db.search("product", q, limit=1)[0].score for q in (QUERY, absent[0])))
+    assert db.calibrate("product", absent[:9], alpha=0.1).answered is None
+    with pytest.raises(InvalidInput, match=r"8 queries without an answer are too few for an alpha of 0\.1.*Give 9"):
+        db.calibrate("product", absent[:8], alpha=0.1)
+    with pytest.raises(InvalidInput, match="probability above 0 and below 1, not 1"):
+        db.calibrate("product", absent, alpha=1)
+
+
 def test_async_queries_give_the_same(db: Pgembed, dsn: str) -> None:
     async def ask() -> None:
         async with pgembed.connect_async(dsn) as other:
@@ -230,9 +280,9 @@ def test_async_queries_give_the_same(db: Pgembed, dsn: str) -> None:
             assert (await asked.after(page.next).page()).rows == same.after(page.next).page().rows
             assert (await asked.compile()).params == same.compile().params
             assert (await asked.explain()).plan == same.explain().plan
+            assert await other.calibrate("product", [QUERY] * 9) == db.calibrate("product", [QUERY] * 9)
 
     asyncio.run(ask())
-    assert plans is not None
 
 
 def test_words_need_the_encoder_only_when_it_runs(db: Pgembed) -> None:

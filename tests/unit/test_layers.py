@@ -33,6 +33,7 @@ LAYERS = (
         "pooling",
         "rounds",
         "building",
+        "calibration",
         "explaining",
         "sampling",
         "schema",
