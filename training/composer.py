@@ -37,6 +37,7 @@ from training.drawings import VENDORS
 
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 PERSON_ROLE = "1f468-200d-1f373"  # the man cook, whose subgroup is that of roles
+PEOPLE = ("1f468", "1f469")  # man and woman, all that a quick run sees
 FLAGS = 9  # a group: their names are countries
 CHANCES = {  # of a kind of change, in a batch
     "tone": 1.0,
@@ -202,13 +203,15 @@ def vectors(encoder: LiteEncoder, vendor: str, style: str, files: list[Path]) ->
 class Drawings:
     """The triplets of each vendor and style, and which of their changes each is."""
 
-    def __init__(self, few: int | None) -> None:
+    def __init__(self, *, few: bool = False) -> None:
         self.encoder = LiteEncoder.load("lite", {"threads": torch.get_num_threads()})
         self._known, self._words = known(), dict[str, np.ndarray | None]()
         self.sets: dict[tuple[str, str], Pairs] = {}
         self.kinds: dict[str, np.ndarray] = {}
         for vendor in VENDORS:
-            files = [f for f in sorted((paths.data() / "emoji" / vendor).glob("*.png")) if f.stem in self._known][:few]
+            files = [f for f in sorted((paths.data() / "emoji" / vendor).glob("*.png")) if f.stem in self._known]
+            if few:
+                files = [f for f in files if f.stem[:5] in PEOPLE and self._known[f.stem].tone in (None, 1, 5)]
             for style in STYLES:
                 self.sets[vendor, style] = self._pairs(vendor, files, vectors(self.encoder, vendor, style, files))
 
@@ -305,7 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="cores to use (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
-    drawings = Drawings(300 if chosen.quick else None)
+    drawings = Drawings(few=chosen.quick)
     if chosen.choose is not None:
         for (name, plan), vendor in itertools.product(CHOICES.items(), chosen.choose or VENDORS):
             left_out(drawings, plan, vendor, name)
