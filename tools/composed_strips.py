@@ -1,0 +1,139 @@
+"""Draw docs/images/composed.png: a strip of pictures for each way of composing a query, found in the demo's drawings.
+
+python -m tools.composed_strips
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+
+import pgembed
+from pgembed import Image, Row, Text, centroid, mmr, reject, rocchio, slerp, swap
+from pgembed.contact_sheet import Hit, Panel, Part, draw
+from pgembed.demo.tables import create_tables, query_drawing
+from pgembed.embedded import EmbeddedServer
+from pgembed.inputs import Expression
+
+OUT = Path(__file__).parents[1] / "docs/images/composed.png"
+HITS = 8
+
+
+def main() -> None:
+    """Fill a table with the demo's drawings, ask, and draw what came back."""
+    with tempfile.TemporaryDirectory() as folder, EmbeddedServer.start(Path(folder) / "data") as server:
+        with psycopg.connect(server.dsn(), autocommit=True) as conn, pgembed.connect(server.dsn()) as db:
+            db.install()
+            create_tables(conn)
+            db.add_encoder("lite", "builtin:lite")
+            db.attach("emoji", "embedding", encoder="lite", image="picture")
+            db.work(until_idle=True)
+            strips = [strip(db, conn, *each) for each in queries(conn)]
+            strips.append(diverse(db, conn))
+        draw(strips, "Composed search: drawings found by pixels alone").save(OUT, optimize=True)
+
+
+def queries(conn: psycopg.Connection[Any]) -> list[tuple[str, Expression, list[str | bytes], str]]:
+    """What is asked: a title, the query, what it is made of, and a note."""
+    firefighter, car = query_drawing("woman-firefighter"), query_drawing("automobile")
+    cook, heart, dog, cat = (row_of(conn, name) for name in ("woman cook", "red heart", "dog face", "cat face"))
+    return [
+        ("sum: picture + words", Image(car) + 0.7 * Text("police"), [car, "police"], 'image + 0.7 * Text("police")'),
+        (
+            "swap: the same, but …",
+            swap(Image(firefighter), old=Text("firefighter"), new=Text("astronaut")),
+            [firefighter, "firefighter -> astronaut"],
+            'swap(image, old=Text("firefighter"), new=Text("astronaut"))',
+        ),
+        (
+            "swap, from a row",
+            swap(Row(heart), old=Text("red"), new=Text("blue")),
+            [picture_of(conn, heart), "red -> blue"],
+            'swap(Row("2764"), old=Text("red"), new=Text("blue"))',
+        ),
+        (
+            "slerp: between two",
+            slerp(Row(dog), Row(cat), 0.5),
+            [picture_of(conn, dog), picture_of(conn, cat)],
+            "slerp(Row(dog), Row(cat), 0.5)",
+        ),
+        (
+            "reject: not this",
+            reject(Text("an animal"), Text("a bird"), Text("a fish")),
+            ["an animal", "neither a bird nor a fish"],
+            'reject(Text("an animal"), Text("a bird"), Text("a fish"))',
+        ),
+        (
+            "centroid: like all of these",
+            centroid(Row(cook), Row(row_of(conn, "man farmer")), Row(row_of(conn, "woman mechanic"))),
+            [picture_of(conn, row_of(conn, name)) for name in ("woman cook", "man farmer", "woman mechanic")],
+            "centroid(Row(…), Row(…), Row(…))",
+        ),
+        (
+            "rocchio: more like this, less like that",
+            rocchio(Text("fruit"), liked=[Row(row_of(conn, "lemon"))], disliked=[Row(row_of(conn, "red apple"))]),
+            ["fruit", picture_of(conn, row_of(conn, "lemon")), "unlike", picture_of(conn, row_of(conn, "red apple"))],
+            'rocchio(Text("fruit"), liked=[Row(lemon)], disliked=[Row(apple)])',
+        ),
+        (
+            "a part of a picture",
+            Image(firefighter, box=(0.2, 0.0, 0.6, 0.35)),
+            [firefighter, "the helmet"],
+            'Image("firefighter.png", box=(0.2, 0.0, 0.6, 0.35))',
+        ),
+    ]
+
+
+def strip(
+    db: pgembed.Pgembed,
+    conn: psycopg.Connection[Any],
+    title: str,
+    query: Expression,
+    parts: list[str | bytes],
+    note: str,
+) -> Panel:
+    """One way of asking, and what it found."""
+    rows = db.query("emoji").near(query).select("name", "picture").limit(HITS).rows()
+    return Panel(
+        title, [Hit(row.picture, row.name, row.score) for row in rows], [part(one) for one in parts], note=note
+    )
+
+
+def diverse(db: pgembed.Pgembed, conn: psycopg.Connection[Any]) -> Panel:
+    """The first hits for words, chosen so that they are unlike each other."""
+    rows = db.query("emoji").near(Text("a cat")).select("name", "picture", "embedding").limit(40).rows()
+    vectors = np.array([json.loads(row.embedding) for row in rows])
+    chosen = mmr(vectors, [row.score for row in rows], HITS, 0.5)
+    hits = [Hit(rows[place].picture, rows[place].name, rows[place].score) for place in chosen]
+    return Panel("mmr: unlike each other", hits, [part("a cat")], note="mmr(vectors, scores, 8, 0.5) of the first 40")
+
+
+def part(content: str | bytes) -> Part:
+    """Words or a picture of the query."""
+    from pgembed.media import decode_picture
+
+    return Part(content if isinstance(content, str) else decode_picture(content))
+
+
+def row_of(conn: psycopg.Connection[Any], name: str) -> str:
+    """The key of the drawing of this name."""
+    row = conn.execute("SELECT id FROM emoji WHERE name = %s", [name]).fetchone()
+    if row is None:
+        raise SystemExit(f"There is no drawing named {name!r}.")
+    return row[0]
+
+
+def picture_of(conn: psycopg.Connection[Any], key: str) -> bytes:
+    """The drawing of a row."""
+    row = conn.execute("SELECT picture FROM emoji WHERE id = %s", [key]).fetchone()
+    assert row is not None
+    return row[0]
+
+
+if __name__ == "__main__":
+    main()
