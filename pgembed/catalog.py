@@ -14,6 +14,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pgembed.encoders import Encoder, Metric, Settings, load_encoder, split_spec
+from pgembed.encoders.composer import ComposerEncoder
 from pgembed.errors import InvalidInput
 from pgembed.plans import Call, Compute, Plan, Within
 from pgembed.static_sides import stored
@@ -142,6 +143,8 @@ def add_encoder(name: str, spec: str, settings: Settings | None, space: str | No
     encoder: Encoder | None = None
     if not known or settings:
         encoder = yield Compute(lambda: load_encoder(spec, settings))
+        if isinstance(encoder, ComposerEncoder):  # it lives in the space of the encoder that it was trained for
+            space = space or encoder.space
     arguments: dict[str, Any] = {
         "name": name,
         "spec": spec,
