@@ -53,7 +53,7 @@ class Task:
 
 
 def ranks(task: Task, queries: Vectors) -> NDArray[np.intp]:
-    """How many drawings, the reference left out, come before the right one."""
+    """How many drawings, the reference left out, come before the right one, or are as near: some are drawn alike."""
     return ways.ranks(queries, task.drawings, task.reference, task.target)
 
 

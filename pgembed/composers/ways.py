@@ -51,12 +51,13 @@ WAYS: dict[str, tuple[Sequence[float], Way]] = {
 def ranks(
     queries: Vectors, gallery: Vectors, reference: NDArray[np.intp], target: NDArray[np.intp]
 ) -> NDArray[np.intp]:
-    """How many of the gallery ``(m, dim)``, a query's reference left out, come before its target: 0 is first."""
+    """How many of the gallery ``(m, dim)``, a query's reference left out, come before its target, or are as near as it:
+    0 is first, and a tie is lost."""
     found: list[NDArray[Any]] = []
     for start in range(0, len(queries), _CHUNK):
         part = slice(start, start + _CHUNK)
         scores = queries[part] @ gallery.T
         own = scores[np.arange(len(scores)), target[part]]
         scores[np.arange(len(scores)), reference[part]] = -np.inf
-        found.append((scores > own[:, None]).sum(axis=1))
+        found.append((scores >= own[:, None]).sum(axis=1) - 1)
     return np.concatenate(found) if found else np.zeros(0, dtype=np.intp)
