@@ -9,7 +9,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,13 +73,18 @@ class Report:
         return 0 if all(figure.met for figure in figures) else MISSED
 
 
-def arguments(description: str | None, *, minutes: float | None = None) -> argparse.Namespace:
-    """``--quick`` (under a minute) and ``--json``; ``--minutes`` where a benchmark runs for so many, unless told."""
+def arguments(
+    description: str | None, *, minutes: float | None = None, flags: Mapping[str, str] | None = None
+) -> argparse.Namespace:
+    """``--quick`` (under a minute) and ``--json``; ``--minutes`` where a benchmark runs for so many, unless told; and
+    ``flags`` of its own, each with its help."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a smaller run, under a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables; last line on stderr")
     if minutes is not None:
         parser.add_argument("--minutes", type=float, default=minutes, help="how long it runs (default: %(default)g)")
+    for flag, told in (flags or {}).items():
+        parser.add_argument(flag, action="store_true", help=told)
     return parser.parse_args()
 
 

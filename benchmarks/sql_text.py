@@ -1,4 +1,6 @@
-"""Texts encoded inside Postgres, against the same tokenizer and table in Python: as fast as asked, and the same.
+"""Texts encoded for SQL by all routes: inside Postgres, from the query cache, and by a worker (benchmarks.sql_queries).
+
+Those encoded inside Postgres against the same tokenizer and table in Python: as fast as asked, and the same.
 
 How long `pgembed.encode_text` takes for eight words with the round trip, beside a no-op's round trip; how many texts
 get the same tokens as from the `tokenizers` library; the largest difference in any component of a vector.
@@ -16,6 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 import psycopg
 
+from benchmarks import sql_queries
 from benchmarks.common import Figure, Report, arguments, data, fresh_database, milliseconds, p50, p95
 from pgembed.encoders.builtin import lite_static_text
 from pgembed.static_text import StaticText
@@ -98,6 +101,7 @@ def main() -> int:
                 agreed, difference = compare(conn, side, texts)
                 same.append({"texts": source, "number": len(texts), "same tokens": agreed, "difference": difference})
         report.table("SQL and Python", same)
+    routes = sql_queries.measure(report, quick=options.quick)
     eight = next(row["p50"] for row in speed if row["query"] == f"{WORDS} words")
     # The worse of the real texts and the random ones, so that neither hides behind the other.
     random_row, real = same[-1], same[:-1]
@@ -109,6 +113,7 @@ def main() -> int:
         Figure("ms", eight, 1.0),
         Figure("agreed", agreed, 0.999, at_least=True),
         Figure("difference", max(row["difference"] for row in same), 1e-5),
+        *routes,
     )
 
 

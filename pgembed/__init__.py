@@ -22,7 +22,7 @@ if _other_may_be_there():
     refuse_the_other()
 
 if TYPE_CHECKING:
-    from pgembed.algebra import centroid, mmr, reject, rocchio, slerp, swap, unit
+    from pgembed.algebra import centroid, changed, mmr, reject, rocchio, slerp, swap, unit
     from pgembed.client import Pgembed, connect
     from pgembed.client_async import AsyncPgembed, connect_async
     from pgembed.encoders import EncoderPolicy
@@ -42,6 +42,7 @@ __all__ = [
     "Text",
     "Vector",
     "centroid",
+    "changed",
     "connect",
     "connect_async",
     "from_json",
@@ -60,7 +61,7 @@ _HOMES = {
     "pgembed.client_async": {"AsyncPgembed", "connect_async"},
     "pgembed.encoders": {"EncoderPolicy"},
     "pgembed.errors": {"PgembedError"},
-    "pgembed.algebra": {"centroid", "mmr", "reject", "rocchio", "slerp", "swap", "unit"},
+    "pgembed.algebra": {"centroid", "changed", "mmr", "reject", "rocchio", "slerp", "swap", "unit"},
     "pgembed.inputs": {"Expression", "Image", "Row", "Screenshot", "Text", "Vector"},
     "pgembed.query.wire": {"from_json", "to_json"},
 }

@@ -20,6 +20,7 @@ from pgembed.inputs import Expression, Input, Operand, Sum, Term
 ALPHA, BETA, GAMMA = 1.0, 0.75, 0.15  # Rocchio's weights, as Manning, Raghavan and Schütze 2008 give them (9.1.1)
 SWAP_WEIGHT = 1.0
 LAMBDA = 0.5
+SHIPPED_COMPOSER = "composer:lite"
 _OPPOSITE = 1e-6  # of an angle to pi
 _TINY = 1e-6  # of an angle: the arc is a line
 _DEPENDENT = 1e-5  # of the length of a unit vector: what is left of a direction that depends on others
@@ -137,6 +138,27 @@ class Reject(Operation):
         return f"reject({', '.join(map(repr, self.operands))})"
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Changed(Operation):
+    """What a trained composer makes of a reference and a change. See ``changed``."""
+
+    reference: Expression
+    to: Expression
+    was: Expression | None
+    by: str
+
+    @property
+    def operands(self) -> tuple[Expression, ...]:
+        return (self.reference, self.to) if self.was is None else (self.reference, self.to, self.was)
+
+    def direction(self, encode: Encode) -> NDArray[np.float64]:
+        raise InvalidQuery(f"{self!r} has a vector only where its composer is loaded.", "Search with it: db.search(…).")
+
+    def __repr__(self) -> str:
+        was = "" if self.was is None else f", was={self.was!r}"
+        return f"changed({self.reference!r}, to={self.to!r}{was}, by={self.by!r})"
+
+
 def unit(expression: Expression) -> Expression:
     """The direction of a sum as one operand: ``image + 0.8 * unit(Text("red") - Text("blue"))``."""
     _require(expression, "unit")
@@ -168,6 +190,21 @@ def swap(expression: Expression, old: Expression, new: Expression, weight: float
     for each in (expression, old, new):
         _require(each, "swap")
     return unit(expression) + _finite(weight, "The weight of swap") * unit(new - old)
+
+
+def changed(
+    reference: Expression, *, to: Expression, was: Expression | None = None, by: str = SHIPPED_COMPOSER
+) -> Expression:
+    """This, but as ``to`` says, in place of ``was``: a trained composer's answer, where ``swap`` adds and subtracts.
+
+    ``by`` is the name of a registered composer or a spec, ``composer:FOLDER``; default: the one that ships with
+    ``builtin:lite``. Raises InvalidQuery for an empty name.
+    """
+    for each in (reference, to, *(() if was is None else (was,))):
+        _require(each, "changed")
+    if not isinstance(by, str) or not by.strip():  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidQuery(f"changed(by={by!r}) names no composer.", "Give its registered name, or composer:FOLDER.")
+    return Changed(reference, to, was, by)
 
 
 def centroid(*expressions: Expression) -> Expression:

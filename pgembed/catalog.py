@@ -14,6 +14,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pgembed.encoders import Encoder, Metric, Settings, load_encoder, split_spec
+from pgembed.encoders.composer import ComposerEncoder
 from pgembed.errors import InvalidInput
 from pgembed.plans import Call, Compute, Plan, Within
 from pgembed.static_sides import stored
@@ -142,6 +143,8 @@ def add_encoder(name: str, spec: str, settings: Settings | None, space: str | No
     encoder: Encoder | None = None
     if not known or settings:
         encoder = yield Compute(lambda: load_encoder(spec, settings))
+        if isinstance(encoder, ComposerEncoder):  # it lives in the space of the encoder that it was trained for
+            space = space or encoder.space
     arguments: dict[str, Any] = {
         "name": name,
         "spec": spec,
@@ -261,6 +264,13 @@ def wait(table: str, target: str | None, timeout: float) -> Plan[list[FailedRow]
         sql.SQL("SELECT * FROM pgembed.wait(%s::regclass, %s, %s * interval '1 second')"), [table, target, timeout]
     )
     return [FailedRow(**row) for row in rows]
+
+
+def prepare(encoder: str, texts: Sequence[str], timeout: float) -> Plan[None]:
+    """Have workers encode texts into the query cache; on a connection in autocommit."""
+    yield Call(
+        sql.SQL("CALL pgembed.prepare(%s, %s::text[], %s * interval '1 second')"), [encoder, list(texts), timeout]
+    )
 
 
 def pause(table: str, target: str | None) -> Plan[int]:

@@ -229,6 +229,16 @@ class Pgembed:
         """
         return self._run(catalog.wait(table, target, timeout))
 
+    def prepare(self, encoder: str, texts: Sequence[str], *, timeout: float = 60.0) -> None:
+        """Have workers encode query texts, so that ``pgembed.encode_text`` finds them in SQL.
+
+        Waits until all are there, ``timeout`` seconds at most, on a connection of its own. Raises CatalogError where
+        the time is over, no worker is running, or a text cannot be encoded.
+        """
+        with in_own_words(), self._connections.new() as conn:
+            conn.autocommit = True
+            run(conn, catalog.prepare(encoder, texts, timeout))
+
     def pause(self, table: str, target: str | None = None) -> int:
         """Have workers leave a table's embeddings alone until ``resume``; returns how many were not paused before."""
         return self._run(catalog.pause(table, target))

@@ -231,6 +231,10 @@ class AsyncPgembed:
             await task
             raise
 
+    async def prepare(self, encoder: str, texts: Sequence[str], *, timeout: float = 60.0) -> None:
+        """See Pgembed.prepare."""
+        await asyncio.to_thread(self._in_sync, lambda db: db.prepare(encoder, texts, timeout=timeout))
+
     async def index_statement(
         self, table: str, target: str | None = None, *, m: int = 16, ef_construction: int = 64
     ) -> str:

@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from psycopg import sql
 
+from pgembed import catalog
 from pgembed.catalog import EncoderRow
-from pgembed.encoders import Encoder, EncoderPolicy, load_registered
-from pgembed.errors import CatalogError
+from pgembed.composing import holds_change, without_changes
+from pgembed.encoders import Encoder, EncoderPolicy, load_encoder, load_registered
+from pgembed.encoders.composer import ComposerEncoder
+from pgembed.errors import CatalogError, InvalidQuery
 from pgembed.inputs import Expression, Image, Input, Screenshot, Text
 from pgembed.media import MediaPolicy, MediaReader
 from pgembed.plans import Call, Compute, Plan
@@ -30,7 +34,6 @@ from pgembed.rounds import REMEMBERED, Rounds
 from pgembed.worker import VerifyOptions
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 TARGET = sql.SQL(
@@ -69,7 +72,7 @@ class Searcher:
     def __init__(self, media: MediaPolicy | None, policy: EncoderPolicy | None) -> None:
         self.media = media or MediaPolicy(any_path=True)
         self.policy = policy or EncoderPolicy.from_environment()
-        self._encoders: dict[str, Encoder] = {}  # by fingerprint
+        self._encoders: dict[str, Encoder] = {}  # by fingerprint, or by the spec that a query named
         self._known: dict[tuple[str, str | None], _Known] = {}
         self._lock = threading.Lock()
         self.rounds = Rounds()
@@ -108,6 +111,8 @@ class Searcher:
     ) -> Plan[SearchPlan]:
         """Look up the embedding, encode the inputs that need a model here, and compile (Compiler.compile's options)."""
         known = yield from self._known_of(table, embedding)
+        if holds_change(query):
+            query = yield from self._without_changes(known, query)
         inputs = to_encode(known.compiler.target, query)
         vectors = (yield from self._encoded(known.encoder, inputs)) if inputs else None
         return known.compiler.compile(query, vectors, **options)
@@ -158,6 +163,38 @@ class Searcher:
         known = _Known(Compiler(target), encoder, time.monotonic())
         self._known[table, embedding] = known
         return known
+
+    def _without_changes(self, known: _Known, query: Expression) -> Plan[Expression]:
+        """The query with what composers make of its parts; rows are read under the caller's rights, as in a search."""
+        target = known.compiler.target
+
+        def vectors(queries: Sequence[Expression]) -> Plan[list[NDArray[Any]]]:
+            inputs = tuple(dict.fromkeys(item for query in queries for item in to_encode(target, query)))
+            encoded = (yield from self._encoded(known.encoder, inputs)) if inputs else dict[Input, Any]()
+            statement = known.compiler.vectors(queries, encoded)
+            row: dict[str, list[float]] = (yield Call(statement.text, statement.values))[0]
+            return [np.array(numbers, dtype=np.float32) for numbers in row.values()]
+
+        def composer(by: str) -> Plan[ComposerEncoder]:
+            if ":" in by:
+                found: Encoder = yield Compute(lambda: self._load_spec(by))
+                space = found.space
+            else:
+                row = yield from catalog.encoder(by)
+                found, space = (yield Compute(lambda: self.load(row))), row.space
+            if not isinstance(found, ComposerEncoder):
+                raise InvalidQuery(f"'{by}' is an encoder, not a composer.", "Train one: pgembed train composer --help")
+            found.check_target(by, space, target.name, target.encoder, target.space, target.dim)
+            return found
+
+        return (yield from without_changes(query, target.space, vectors, composer))
+
+    def _load_spec(self, spec: str) -> Encoder:
+        """What a query names by its spec: under the same policy as what the catalog names."""
+        with self._lock:
+            if spec not in self._encoders:
+                self._encoders[spec] = load_encoder(spec, policy=self.policy)
+            return self._encoders[spec]
 
     def _encoded(self, row: EncoderRow, inputs: Sequence[Input]) -> Plan[Mapping[Input, NDArray[np.float32]]]:
         return (yield Compute(lambda: self._encode(row, inputs)))

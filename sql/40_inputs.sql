@@ -119,6 +119,12 @@ BEGIN
                 coalesce(inputs::text, 'NULL')),
             HINT = 'For example: {"text": {"template": "{title}"}, "image": {"column": "photo"}}';
     END IF;
+    IF encoder.spec LIKE 'composer:%' THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = format('''%s'' is a composer: it changes the vectors of queries, and encodes no rows.',
+                encoder.name),
+            HINT = 'Attach with the encoder that it was trained for, and search in Python: changed(…, by=…).';
+    END IF;
     FOR modality, given IN SELECT key, value FROM jsonb_each(inputs) LOOP
         IF modality <> ALL (encoder.modalities) THEN
             RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',

@@ -197,6 +197,7 @@ BEGIN
             MESSAGE = format('Objects outside the schema pgembed use it: %s.', names),
             HINT = 'Drop or change them first.';
     END IF;
+    PERFORM pgembed._drop_dblink();
     DROP SCHEMA pgembed CASCADE;
 END
 $$;

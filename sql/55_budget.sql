@@ -1,4 +1,5 @@
--- Budgets: an encoder's settings rows_per_day and tokens_per_day bound what all workers together encode in 24 hours.
+-- Budgets: an encoder's settings rows_per_day and tokens_per_day bound what all workers together encode in 24 hours,
+-- rows and the queries that SQL asks them for.
 
 -- How many rows may still be claimed for an encoder, and when more will be (now, where rows are in hand: they may
 -- fail); both NULL without a budget. Rows in hand count as spent, each with the mean of tokens so far. Called by
@@ -27,6 +28,10 @@ BEGIN
     INTO spent_rows, spent_tokens, frees_at
     FROM pgembed.written AS w JOIN pgembed.embedding AS m ON m.id = w.embedding
     WHERE m.encoder = _budget.encoder AND w.minute > now() - interval '1 day';
+    SELECT spent_rows + coalesce(sum(c.inputs), 0), spent_tokens + coalesce(sum(c.tokens), 0),
+        least(frees_at, min(c.minute) + interval '1 day')
+    INTO spent_rows, spent_tokens, frees_at
+    FROM pgembed.charged AS c WHERE c.encoder = _budget.encoder AND c.minute > now() - interval '1 day';
     FOR embedding_id IN SELECT m.id FROM pgembed.embedding AS m WHERE m.encoder = _budget.encoder LOOP
         EXECUTE pg_catalog.format('SELECT count(*) FROM pgembed.%I WHERE claimed_until > pg_catalog.clock_timestamp()',
             'job_' || embedding_id) INTO claimed;

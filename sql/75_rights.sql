@@ -135,6 +135,7 @@ BEGIN
             ('static_text', '{worker,reader}', '{SELECT}', NULL),
             ('token', '{worker,reader}', '{SELECT}', NULL),
             ('encoders', '{worker,reader}', '{SELECT}', NULL),
+            ('charged', '{worker}', '{SELECT}', NULL),
             ('status', '{worker,writer,reader}', '{SELECT}', NULL),
             ('failures', '{worker,writer,reader}', '{SELECT}', NULL),
             ('failure_reasons', '{worker,writer,reader}', '{SELECT}', NULL),
@@ -148,6 +149,14 @@ BEGIN
         FROM (VALUES
             ('_keep_searches', '{worker}'::text[]),
             ('_cached', '{reader}'),
+            ('_request', '{reader}'),
+            ('_answer_of', '{reader}'),
+            ('_ask_worker', '{reader}'),
+            ('_take_requests', '{worker}'),
+            ('_note_requests', '{worker}'),
+            ('_answer_request', '{worker}'),
+            ('_charge', '{worker}'),
+            ('_tidy_requests', '{worker}'),
             ('_wait_for', '{writer,reader}')
         ) AS v (name, kinds)
         JOIN pg_catalog.pg_proc AS p ON p.pronamespace = 'pgembed'::regnamespace AND p.proname = v.name

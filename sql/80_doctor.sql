@@ -27,6 +27,8 @@ BEGIN
         RETURN QUERY SELECT pg_catalog.format('encoder ''%s'' language', e.name), true,
             pg_catalog.format('its words are %s', e.languages), NULL
         FROM pgembed.encoders AS e WHERE e.languages IS NOT NULL;
+        RETURN QUERY SELECT pg_catalog.format('encoder ''%s'' in SQL', e.name), x.* FROM pgembed.encoders AS e
+        CROSS JOIN LATERAL pgembed._examine_queries(e.name, e.text_in_sql) AS x;
     END IF;
     FOR embedding IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
         CONTINUE WHEN 'worker' <> ALL (kinds);
@@ -51,6 +53,42 @@ BEGIN
     IF pg_has_role(pgembed._owner(), 'USAGE') THEN
         RETURN QUERY SELECT * FROM pgembed._examine_granted();
     END IF;
+END
+$$;
+
+-- Whether encode_text and its kin work for an encoder. That dblink is not switched on is no fault. Called by doctor.
+CREATE OR REPLACE FUNCTION pgembed._examine_queries(
+    encoder text,
+    text_in_sql boolean,
+    OUT ok boolean,
+    OUT finding text,
+    OUT remedy text
+)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    served CONSTANT boolean := EXISTS (SELECT FROM pgembed._serving(encoder));
+    trouble text;
+BEGIN
+    ok := true;
+    IF NOT pgembed._asks_workers() THEN
+        finding := CASE WHEN text_in_sql THEN 'texts are encoded inside Postgres'
+            ELSE pg_catalog.format('encode_text finds what CALL pgembed.prepare(%L, ARRAY[''…'']); had encoded; it '
+                'asks workers itself after CALL pgembed.enable_dblink();', encoder) END;
+        RETURN;
+    END IF;
+    IF has_function_privilege('pgembed._dblink_trouble()', 'EXECUTE') THEN
+        trouble := pgembed._dblink_trouble();
+    END IF;
+    ok := trouble IS NULL AND (served OR text_in_sql);
+    finding := pg_catalog.concat_ws(', ',
+        CASE WHEN text_in_sql THEN 'texts are encoded inside Postgres' END, CASE
+            WHEN trouble IS NOT NULL THEN 'workers cannot be asked through dblink: ' || trouble
+            WHEN served THEN 'workers are asked for what is not cached'
+            ELSE 'no worker is running that makes vectors of queries with it' END);
+    remedy := CASE WHEN trouble IS NOT NULL THEN 'As a superuser, or whoever ran it: CALL pgembed.enable_dblink();'
+        WHEN NOT ok THEN 'Start one: pgembed worker. Where one runs, its log tells why it leaves this encoder alone.'
+    END;
 END
 $$;
 

@@ -38,6 +38,7 @@ SETTINGS = {
     "full_page_writes": "off",
     "wal_level": "logical",
     "max_prepared_transactions": "20",
+    "max_connections": "200",  # 50 clients that each have a second one
     "shared_buffers": "128MB",
     "jit": "off",
 }

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
+from PIL import Image as Pictures
 
 import pgembed
 from pgembed import Image, Row, Text, centroid, mmr, reject, rocchio, slerp, swap
@@ -35,13 +37,16 @@ def main() -> None:
             db.work(until_idle=True)
             strips = [strip(db, conn, *each) for each in queries(conn)]
             strips.append(diverse(db, conn))
-        draw(strips, "Composed search: drawings found by pixels alone").save(OUT, optimize=True)
+        sheet = draw(strips, "Composed search: drawings found by pixels alone")
+        small = sheet.resize((sheet.width * 5 // 8, sheet.height * 5 // 8), Pictures.Resampling.LANCZOS)
+        small.quantize(128).save(OUT, optimize=True)
 
 
 def queries(conn: psycopg.Connection[Any]) -> list[tuple[str, Expression, list[str | bytes], str]]:
     """What is asked: a title, the query, what it is made of, and a note."""
     firefighter, car = query_drawing("woman-firefighter"), query_drawing("automobile")
     cook, heart, dog, cat = (row_of(conn, name) for name in ("woman cook", "red heart", "dog face", "cat face"))
+    both = beside(picture_of(conn, dog), car)
     return [
         ("sum: picture + words", Image(car) + 0.7 * Text("police"), [car, "police"], 'image + 0.7 * Text("police")'),
         (
@@ -82,9 +87,9 @@ def queries(conn: psycopg.Connection[Any]) -> list[tuple[str, Expression, list[s
         ),
         (
             "a part of a picture",
-            Image(firefighter, box=(0.2, 0.0, 0.6, 0.35)),
-            [firefighter, "the helmet"],
-            'Image("firefighter.png", box=(0.2, 0.0, 0.6, 0.35))',
+            Image(both, box=(0.5, 0.0, 0.5, 1.0)),
+            [both, "the right half"],
+            'Image("both.png", box=(0.5, 0.0, 0.5, 1.0))',
         ),
     ]
 
@@ -118,6 +123,17 @@ def part(content: str | bytes) -> Part:
     from pgembed.media import decode_picture
 
     return Part(content if isinstance(content, str) else decode_picture(content))
+
+
+def beside(left: bytes, right: bytes) -> bytes:
+    """One picture of two."""
+    pictures = [Pictures.open(BytesIO(one)).convert("RGBA").resize((128, 128)) for one in (left, right)]
+    whole = Pictures.new("RGB", (256, 128), "white")
+    for number, picture in enumerate(pictures):
+        whole.paste(picture, (128 * number, 0), picture)
+    out = BytesIO()
+    whole.save(out, "PNG")
+    return out.getvalue()
 
 
 def row_of(conn: psycopg.Connection[Any], name: str) -> str:

@@ -103,7 +103,7 @@ def write(drawer: Drawer, beside: Head, trained: np.ndarray, out: Path, few: int
     np.save(out / "token_scales.npy", scales)
     (out / "tokenizer.json").write_bytes((paths.WORK / "words" / "tokenizer.json").read_bytes())
     size = sum(file.stat().st_size for file in out.iterdir() if file.suffix in {".onnx", ".npy", ".json"})
-    print(f"made {out}: {size / 2**20:.1f} MB")
+    print(f"made {out}: {size / 2**20:.1f} MB; train their composer: python -m training.composer")
 
     held_out = measure.HeldOut.of(icons.load(icons.HELD_OUT))
     exact, shipped = in_torch(network, held_out.pixels), as_shipped(out / "picture.onnx", held_out.pixels)

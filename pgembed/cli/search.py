@@ -35,6 +35,7 @@ class Method(StrEnum):
         'pgembed search product "red shoe" --words',
         'pgembed search product --image dress.jpg --minus "in blue" --contact-sheet found.html',
         'pgembed search product --like 17 --like 23 --unlike 4 --without "a person"',
+        'pgembed search product --image dress.jpg --to "in red" --was "in blue" --by recolour',
         "pgembed search product --query query.json",
         'pgembed search product "a red shoe" --minus "in blue" --where "price < 50" --explain',
     )
@@ -50,6 +51,14 @@ def search(
     unlike: Annotated[list[str] | None, typer.Option(help="A row to move away from; may be repeated.")] = None,
     without: Annotated[
         list[str] | None, typer.Option(help="Words that are not to count at all, either way; may be repeated.")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(help="What the picture or row shall become, in words: a composer changes it.")
+    ] = None,
+    was: Annotated[str | None, typer.Option(help="With --to: what it was, in words.")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="With --to: a registered composer, or composer:FOLDER.", autocompletion=completion.encoder),
     ] = None,
     query_file: Annotated[
         Path | None,
@@ -91,6 +100,8 @@ def search(
     """Search a table by words and pictures; --minus takes something out: this picture, but not in blue."""
     query = _from_file(query_file) if query_file else None
     positive = [*_pictures(image or [], screenshot or []), *_rows(like, "--like")]
+    if to is not None or was is not None or by is not None:
+        positive = [_changed(positive, to, was, by)]
     if words:
         positive.append(_weighted(words_weight, _text(words)))
     negative = [*map(_text, minus or []), *_rows(unlike, "--unlike")]
@@ -173,6 +184,18 @@ def _composed(
     for part in negative:
         total = total - part
     return reject(total, *without) if without else total
+
+
+def _changed(positive: list[Expression], to: str | None, was: str | None, by: str | None) -> Expression:
+    """The pictures and rows, as a composer changes them. Raises WrongUsage without them, or without --to."""
+    from pgembed.algebra import SHIPPED_COMPOSER, centroid, changed
+
+    if to is None:
+        raise WrongUsage(f"{'--was' if by is None else '--by'} goes with --to.", 'Say what shall be: --to "in red".')
+    if not positive:
+        raise WrongUsage("--to has nothing to change.", "Give a picture, --image FILE, or a row, --like KEY.")
+    reference = positive[0] if len(positive) == 1 else centroid(*positive)
+    return changed(reference, to=_text(to), was=None if was is None else _text(was), by=by or SHIPPED_COMPOSER)
 
 
 def _text(words: str) -> Expression:

@@ -1,12 +1,13 @@
-"""The commands that wait for workers, and have them wait: wait, pause, resume."""
+"""The commands that wait for workers, and have them wait: wait, prepare, pause, resume."""
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
-from pgembed.cli.app import Json, TableName, Target, app, database, examples
+from pgembed.cli.app import EncoderName, Json, TableName, Target, app, database, examples
 from pgembed.cli.output import print_json, print_table, say_done
 
 
@@ -28,6 +29,26 @@ def wait(
         say_done(f"Every row of {table} has its vector.", as_json=False, action="wait", table=table, target=target)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command(epilog=examples('pgembed prepare shop "a red shoe" "a blue car"', "pgembed prepare shop < queries.txt"))
+def prepare(
+    encoder: EncoderName,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Query texts; without any, the lines of standard input.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Have workers encode query texts, so that pgembed.encode_text finds them in SQL."""
+    if not texts:
+        texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
+    with database() as db:
+        db.prepare(encoder, texts, timeout=timeout)
+    say_done(
+        f"{len(texts)} prepared; in SQL pgembed.encode_text('{encoder}', …) finds them.",
+        as_json=as_json, action="prepare", encoder=encoder, texts=len(texts),
+    )  # fmt: skip
 
 
 @app.command(epilog=examples("pgembed pause product", "pgembed pause product --embedding embedding"))

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from psycopg import sql
 
-from pgembed.algebra import Reject, Slerp, Unit
+from pgembed.algebra import Changed, Reject, Slerp, Unit
 from pgembed.errors import InvalidQuery
 from pgembed.inputs import Expression, Input, Row, Text, Vector
 from pgembed.query.statement import Parameters, Statement, Target, Values
-from pgembed.query.texts import CANDIDATES, Kind, Shape, Texts, after_names, names
+from pgembed.query.texts import CANDIDATES, Kind, Shape, Texts, after_names, as_arrays, names
 from pgembed.vectors import pack_one
 
 if TYPE_CHECKING:
@@ -240,6 +240,12 @@ class Compiler:
         filtered = where is not None or bool(joins) or self.target.row_security
         return SearchPlan(limit, self.target, shape, texts, bound, given, exact, filtered, last)
 
+    def vectors(self, queries: Sequence[Expression], vectors: Mapping[Input, NDArray[Any]]) -> Statement:
+        """The statement whose one row holds the vector of each query as an array of numbers. Raises InvalidQuery."""
+        written = [_query_vector(self.target, query, vectors) for query in queries]
+        text = as_arrays(self.target, [kind for kind, _ in written])
+        return Statement(text, tuple(value for _, values in written for value in values))
+
 
 def compile_search(
     target: Target,
@@ -289,6 +295,9 @@ def _written(
             return _call("slerp", target, query.operands, known, query.t)
         case Reject():
             return _call("reject", target, query.operands, known)
+        case Changed():
+            query.resolve(lambda input: cast("NDArray[Any]", known[input]))  # raises: pgembed.composing goes before
+            raise AssertionError(query)
         case _:
             terms = query.terms
             return _call("compose", target, [t.input for t in terms], known, [t.weight for t in terms])

@@ -74,7 +74,7 @@ class Texts:
         self._named, self._shape = shape.named, shape
         self._page, self._wanted = sql.Literal(shape.limit), shape.limit + (shape.after or 0)
         self._limit = sql.Literal(self._wanted)
-        self._vector = _vector(target, shape)
+        self._vector = _vector(target, shape.kind, named=shape.named)
         self._distance = _name(_unused("distance", read))
         self._read: list[sql.Composable] = [
             expression if str(expression) == str(_name(name)) else _sql(expression, " AS ", _name(name))
@@ -256,16 +256,23 @@ class Texts:
         return "\n    LIMIT ", candidates or self._limit
 
 
+def as_arrays(target: Target, kinds: Sequence[Kind]) -> sql.Composed:
+    """The statement that reads vectors of these kinds, each as an array of numbers."""
+    read = [_sql("(", _vector(target, kind, named=False), ")::pg_catalog.float4[]") for kind in kinds]
+    named = [_sql(each, " AS ", _name(f"vector_{number}")) for number, each in enumerate(read, start=1)]
+    return _rendered(_sql("SELECT ", sql.SQL(", ").join(named)))
+
+
 def _place(named: bool, name: str) -> sql.Placeholder:
     return sql.Placeholder(name) if named else sql.Placeholder()
 
 
-def _vector(target: Target, shape: Shape) -> sql.Composed:
+def _vector(target: Target, kind: Kind, *, named: bool) -> sql.Composed:
     """The SQL of the query's vector, with placeholders for its values."""
     numbers = count(1)
 
     def place() -> sql.Placeholder:
-        return sql.Placeholder(_parameter(next(numbers))) if shape.named else sql.Placeholder()
+        return sql.Placeholder(_parameter(next(numbers))) if named else sql.Placeholder()
 
     def written(kind: Kind) -> sql.Composed:
         match kind:
@@ -287,7 +294,7 @@ def _vector(target: Target, shape: Shape) -> sql.Composed:
             case _:
                 raise AssertionError(kind)
 
-    return written(shape.kind)
+    return written(kind)
 
 
 def _stored(target: Target, place: Callable[[], sql.Placeholder]) -> sql.Composed:

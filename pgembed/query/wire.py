@@ -4,6 +4,7 @@
     {"vector": [0.1, 0.2], "space": "shop"}  {"row": [17]}
     {"sum": [[1, {"image": …}], [0.8, {"unit": {"sum": …}}]]}
     {"slerp": [a, b], "t": 0.3}              {"reject": [a, b, …]}
+    {"changed": [reference, to, was], "by": "recolour"}, also without was
 
 What comes from outside is data: nothing but these forms is read, its size is bounded, and a file is opened only where
 ``paths`` says that a query may name files.
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
-from pgembed.algebra import Reject, Slerp, Unit, reject, slerp, unit
+from pgembed.algebra import SHIPPED_COMPOSER, Changed, Reject, Slerp, Unit, changed, reject, slerp, unit
 from pgembed.errors import InvalidInput, InvalidQuery
 from pgembed.inputs import Expression, Image, Input, Operand, Row, Screenshot, Sum, Term, Text, Vector
 from pgembed.shown import shortened
@@ -30,7 +31,7 @@ MOST = 50
 DEEPEST = 20
 _BIGINT = 2**63
 _PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds of Pillow's modes
-_FORMS = "text, image, screenshot, vector, row, sum, unit, slerp and reject"
+_FORMS = "text, image, screenshot, vector, row, sum, unit, slerp, reject and changed"
 
 
 def to_json(query: Expression) -> dict[str, Any]:
@@ -59,6 +60,8 @@ def to_json(query: Expression) -> dict[str, Any]:
             return {"slerp": [to_json(query.start), to_json(query.end)], "t": query.t}
         case Reject():
             return {"reject": [to_json(operand) for operand in query.operands]}
+        case Changed():
+            return {"changed": [to_json(operand) for operand in query.operands], "by": query.by}
         case _:
             return {"sum": [[term.weight, to_json(term.input)] for term in query.terms]}
 
@@ -153,6 +156,13 @@ class _Reader:
     def reject(self, fields: Mapping[str, Any], place: str, depth: int) -> Expression:
         return reject(*self.each(fields["reject"], place, depth))
 
+    def changed(self, fields: Mapping[str, Any], place: str, depth: int) -> Expression:
+        reference, to, *was = self.each(fields["changed"], place, depth, most=3)
+        by = _of(fields.get("by", SHIPPED_COMPOSER), str, f"{place}'s by")
+        if ":" in by and by != SHIPPED_COMPOSER and not self._paths:
+            raise InvalidQuery(f"{place}'s by names a file, which this query may not.", "Name a registered composer.")
+        return changed(reference, to=to, was=was[0] if was else None, by=by)
+
     def _part(self, fields: Mapping[str, Any], place: str) -> dict[str, Any]:
         """The part of a picture that is meant."""
         part: dict[str, Any] = {}
@@ -195,6 +205,7 @@ _READERS = {
     "unit": ((), _Reader.unit),
     "slerp": (("t",), _Reader.slerp),
     "reject": ((), _Reader.reject),
+    "changed": (("by",), _Reader.changed),
 }
 
 
@@ -216,7 +227,8 @@ def _items(value: object, place: str, least: int, most: int | None = None) -> It
         raise InvalidQuery(f"{place} is {_shown(value)}, not a list.")
     items = cast("Sequence[Any]", value)
     if len(items) < least or (most is not None and len(items) > most):
-        raise InvalidQuery(f"{place} has {len(items)} entries, and {'' if most else 'at least '}{least} are wanted.")
+        wanted = f"at least {least}" if most is None else str(least) if most == least else f"{least} or {most}"
+        raise InvalidQuery(f"{place} has {len(items)} entries, and {wanted} are wanted.")
     return ((item, f"{place}[{number}]") for number, item in enumerate(items))
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pgembed.decoding.picture import decode_picture
 from pgembed.decoding.pool import ProcessPool
@@ -22,6 +22,9 @@ from pgembed.shown import shown_source
 from pgembed.worker.batch import Row
 from pgembed.worker.priority import give_way
 from pgembed.worker.queue import Work
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 DecodeIn = Literal["processes", "threads"]
 SECONDS = 60.0  # of computing, for one picture
@@ -61,6 +64,11 @@ class Decoder:
             decoding += [picture for _, picture in pictures]
             row.inputs[modality] = [*pictures] if work.inputs[modality].get("list") else pictures[0][1]
         return decoding
+
+    def open(self, data: bytes) -> Picture:
+        """Decode one picture from the bytes of its file. Raises MediaError."""
+        with ExitStack() as turn:
+            return self._media.open(data, "bytes", lambda pixels: turn.enter_context(self._turns.hold(pixels)))
 
     def _prepare(self, encoder: Encoder, source: Source) -> Any:  # noqa: ANN401
         value, kind = source.value, source.kind

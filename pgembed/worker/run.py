@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -17,6 +18,8 @@ from pgembed.vectors import BinaryParameter, BinaryParameterDumper
 from pgembed.worker.batch import Batch, abandon, encode
 from pgembed.worker.load import Loader
 from pgembed.worker.pipes import Pipe, Pipes, Stopped
+from pgembed.worker.precedence import Precedence
+from pgembed.worker.requests import Requests
 from pgembed.worker.state import TROUBLE_WAITS, Mode, Progress, State, Summary, WorkerOptions
 from pgembed.worker.watch import Watch
 from pgembed.worker.write import Writer, give_back
@@ -99,6 +102,8 @@ class Session(Pipes):
         self.connect = connect
         self.errors: list[BaseException] = []
         self.watch = Watch(state.options.encode_timeout)
+        self.overdue: Batch | None = None  # from which the encoder did not return
+        self.turns = Precedence(self.broken)
         state.memory_held = lambda: self.memory.held
 
     def run(self) -> None:
@@ -108,23 +113,35 @@ class Session(Pipes):
             self.state.lost = None
             loader = Loader(self, reader)
             stack.callback(loader.close)
+            requests = self._requests(stack, loader)
             threads = [
                 threading.Thread(target=self._stage, args=(loader.run, self.loaded), name="pgembed-load"),
                 threading.Thread(target=self._stage, args=(Writer(self, writer).run, None), name="pgembed-write"),
             ]
             encoding = threading.Thread(target=self._stage, args=(self._encode, self.encoded), daemon=True)
-            for thread in (*threads, encoding):
+            answering = (
+                threading.Thread(target=self._stage, args=(requests.run, None), daemon=True) if requests else None
+            )
+            for thread in (*threads, encoding, *([answering] if answering else [])):
                 thread.start()
             while encoding.is_alive() and not self.broken.is_set():
                 if overdue := self.watch.overdue():
-                    self._leave(overdue)
+                    self.overdue = overdue
+                    self._leave(self.watch.error(overdue), overdue.work.name)
+                elif requests and (error := requests.overdue(self.options.encode_timeout)):
+                    self._leave(error)
                 encoding.join(LOOK_EVERY)
             for thread in threads:
                 thread.join()
             if self.errors and isinstance(self.errors[0], EncoderTimeout):
-                self._give_back(loader)
+                if self.overdue is not None:
+                    self._give_back(loader, self.overdue)
+                else:
+                    self._free(loader)
             else:
                 encoding.join()
+                if answering is not None:
+                    answering.join()
             if self.errors:
                 if not isinstance(self.errors[0], (psycopg.OperationalError, psycopg.InterfaceError, EncoderTimeout)):
                     self._free(loader)
@@ -136,21 +153,32 @@ class Session(Pipes):
         with suppress(psycopg.Error):
             loader.give_back_held(loader.works)
 
-    def _leave(self, overdue: Batch) -> None:
-        """The encoder does not return: the other stages end, and the thread that it holds is left alone."""
-        error = self.watch.error(overdue)
-        self.state.log.error("encoder does not return", embedding=overdue.work.name, error=error.message)
+    def _requests(self, stack: ExitStack, loader: Loader) -> Requests | None:
+        """The stage that answers queries, where the worker stays."""
+        if self.mode != "forever":
+            return None
+        named = self.options.embeddings
+        return Requests(
+            self,
+            stack.enter_context(session_connection(self.connect)),
+            self.turns,
+            loader.decoder.open,
+            lambda: {work.encoder for work in loader.works} if named else None,
+        )
+
+    def _leave(self, error: EncoderTimeout, embedding: str | None = None) -> None:
+        """An encoder does not return: the other stages end, and the thread that it holds is left alone."""
+        self.state.log.error("encoder does not return", embedding=embedding, error=error.message)
         self.errors.append(error)
         self.broken.set()
 
-    def _give_back(self, loader: Loader) -> None:
+    def _give_back(self, loader: Loader, overdue: Batch) -> None:
         """Rows that are in hand are free again; those that the encoder has not returned from, later."""
-        assert self.watch.batch is not None
-        self.watch.put_off(loader.conn, self.watch.batch, self.options.max_attempts)
+        self.watch.put_off(loader.conn, overdue, self.options.max_attempts)
         for work in loader.works:
             held = set(self.state.held_seqs(work.id))
-            if work.id == self.watch.batch.work.id:
-                held -= {row.seq for row in self.watch.batch.rows}
+            if work.id == overdue.work.id:
+                held -= {row.seq for row in overdue.rows}
             give_back(loader.conn, work, sorted(held))
 
     def _stage(self, run: Callable[[], None], following: Pipe | None) -> None:
@@ -173,7 +201,8 @@ class Session(Pipes):
                 began_at = time.monotonic()
                 try:
                     self.watch.batch = batch
-                    encode(self.watch.over(self.state.encoder(batch.work)), batch)
+                    turn = partial(self.turns.of_rows, batch.work.encoder)
+                    encode(self.watch.over(self.state.encoder(batch.work), turn), batch)
                 except Exception as error:  # an encoder may raise anything, and must not stop the others' work
                     self.state.note_trouble(batch.work, _as_own(batch, error))
                     abandon(batch)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import structlog
 
@@ -75,6 +75,25 @@ class Summary:
     failed: int = 0
 
 
+class Registration(Protocol):
+    """What loading a registered encoder needs: an embedding, or the encoder's own row, has it."""
+
+    @property
+    def encoder(self) -> str: ...
+    @property
+    def spec(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def normalized(self) -> bool: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
+    @property
+    def modalities(self) -> list[str]: ...
+
+
 @dataclass
 class Trouble:
     embedding: str
@@ -93,6 +112,7 @@ class State:
         self.log: Any = structlog.get_logger("pgembed.worker")
         self.summary = Summary()
         self._encoders: dict[str, tuple[Encoder, str]] = {}
+        self._load_turns: dict[str, threading.Lock] = {}
         self._trouble: dict[int, Trouble] = {}
         self._refused: dict[int, PgembedError] = {}
         self._held: dict[int, set[int]] = {}  # seqs claimed and not yet written, by embedding
@@ -114,21 +134,28 @@ class State:
         self._resting.clear()
         self.swept_at = time.monotonic()
 
-    def encoder(self, work: Work) -> Encoder:
-        """The encoder of an embedding, loaded once. Raises EncoderMismatch where it is not the registered one."""
-        loaded = self._encoders.get(work.encoder)
-        if loaded is None or loaded[1] != work.fingerprint:
-            self.loading = work.encoder
-            try:
-                encoder = self._load(work)
-            finally:
-                self.loading = None
-            _require_modalities(work, encoder)
-            loaded = (encoder, work.fingerprint)
-            self._encoders[work.encoder] = loaded
-        return loaded[0]
+    def encoder(self, work: Registration) -> Encoder:
+        """An encoder, loaded once. Raises EncoderMismatch where it is not the registered one."""
+        with self._lock:
+            turn = self._load_turns.setdefault(work.encoder, threading.Lock())
+        with turn:  # rows and queries may want it at the same time
+            loaded = self._encoders.get(work.encoder)
+            if loaded is None or loaded[1] != work.fingerprint:
+                self.loading = work.encoder
+                try:
+                    encoder = self._load(work)
+                finally:
+                    self.loading = None
+                _require_modalities(work, encoder)
+                loaded = (encoder, work.fingerprint)
+                self._encoders[work.encoder] = loaded
+            return loaded[0]
 
-    def _load(self, work: Work) -> Encoder:
+    def has_loaded(self, encoder: str) -> bool:
+        """Whether an encoder of this name is loaded."""
+        return encoder in self._encoders
+
+    def _load(self, work: Registration) -> Encoder:
         try:
             return load_registered(
                 work.encoder,
@@ -264,7 +291,7 @@ class State:
         return None
 
 
-def _require_modalities(work: Work, encoder: Encoder) -> None:
+def _require_modalities(work: Registration, encoder: Encoder) -> None:
     missing = set(work.modalities) - encoder.modalities
     if missing:
         raise EncoderError(f"Encoder '{work.encoder}' ({work.spec}) takes no {', '.join(sorted(missing))}.")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+Turn = Callable[[], AbstractContextManager[None]]
+
+
 class Watch:
     """Since when the encoder has been at work on a batch."""
 
@@ -32,15 +36,18 @@ class Watch:
         self.batch: Batch | None = None
         self._since: float | None = None
 
-    def over(self, encoder: Encoder) -> Encoder:
-        """The same encoder, and each call of it is noticed."""
-        return cast("Encoder", Watched(encoder, self))
+    def over(self, encoder: Encoder, turn: Turn) -> Encoder:
+        """The same encoder, and each call of it waits for its turn and is noticed."""
+        return cast("Encoder", Watched(encoder, self, turn))
 
-    def begin(self) -> None:
+    @contextmanager
+    def noticed(self) -> Generator[None]:
+        """Around a call of the encoder."""
         self._since = time.monotonic()
-
-    def end(self) -> None:
-        self._since = None
+        try:
+            yield
+        finally:
+            self._since = None
 
     def overdue(self) -> Batch | None:
         """The batch from which the encoder should have returned long ago."""
@@ -73,23 +80,18 @@ class Watch:
 class Watched:
     """Stands for an encoder, and notes when it is called and when it returns."""
 
-    def __init__(self, encoder: Encoder, watch: Watch) -> None:
+    def __init__(self, encoder: Encoder, watch: Watch, turn: Turn) -> None:
         self._encoder = encoder
         self._watch = watch
+        self._turn = turn
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._encoder, name)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        self._watch.begin()
-        try:
+        with self._turn(), self._watch.noticed():
             return self._encoder.embed_texts(texts)
-        finally:
-            self._watch.end()
 
     def embed_pixels(self, pixels: Sequence[Any]) -> NDArray[np.float32]:
-        self._watch.begin()
-        try:
+        with self._turn(), self._watch.noticed():
             return self._encoder.embed_pixels(pixels)
-        finally:
-            self._watch.end()

@@ -288,7 +288,10 @@ def test_every_command_that_loads_registered_encoders_takes_the_same_options() -
         for name, command in commands().items()
         if {option for parameter in command.params for option in parameter.opts} >= ALLOW
     }
-    assert taking == {"worker", "search", "verify", "attach", "encoder test", "encoder export"}
+    assert taking == {
+        "worker", "search", "verify", "attach", "encoder test", "encoder export", "train composer", "eval run",
+        "eval cir",
+    }  # fmt: skip
 
 
 def test_an_encoder_behind_a_server_is_used_where_an_option_or_the_environment_allows_it(

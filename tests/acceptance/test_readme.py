@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -10,6 +11,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import PIL.Image
+import PIL.ImageOps
 import psycopg
 import pytest
 
@@ -130,6 +133,20 @@ def fill(conn: psycopg.Connection) -> None:
         )
 
 
+def tinted(folder: Path) -> None:
+    """The pictures in three colours, and triplets.csv from each colour to each other."""
+    colours = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220)}
+    lines = ["reference,target,new,old"]
+    for picture in PICTURES:
+        grey = PIL.ImageOps.grayscale(PIL.Image.open(picture)).resize((64, 64))
+        for colour, middle in colours.items():
+            made = PIL.ImageOps.colorize(grey, "black", "white", mid=middle)  # pyright: ignore[reportArgumentType]
+            made.save(folder / f"{picture.stem}-{colour}.png")
+        for old, new in itertools.permutations(colours, 2):
+            lines.append(f"{picture.stem}-{old}.png,{picture.stem}-{new}.png,in {new},in {old}")
+    (folder / "triplets.csv").write_text("\n".join(lines))
+
+
 def reader_of_lite(dsn: str, folder: Path, models: Path) -> Reader:
     """A reader whose table ``product`` has the embedding ``lite`` of the README, filled."""
     reader = Reader(dsn, folder, models)
@@ -192,8 +209,10 @@ def test_every_block_of_the_page_on_searching_works(database_dsn: str, tmp_path:
 def test_every_block_of_the_page_on_composed_queries_works(database_dsn: str, tmp_path: Path, models: Path) -> None:
     page = (ROOT / "docs" / "composed.md").read_text(encoding="utf-8")
     reader = reader_of_lite(database_dsn, tmp_path, models)
+    tinted(tmp_path)
     printed = [reader.run(kind, block) for kind, block in BLOCK.findall(page)]
-    assert reader.ran == {"bash": 2, "sql": 3, "python": 2}
+    assert reader.ran == {"bash": 3, "sql": 3, "python": 3}
+    assert all(f"R@{k}" in "".join(printed) for k in (1, 5, 10))
     searches = printed[0].splitlines()
     assert len(searches) == 5
     assert all(re.search(r"\) \[\d+, \d+, \d+\]$|\) \[\d+", line) for line in searches)

@@ -20,6 +20,8 @@ SHIPPED = {
     "pgembed/encoders/lite/picture.onnx",
     "pgembed/encoders/lite/tokens.npy",
     "pgembed/encoders/lite/tokenizer.json",
+    "pgembed/encoders/lite_composer/composer.onnx",
+    "pgembed/encoders/lite_composer/manifest.json",
 }
 PROGRAM = """
 import sys, pgembed

@@ -14,6 +14,15 @@ pytestmark = pytest.mark.full_server
 CALLED = {
     "_cached(text,bytea)": {"reader"},  # one vector, for who knows the input that it is of
     "_wait_for(integer,timestamp with time zone)": {"writer", "reader"},  # a word: done, late or own
+    "_request(text,text,bytea,double precision)": {"reader"},  # puts an input into a table that nobody reads
+    "_answer_of(text,bytea)": {"reader"},  # one vector, for who knows the input that it is of
+    "_ask_worker(text,text,bytea,double precision)": {"reader"},  # the same, through dblink
+    "_take_requests(text[],integer)": {"worker"},  # what it is to encode
+    "_note_requests(text,text,boolean)": {"worker"},
+    "_answer_request(text,bytea,vector,text)": {"worker"},
+    "_charge(text,bigint,bigint)": {"worker"},
+    "_tidy_requests()": {"worker"},
+    "_dblink_trouble()": set(),  # the owner's
     "_keep_searches()": {"worker"},  # writes functions that it makes from the catalog alone
 }
 FOR_PUBLIC: set[str] = set()  # none has a reason to be

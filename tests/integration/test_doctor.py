@@ -217,7 +217,9 @@ def test_the_grants_that_are_named_are_those_that_a_worker_needs(table: Table, r
 WORKER = f"""
     GRANT USAGE ON SCHEMA pgembed TO {ROLE};
     GRANT ALL ON ALL TABLES IN SCHEMA pgembed TO {ROLE};
-    GRANT EXECUTE ON FUNCTION pgembed._keep_searches() TO {ROLE};
+    GRANT EXECUTE ON FUNCTION pgembed._keep_searches(), pgembed._take_requests,
+        pgembed._note_requests, pgembed._answer_request, pgembed._charge,
+        pgembed._tidy_requests TO {ROLE};
     GRANT ALL ON product TO {ROLE};
 """
 

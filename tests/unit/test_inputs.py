@@ -22,7 +22,7 @@ from pgvector import HalfVector, SparseVector
 from pgvector import Vector as PgVector
 
 from pgembed import inputs as inputs_module
-from pgembed.algebra import centroid, mmr, reject, rocchio, slerp, swap, unit
+from pgembed.algebra import centroid, changed, mmr, reject, rocchio, slerp, swap, unit
 from pgembed.errors import InvalidInput, InvalidQuery
 from pgembed.inputs import Expression, Image, Input, Row, Screenshot, Sum, Term, Text, Vector, batches
 from pgembed.query.wire import from_json, to_json
@@ -92,6 +92,7 @@ operations = st.recursive(
         st.builds(slerp, inner, inner, st.floats(-1, 2)),
         st.builds(reject, inner, inner, inner),
         st.builds(swap, inner, inner, inner),
+        st.builds(lambda a, b, c: changed(a, to=b, was=c, by="red"), inner, inner, st.one_of(st.none(), inner)),
         st.builds(lambda a, b, c: rocchio(a, liked=[b], disliked=[c]), inner, inner, inner),
     ),
     max_leaves=6,
@@ -323,6 +324,9 @@ def test_operations_print_as_what_they_mean() -> None:
     assert repr(slerp(Text("a"), Text("b"), 0.25)) == "slerp(Text('a'), Text('b'), 0.25)"
     assert repr(reject(Text("a") + Text("b"), Text("c"))) == "reject(Text('a') + Text('b'), Text('c'))"
     assert repr(0.5 * reject(Text("a"), Row(17, "de"))) == "0.5 * reject(Text('a'), Row(17, 'de'))"
+    query = changed(Row(17), to=Text("in red"), was=Text("in blue"), by="recolour")
+    assert repr(query) == "changed(Row(17), to=Text('in red'), was=Text('in blue'), by='recolour')"
+    assert repr(changed(Row(17), to=Text("a"))) == "changed(Row(17), to=Text('a'), by='composer:lite')"
     assert repr(centroid(Text("a"), Row(1))) == "0.5 * Text('a') + 0.5 * Row(1)"
 
 
@@ -446,6 +450,11 @@ for _ in range(60):
         ({"image": "file:///etc/passwd", "kind": "path"}, "names a file"),
         ({"image": "a.png", "kind": "url"}, "'a.png', which is no url"),
         ({"image": "???"}, "is not Base64"),
+        ({"changed": [{"text": "a"}]}, "has 1 entries, and 2 or 3 are wanted"),
+        ({"changed": [{"text": "a"}] * 4}, "has 4 entries"),
+        ({"changed": [{"text": "a"}] * 2, "by": 7}, "changed's by is 7, not text"),
+        ({"changed": [{"text": "a"}] * 2, "by": " "}, "names no composer"),
+        ({"changed": [{"text": "a"}] * 2, "by": "composer:/models/a"}, "by names a file, which this query may not"),
         ({"image": "QQ==", "box": [1, 2, 3]}, "box has 3 entries, and 4 are wanted"),
         ({"image": "QQ==", "mask": {"text": "a"}}, "mask is not an image"),
         ({"image": "QQ==", "mask": {"image": "/m.png", "kind": "path"}}, "names a file"),
@@ -483,6 +492,8 @@ def test_operations_resolve_to_directions() -> None:
         (lambda: swap(Text("x"), Text("y"), Text("z"), math.inf), "The weight of swap is inf"),
         (lambda: rocchio(), "neither a query nor what was liked"),
         (lambda: centroid(), "was given nothing"),
+        (lambda: changed(Text("x"), to=Text("y"), by=""), "names no composer"),
+        (lambda: resolve(changed(Text("x"), to=Text("y"))), "has a vector only where its composer is loaded"),
         (lambda: resolve(Row(1) + Text("x")), r"Row\(1\) has a vector only in the database"),
         (lambda: Row(), "names no row"),
         (lambda: Row(None), "names no row"),
@@ -505,6 +516,7 @@ def test_operations_take_expressions() -> None:
         "reject": lambda: reject(Text("a"), a),
         "swap": lambda: swap(Text("a"), a, Text("b")),
         "centroid": lambda: centroid(Text("a"), a),
+        "changed": lambda: changed(Text("a"), to=a),
         "rocchio": lambda: rocchio(liked=[a]),
     }
     for name, call in calls.items():

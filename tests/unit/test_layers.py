@@ -22,8 +22,10 @@ LAYERS = (
     {"inputs", "embedded", "media_errors"},
     {"algebra", "regions", "vectors", "static_text", "buckets", "decoding", "download", "metering"},
     {"media", "encoders", "query", "rerank"},
+    {"composers"},
     {
         "catalog",
+        "composing",
         "connections",
         "estimate",
         "hybrid",
