@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 from pgembed.query.statement import Parameters
@@ -43,11 +44,18 @@ class Within:
     plan: Generator[Any, Any, Any]
 
 
-Plan = Generator[Call | Compute | Within, Any, T]
+@dataclass(frozen=True)
+class Restore:
+    """Run a statement that puts settings back, within a transaction of the caller's; ours puts them back as it ends."""
+
+    call: Call
 
 
-def run(conn: psycopg.Connection[Any], plan: Plan[T]) -> T:
-    """Run a plan's steps on a connection."""
+Plan = Generator[Call | Compute | Within | Restore, Any, T]
+
+
+def run(conn: psycopg.Connection[Any], plan: Plan[T], *, own: bool = False) -> T:
+    """Run a plan's steps on a connection; ``own`` tells that the transaction was begun for it."""
     answer: Any = None
     while True:
         try:
@@ -62,12 +70,15 @@ def run(conn: psycopg.Connection[Any], plan: Plan[T]) -> T:
             case Compute():
                 answer = step.function()
             case Within():
+                begun = conn.info.transaction_status is TransactionStatus.IDLE
                 with conn.transaction():
-                    answer = run(conn, step.plan)
+                    answer = run(conn, step.plan, own=begun)
+            case Restore(call):
+                answer = None if own else conn.execute(call.query, call.params)
 
 
-async def run_async(conn: psycopg.AsyncConnection[Any], plan: Plan[T]) -> T:
-    """Run a plan's steps on an asynchronous connection; computing is done in a thread."""
+async def run_async(conn: psycopg.AsyncConnection[Any], plan: Plan[T], *, own: bool = False) -> T:
+    """Run a plan's steps on an asynchronous connection; computing is done in a thread. See ``run``."""
     answer: Any = None
     while True:
         try:
@@ -82,5 +93,8 @@ async def run_async(conn: psycopg.AsyncConnection[Any], plan: Plan[T]) -> T:
             case Compute():
                 answer = await asyncio.to_thread(step.function)
             case Within():
+                begun = conn.info.transaction_status is TransactionStatus.IDLE
                 async with conn.transaction():
-                    answer = await run_async(conn, step.plan)
+                    answer = await run_async(conn, step.plan, own=begun)
+            case Restore(call):
+                answer = None if own else await conn.execute(call.query, call.params)

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from psycopg import sql
 
-from pgembed.plans import Call, Plan, Within
-from pgembed.query import SearchPlan, SearchRow, Statement, search_row_factory
+from pgembed.plans import Call, Plan, Restore, Within
+from pgembed.query import EF_SEARCH, SearchPlan, SearchRow, Statement, search_row_factory
 
 REMEMBERED = (
     5.0  # seconds that what the catalog or the planner said is not asked again: half the cost of a quick search
@@ -70,7 +70,14 @@ class Rounds:
             return (yield Within(_until_enough(plan, trace)))
         if estimate.first is None:
             return (yield from _exact(plan, trace))
-        return (yield Within(_by_rounds(plan, trace, estimate)))
+        if estimate.first > EF_SEARCH:
+            return (yield Within(_by_rounds(plan, trace, estimate, estimate.first)))
+        rows = yield _call(plan.among(estimate.first))  # what the index gives at once, whatever the settings are
+        trace.looks.append((estimate.first, len(rows)))
+        if len(rows) >= plan.limit:
+            return rows
+        following = yield from _next_round(plan, estimate, estimate.first, len(rows))
+        return (yield Within(_by_rounds(plan, trace, estimate, following)))
 
     def _estimate(self, plan: SearchPlan) -> Plan[Estimate]:
         key = (plan.target.schema, plan.target.name, plan.shape.joins, plan.shape.where, plan.reach, plan.given_key)
@@ -100,11 +107,10 @@ def _next_round(plan: SearchPlan, estimate: Estimate, seen: int, matched: int) -
     return (yield Call(NEXT, values))[0]["candidates"]
 
 
-def _by_rounds(plan: SearchPlan, trace: Trace, estimate: Estimate) -> Plan[list[SearchRow]]:
+def _by_rounds(plan: SearchPlan, trace: Trace, estimate: Estimate, candidates: int | None) -> Plan[list[SearchRow]]:
     """With so many candidates at first, and more while that is worth it; the caller's settings are put back."""
     before: dict[str, Any] | None = None
     rows: list[SearchRow] = []
-    candidates = estimate.first
     while candidates is not None:
         changed = plan.settings(candidates)
         found: dict[str, Any] = (yield Call(changed.text, changed.values))[0]
@@ -119,7 +125,7 @@ def _by_rounds(plan: SearchPlan, trace: Trace, estimate: Estimate) -> Plan[list[
     if len(rows) < plan.limit:
         rows = yield from _run_again(plan, trace)
     if before is not None:
-        yield Call(plan.restore(before).text)
+        yield Restore(Call(plan.restore(before).text))
     return rows
 
 
@@ -133,7 +139,7 @@ def _until_enough(plan: SearchPlan, trace: Trace) -> Plan[list[SearchRow]]:
         trace.looks.append((None, len(rows)))
     if len(rows) < plan.limit:
         rows = yield from _run_again(plan, trace)
-    yield Call(plan.restore(before).text)
+    yield Restore(Call(plan.restore(before).text))
     return rows
 
 
@@ -144,7 +150,7 @@ def _run_again(plan: SearchPlan, trace: Trace) -> Plan[list[SearchRow]]:
         return (yield from _exact(plan, trace))
     told: str = (yield Call(QUIETEN))[0]["told"]
     rows = yield from _exact(plan, trace)
-    yield Call(TELL, [told])
+    yield Restore(Call(TELL, [told]))
     return rows
 
 

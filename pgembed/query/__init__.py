@@ -1,11 +1,11 @@
 """A query expression, a filter and a limit -> SQL and its parameters. No I/O: the clients run what is compiled here."""
 
-from pgembed.query.compiler import Compiler, Place, SearchPlan, compile_search, to_encode
+from pgembed.query.compiler import EF_SEARCH, Compiler, Place, SearchPlan, compile_search, to_encode
 from pgembed.query.rows import SearchRow, search_row_factory
 from pgembed.query.statement import Column, Side, Statement, Target
 from pgembed.query.texts import PLACE
 
 __all__ = [
-    "PLACE", "Column", "Compiler", "Place", "SearchPlan", "SearchRow", "Side", "Statement", "Target", "compile_search",
-    "search_row_factory", "to_encode",
+    "EF_SEARCH", "PLACE", "Column", "Compiler", "Place", "SearchPlan", "SearchRow", "Side", "Statement", "Target",
+    "compile_search", "search_row_factory", "to_encode",
 ]  # fmt: skip
