@@ -77,6 +77,8 @@ class Rounds:
         if len(rows) >= plan.limit:
             return rows
         following = yield from _next_round(plan, estimate, estimate.first, len(rows))
+        if following is None and not plan.tells:
+            return (yield from _exact(plan, trace))
         return (yield Within(_by_rounds(plan, trace, estimate, following)))
 
     def _estimate(self, plan: SearchPlan) -> Plan[Estimate]:
@@ -146,7 +148,7 @@ def _until_enough(plan: SearchPlan, trace: Trace) -> Plan[list[SearchRow]]:
 def _run_again(plan: SearchPlan, trace: Trace) -> Plan[list[SearchRow]]:
     """All matching rows compared, within a transaction, without the notices that the first run gave: of a query's
     unknown words, say."""
-    if not trace.looks:
+    if not trace.looks or not plan.tells:
         return (yield from _exact(plan, trace))
     told: str = (yield Call(QUIETEN))[0]["told"]
     rows = yield from _exact(plan, trace)

@@ -127,6 +127,11 @@ class SearchPlan:
             return Statement(self._texts.settings)
         return Statement(self._texts.bounded, (candidates,) * 2)
 
+    @property
+    def tells(self) -> bool:
+        """Whether its statements may give notices, of words that an encoder does not know."""
+        return _has_text(self.shape.kind)
+
     @cached_property
     def given_key(self) -> Hashable | None:
         """The filter's parameters as the key of a dictionary; None where they are none."""
@@ -150,6 +155,10 @@ class SearchPlan:
             if before[name] is not None
         ]
         return Statement(sql.SQL("SELECT {}").format(sql.SQL(", ").join(calls)))
+
+
+def _has_text(kind: Kind) -> bool:
+    return kind == "text" if isinstance(kind, str) else any(map(_has_text, kind))
 
 
 def to_encode(target: Target, query: Expression) -> tuple[Input, ...]:
