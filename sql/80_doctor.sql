@@ -12,6 +12,13 @@ DECLARE
     kinds text[];
 BEGIN
     RETURN QUERY SELECT 'pgvector', v.* FROM pgembed._examine_pgvector() AS v;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_constraint AS c
+        WHERE c.conrelid = 'pgembed.embedding'::regclass AND c.contype = 'p') THEN
+        RETURN QUERY SELECT 'restore', false,
+            'The tables of pgembed have no keys: a restore of this database ended before its last section.',
+            'Go on with it: pg_restore --section=post-data -d DATABASE DUMP';
+        RETURN; -- all else would speak of what that brings
+    END IF;
     IF has_table_privilege('pgembed.granted', 'SELECT') THEN
         SELECT array_agg(g.kind) INTO kinds FROM pgembed.granted AS g WHERE g.role = current_user;
     END IF;
