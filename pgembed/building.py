@@ -7,7 +7,6 @@ is encoded or run before the rows, a page, the SQL or an explanation is asked fo
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import math
@@ -22,9 +21,10 @@ from psycopg import sql
 from pgembed.errors import InvalidQuery
 from pgembed.explaining import Explanation, explained
 from pgembed.inputs import Expression
-from pgembed.plans import Parameters, Plan
-from pgembed.query import PLACE, Place, SearchPlan, SearchRow, Statement
+from pgembed.plans import Compute, Parameters, Plan
+from pgembed.query import PLACE, Place, SearchPlan, SearchRow, Statement, check_condition
 from pgembed.searching import Searcher
+from pgembed.shown import shortened
 
 Rerank = Callable[[Sequence[SearchRow]], Sequence[float]]
 
@@ -88,15 +88,12 @@ class Asked:
 
     def mark(self) -> str:
         """What a page's token is known by: all that decides which rows come, in which order."""
+        inputs = self.query.inputs if self.query is not None else ()
+        contents = [(getattr(one, "content", None), repr(getattr(one, "mask", None))) for one in inputs]
         parts = (
-            self.table,
-            repr(self.query),
-            self.embedding,
-            self.wheres,
-            repr(self.params),
-            self.joins,
+            self.table, repr(self.query), contents, self.embedding, self.wheres, repr(self.params), self.joins,
             repr(self.joined),
-        )
+        )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
     def place(self) -> Place | None:
@@ -106,8 +103,10 @@ class Asked:
         try:
             mark, distance, shown, *key = json.loads(base64.urlsafe_b64decode(self.after.encode()))
             place = Place(float(distance), tuple(map(str, key)), int(shown))
-        except (ValueError, TypeError, binascii.Error):
-            raise InvalidQuery(f"{self.after!r} is no page.", "Give what page().next gave.") from None
+        except (ValueError, TypeError, OverflowError, RecursionError, AttributeError):
+            raise InvalidQuery(f"{shortened(repr(self.after))} is no page.", "Give what page().next gave.") from None
+        if not 0 < place.shown < 2**31:
+            raise InvalidQuery(f"{self.after!r} is no page.", "Give what page().next gave.")
         if mark != self.mark():
             raise InvalidQuery(
                 f"The page {self.after!r} belongs to another query of {self.table}, or one with another filter.",
@@ -115,11 +114,11 @@ class Asked:
             )
         return place
 
-    def token(self, last: SearchRow) -> str:
-        """Where a page that ends with this row ends."""
-        place, before = [last[name] for name in last if name.startswith(PLACE)], self.place()
-        distance, *key = place
-        shown = (before.shown if before else 0) + self.limit
+    def token(self, rows: Sequence[SearchRow]) -> str:
+        """Where a page of these rows ends."""
+        before = self.place()
+        distance, *key = [rows[-1][name] for name in rows[-1] if name.startswith(PLACE)]
+        shown = (before.shown if before else 0) + len(rows)
         content = json.dumps([self.mark(), distance, shown, *map(str, key)], separators=(",", ":"))
         return base64.urlsafe_b64encode(content.encode()).decode()
 
@@ -146,6 +145,7 @@ class Building:
 
     def where(self, condition: str, *params: Any, **named: Any) -> Self:  # noqa: ANN401
         """Only rows that match this SQL condition too, with psycopg's ``%s`` for ``params``, or ``%(name)s``."""
+        check_condition(condition, has_params=bool(params or named))  # by itself, before it stands beside others
         return self._with(
             wheres=(*self._asked.wheres, _escaped(condition, bool(params or named))),
             params=_more(self._asked.params, params, named),
@@ -157,6 +157,7 @@ class Building:
         Conditions and selected expressions may name its columns then, and name the searched table's by the table's
         name. A row that joins with several comes several times.
         """
+        check_condition(clause, has_params=bool(params or named), what="join")
         return self._with(
             joins=(*self._asked.joins, _escaped(clause, bool(params or named))),
             joined=_more(self._asked.joined, params, named),
@@ -217,7 +218,8 @@ class Steps:
             raise InvalidQuery("A query that is ordered anew by rerank has no pages.", "Ask for more rows at once.")
         depth = max(asked.depth, asked.limit)
         rows = yield from self._searcher.search(asked.table, asked.known, **asked.options(limit=depth))
-        return _reranked(asked.good(rows), asked.rerank, asked.limit)
+        good, rerank = asked.good(rows), asked.rerank
+        return (yield Compute(lambda: _reranked(good, rerank, asked.limit)))
 
     def page(self) -> Plan[Page]:
         """The rows, and where to go on after them."""
@@ -226,11 +228,12 @@ class Steps:
             raise InvalidQuery("A query that is ordered anew by rerank has no pages.", "Ask for more rows at once.")
         options = asked.options(after=asked.place(), places=True)
         rows = asked.good((yield from self._searcher.search(asked.table, asked.known, **options)))
-        following = asked.token(rows[-1]) if len(rows) >= asked.limit else None
+        following = asked.token(rows) if len(rows) >= asked.limit else None
         return Page([row.without(PLACE) for row in rows], following)
 
     def compiled(self) -> Plan[Statement]:
         """One statement, for anybody's connection."""
+        self._refuse_rerank("compiled")
         statement = (yield from self._prepared()).portable
         if self._asked.least is None:
             return statement
@@ -239,6 +242,7 @@ class Steps:
 
     def explained(self) -> Plan[Explanation]:
         """The rows, and how they were found."""
+        self._refuse_rerank("explained")
         asked = self._asked
         plan = yield from self._prepared(places=True)
         return (yield from explained(self._searcher, asked.table, asked.known, plan))
@@ -246,6 +250,10 @@ class Steps:
     def columns(self) -> Plan[tuple[str, ...]]:
         """What rows will hold beside the score."""
         return (yield from self._prepared()).columns
+
+    def _refuse_rerank(self, what: str) -> None:
+        if self._asked.rerank is not None:
+            raise InvalidQuery(f"A query that is ordered anew by rerank cannot be {what}.", "Leave rerank out.")
 
     def _prepared(self, **more: Any) -> Plan[SearchPlan]:  # noqa: ANN401
         asked = self._asked
@@ -279,7 +287,8 @@ class Query(Building):
 
     def page(self) -> Page:
         """The rows, and ``next``, with which ``after`` goes on: pages never show a row twice, and with ``exact()`` miss
-        none. With an index they miss what it misses."""
+        none. With an index they miss what it misses. Where joins give a row several times, all of these come on one
+        page, which may be longer than ``limit`` then."""
         return self._run(self._steps.page())
 
     def compile(self) -> Statement:
@@ -336,8 +345,12 @@ class AsyncQuery(Building):
 
 def _reranked(rows: Sequence[SearchRow], scores: Rerank, limit: int) -> list[SearchRow]:
     found = [float(score) for score in scores(rows)] if rows else []
-    if len(found) != len(rows):
-        raise InvalidQuery(f"rerank was handed {len(rows)} rows and gave {len(found)} numbers.", "Give one for each.")
+    finite = sum(map(math.isfinite, found))
+    if finite != len(rows) or len(found) != len(rows):
+        raise InvalidQuery(
+            f"rerank was handed {len(rows)} rows and gave {len(found)} numbers, of which {finite} are finite.",
+            "Give a finite one for each.",
+        )
     order = sorted(range(len(rows)), key=lambda n: -found[n])[:limit]
     return [rows[n].scored(found[n]) for n in order]
 

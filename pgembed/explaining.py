@@ -121,17 +121,19 @@ def _parts(
     if len(told) < 2 or not rows:
         return []
     places = [name for name in rows[0] if name.startswith(PLACE)][1:]
-    keys = [tuple(row[name] for name in places) for row in rows]
-    one = sql.SQL(" AND ").join(sql.SQL("{} = %s").format(sql.Identifier(key)) for key in plan.target.keys)
+    keys = [tuple(row[name] for name in places) for row in rows]  # as text, whatever their types
+    one = sql.SQL(" AND ").join(
+        sql.SQL("{} = %s").format(sql.Identifier(key.replace("%", "%%"))) for key in plan.target.keys
+    )
     options: dict[str, Any] = {
         "embedding": plan.target.column, "where": sql.SQL(" OR ").join([sql.SQL("({})").format(one)] * len(keys)),
-        "params": [value for key in keys for value in key], "limit": len(keys), "columns": plan.target.keys,
-        "exact": True,
+        "params": [value for key in keys for value in key], "limit": len(keys), "columns": [], "exact": True,
+        "places": True,
     }  # fmt: skip
     similar: list[dict[tuple[Any, ...], float]] = []
     for _, _, term in told:
         found: list[SearchRow] = yield from searcher.search(table, term, **options)
-        similar.append({tuple(row[key] for key in plan.target.keys): row.score for row in found})
+        similar.append({tuple(row[name] for name in places): row.score for row in found})
     first = max(range(len(rows)), key=lambda n: abs(rows[n].score))
     total = sum(weight * by_key[keys[first]] for (_, weight, _), by_key in zip(told, similar, strict=True))
     length = total / rows[first].score if rows[first].score else 0.0

@@ -57,7 +57,7 @@ class OnnxCrossEncoder:
         self._session: Any = onnxruntime.InferenceSession(str(models[0]), providers=["CPUExecutionProvider"])
         self._inputs = [each.name for each in self._session.get_inputs()]
         self._tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
-        self._tokenizer.enable_truncation(length, strategy="only_second")
+        self._tokenizer.enable_truncation(length, strategy="longest_first")
         self._tokenizer.enable_padding()
         self._columns, self._batch_size = columns, batch_size
 

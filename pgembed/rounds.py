@@ -20,7 +20,9 @@ QUIETEN = sql.SQL(
     "SELECT pg_catalog.current_setting('client_min_messages') AS told, pg_catalog.set_config('client_min_messages',"
     " CASE pg_catalog.current_setting('client_min_messages') WHEN 'error' THEN 'error' ELSE 'warning' END, true)"
 )
-NEXT = sql.SQL("SELECT pgembed._next_round(%s::float8, %s::float8, %s::float8, %s, %s, %s, %s, %s) AS candidates")
+NEXT = sql.SQL(
+    "SELECT pgembed._next_round(%s::float8, %s::float8, %s::float8, %s, %s, %s::integer, %s, %s) AS candidates"
+)
 TELL = sql.SQL("SELECT pg_catalog.set_config('client_min_messages', %s, true)")
 
 
@@ -70,6 +72,8 @@ class Rounds:
             return (yield Within(_until_enough(plan, trace)))
         if estimate.first is None:
             return (yield from _exact(plan, trace))
+        if plan.shape.joins:
+            return (yield Within(_until_enough(plan, trace)))
         if estimate.first > EF_SEARCH:
             return (yield Within(_by_rounds(plan, trace, estimate, estimate.first)))
         rows = yield _call(plan.among(estimate.first))  # what the index gives at once, whatever the settings are
@@ -105,7 +109,8 @@ class Rounds:
 def _next_round(plan: SearchPlan, estimate: Estimate, seen: int, matched: int) -> Plan[int | None]:
     """How many candidates to look at, by ``pgembed._next_round``."""
     target = plan.target
-    values = (estimate.matching, estimate.cost, target.rows, target.dim, target.half, plan.reach, seen, matched)
+    reach = min(plan.reach, 2**31 - 1)
+    values = (estimate.matching, estimate.cost, target.rows, target.dim, target.half, reach, seen, matched)
     return (yield Call(NEXT, values))[0]["candidates"]
 
 

@@ -2,7 +2,7 @@
 
 ``dsn``; ``options`` of WorkerOptions; ``mode`` of Worker.run; ``name`` of the encoder; ``bad``, the text that it
 refuses; ``hang``, the text at which it never returns; ``seconds`` that it takes for a batch; ``clock``, the seconds by
-which the process's clock is wrong; ``spoilt``, what its first call does: it raises, or gives another shape or count.
+which its clock is wrong; ``spoilt``, what its first call does: raises, or gives another shape or count, or NaN.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def work(
         how = left.pop() if left else ""
         if how == "raises":
             raise RuntimeError("the model is not warm yet")
-        return vectors[:, :-1] if how == "shape" else vectors[:-1] if how == "count" else vectors
+        spoil = {"shape": vectors[:, :-1], "count": vectors[:-1], "nan": vectors * np.nan}
+        return spoil.get(how, vectors)
 
     encoder.before, encoder.after = before, after
     pgembed.encoders.load_encoder = lambda *_, **__: encoder

@@ -3,9 +3,9 @@
 from pgembed.query.compiler import EF_SEARCH, Compiler, Place, SearchPlan, compile_search, to_encode
 from pgembed.query.rows import SearchRow, search_row_factory
 from pgembed.query.statement import Column, Side, Statement, Target
-from pgembed.query.texts import PLACE
+from pgembed.query.texts import PLACE, check_condition
 
 __all__ = [
     "EF_SEARCH", "PLACE", "Column", "Compiler", "Place", "SearchPlan", "SearchRow", "Side", "Statement", "Target",
-    "compile_search", "search_row_factory", "to_encode",
+    "check_condition", "compile_search", "search_row_factory", "to_encode",
 ]  # fmt: skip

@@ -81,9 +81,10 @@ class SearchPlan:
 
     @cached_property
     def portable(self) -> Statement:
-        """One statement that asks the index, and compares all rows only where that gave too few."""
-        if not self.needs_rounds:
-            return self.statement
+        """One statement that asks the index, and compares all rows only where that gave too few; what comes after a
+        place is found by comparing all."""
+        if self._only_exact or self.shape.after is not None:
+            return self.exact
         again = () if isinstance(self._given, dict) else self._given
         return Statement(self._texts.nearest_or_every, self._values(last=again))
 
@@ -108,15 +109,14 @@ class SearchPlan:
 
     def among(self, candidates: int) -> Statement:
         """The nearest of the rows that match among so many candidates of the index, under ``settings(candidates)``."""
-        bound: Values = {CANDIDATES: candidates} if isinstance(self._given, dict) else (candidates,)
-        in_order = {"first": bound} if self.shape.joins else {"last": bound}
-        return Statement(self._texts.among, self._values(**in_order))
+        last: Values = {CANDIDATES: candidates} if isinstance(self._given, dict) else (candidates,)
+        return Statement(self._texts.among, self._values(last=last))
 
-    def _values(self, first: Values = (), last: Values = ()) -> Values:
+    def _values(self, last: Values = ()) -> Values:
         """The parameters in the order in which statements have them: the query's, the filter's, the page's."""
         if isinstance(self._given, dict):
-            return {**dict(self._vector), **dict(first), **self._given, **dict(last), **dict(self._after)}
-        return (*self._vector, *first, *self._given, *last, *self._after)
+            return {**dict(self._vector), **self._given, **dict(last), **dict(self._after)}
+        return (*self._vector, *self._given, *last, *self._after)
 
     def settings(self, candidates: int | None = None) -> Statement:
         """What is set before ``among``; before ``statement``, to go on until enough rows match.

@@ -36,11 +36,16 @@ _NAMED_EXPRESSION = re.compile(r"(?s)(?P<expression>.+?)\s+[aA][sS]\s+(?P<name>\
 _OPERATORS: dict[str, LiteralString] = {"cosine": "<=>", "ip": "<#>", "l2": "<->"}
 _SCORES: dict[str, LiteralString] = {"cosine": "1 - ", "ip": "-", "l2": "-"}
 _NAMES_VALUE = re.compile(r"(?<!%)(?:%%)*%(?:\([^)]*\))?[sbt]")
+# As Postgres has it, all that is not ASCII may stand in names, and a string goes on on the next line.
+_IN_NAME = r"\w$\x80-\U0010ffff"
+_TAG = r"\$(?:[^\W\d\x80-\U0010ffff]|[\x80-\U0010ffff])(?:[\w\x80-\U0010ffff])*\$|\$\$"
+_ESCAPED = r"'(?:[^'\\]|\\.|'')*'"
 _QUOTED = re.compile(
-    r"(?<![\w$])[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(?<![\w$])(\$(?:[^\W\d]\w*)?\$).*?\1",
+    rf"(?<![{_IN_NAME}])[eE]{_ESCAPED}(?:\s*\n\s*{_ESCAPED})*|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\""
+    rf"|(?<![{_IN_NAME}])({_TAG}).*?\1",
     re.DOTALL,
 )
-_OPEN_QUOTE = re.compile(r"['\"]|(?<![\w$])(?:[eE]\0|\$(?:[^\W\d]\w*)?\$)")  # what is left where one is not closed
+_OPEN_QUOTE = re.compile(rf"['\"]|(?<![{_IN_NAME}])(?:[eE]\0|{_TAG})")  # what is left where one is not closed
 
 
 class Shape(NamedTuple):
@@ -83,16 +88,17 @@ class Texts:
         self._output: list[sql.Composable] = [  # a column named score gives that name up
             _sql(_name(name), " AS ", _name(score)) if name == "score" else _name(name) for name in columns
         ]
-        places = [self._distance, *map(_name, target.keys)]
-        self._order = sql.SQL(", ").join(places)
+        self._order = sql.SQL(", ").join([self._distance, *map(_name, target.keys)])
+        places = [self._distance, *(_sql(_name(key), "::text") for key in target.keys)]
         self._places = [_sql(place, " AS ", _name(name)) for place, name in zip(places, _places(target), strict=True)]
         self._joins = sql.SQL("").join(
-            _sql("\n    ", _condition(join, has_params=shape.joins_have_params, what="join")) for join in shape.joins
+            _sql("\n    ", check_condition(join, has_params=shape.joins_have_params, what="join"))
+            for join in shape.joins
         )
         self._present = self._where = _present(target, self._own_vector(shape))
         self._matches = sql.SQL("true")
         if shape.where is not None:
-            self._matches = _sql("(", _condition(shape.where, has_params=shape.has_params), ")")
+            self._matches = _sql("(", check_condition(shape.where, has_params=shape.has_params), ")")
             self._where = _sql(self._present, " AND ", self._matches)
 
     @property
@@ -125,13 +131,17 @@ class Texts:
     @cached_property
     def nearest_or_every(self) -> sql.Composed:
         """The first, and where that is too few the second."""
-        of_query = sql.SQL("vector FROM query")
-        every = self._nearest(of_query, exact=True, unless=" AND NOT (SELECT enough FROM enough)")
-        both = _sql("    SELECT * FROM first WHERE (SELECT enough FROM enough)\n    UNION ALL (\n", every, "\n    )")
+        of_query = sql.SQL('vector FROM "pgembed query"')
+        every = self._nearest(of_query, exact=True, unless=' AND NOT (SELECT enough FROM "pgembed enough")')
+        both = _sql(
+            '    SELECT * FROM "pgembed first" WHERE (SELECT enough FROM "pgembed enough")\n    UNION ALL (\n', every,
+            "\n    )",
+        )  # fmt: skip
         text = _sql(
-            "WITH query AS MATERIALIZED (\n    SELECT ", self._vector, " AS vector\n), first AS MATERIALIZED (\n",
-            self._nearest(of_query), "\n), enough AS MATERIALIZED (\n    SELECT count(*) >= ", self._limit,
-            " AS enough FROM first WHERE ", self._distance, " < 'NaN'\n)\n", self._select(both),
+            'WITH "pgembed query" AS MATERIALIZED (\n    SELECT ', self._vector,
+            ' AS vector\n), "pgembed first" AS MATERIALIZED (\n', self._nearest(of_query),
+            '\n), "pgembed enough" AS MATERIALIZED (\n    SELECT count(*) >= ', self._limit,
+            ' AS enough FROM "pgembed first" WHERE ', self._distance, " < 'NaN'\n)\n", self._select(both),
         )  # fmt: skip
         return _rendered(text)
 
@@ -159,22 +169,8 @@ class Texts:
         place = _place(self._named, CANDIDATES)
         spare = sql.Literal(math.ceil(SPARE * self._wanted))
         cut = sql.SQL("") if self._paged else _sql("\nLIMIT ", self._page)
-        if not self._shape.joins:
-            looked = self._nearest(self._vector, candidates=place)
-            found = _sql("    SELECT * FROM (\n", looked, "\n    ) AS looked WHERE ", _name(MATCHES), " LIMIT ", spare)
-            return _rendered(_sql(self._select(found), cut))
-        # what is looked at has the table's name, which joins and filter mean
-        table = self._target.table
-        looked = _sql(
-            "SELECT *, ", self._distance_to(self._vector, _name(_SIDE_VECTOR if self._target.side else
-            self._target.column)), " AS ", _name(_DISTANCE), " FROM ", _name(self._target.schema, table),
-            _side(self._target), " WHERE ", self._present, " ORDER BY ", _name(_DISTANCE), " LIMIT ", place,
-        )  # fmt: skip
-        read = sql.SQL(", ").join([*self._read, _sql(_name(_DISTANCE), " AS ", self._distance)])
-        found = _sql(
-            "    SELECT ", read, "\n    FROM (", looked, ") AS ", _name(table), self._joins, "\n    WHERE ",
-            self._matches, "\n    LIMIT ", spare,
-        )  # fmt: skip
+        looked = self._nearest(self._vector, candidates=place)
+        found = _sql("    SELECT * FROM (\n", looked, "\n    ) AS looked WHERE ", _name(MATCHES), " LIMIT ", spare)
         return _rendered(_sql(self._select(found), cut))
 
     @cached_property
@@ -212,8 +208,12 @@ class Texts:
         if self._shape.after is not None:
             values = sql.SQL(", ").join(_place(self._named, name) for name in after_names(self._target))
             after = _sql(" AND (", self._order, ") > (", values, ")")
-        if self._paged:
-            page = _sql("\nLIMIT ", self._page)
+        if self._paged:  # with joins a page ends with all rows of its last key
+            page = (
+                _sql("\nFETCH FIRST ", self._page, " ROWS WITH TIES")
+                if self._shape.joins
+                else _sql("\nLIMIT ", self._page)
+            )
         return _sql(
             "SELECT ", sql.SQL(", ").join(output), "\nFROM (\n", rows, "\n) AS nearest\nWHERE ", self._distance,
             " < 'NaN'", after, "\nORDER BY ", self._order, page,
@@ -243,10 +243,12 @@ class Texts:
         if candidates is not None:
             read.append(_sql(self._matches, " AS ", _name(MATCHES)))
         order = self._order if exact and not self._shape.joins else self._distance
+        # What comes after a place is cut off from all, however many rows came before it since.
+        every = exact and self._shape.after is not None
+        first = sql.SQL("") if every else _sql("\n    ORDER BY ", order, *self._first(candidates))
         return _sql(
             "    SELECT ", sql.SQL(", ").join(read), "\n    FROM ", _name(target.schema, target.table), _side(target),
-            self._joins, "\n    WHERE ", self._where if candidates is None else self._present, unless,
-            "\n    ORDER BY ", order, *self._first(candidates),
+            self._joins, "\n    WHERE ", self._where if candidates is None else self._present, unless, first,
         )  # fmt: skip
 
     def _first(self, candidates: sql.Composable | None) -> tuple[LiteralString | sql.Composable, ...]:
@@ -338,7 +340,7 @@ def _chosen(target: Target, columns: Sequence[str] | None, wide: bool) -> list[C
         if column in there:
             chosen.setdefault(column, Chosen(column))
         elif named := _NAMED_EXPRESSION.fullmatch(column):
-            expression = _sql("(", _condition(named["expression"], has_params=False, what="expression"), ")")
+            expression = _sql("(", check_condition(named["expression"], has_params=False, what="expression"), ")")
             name = named["name"][1:-1].replace('""', '"') if named["name"][0] == '"' else named["name"].lower()
             chosen.setdefault(name, Chosen(name, expression))
         else:
@@ -352,7 +354,7 @@ def _chosen(target: Target, columns: Sequence[str] | None, wide: bool) -> list[C
     return list(chosen.values())
 
 
-def _condition(text: str, *, has_params: bool, what: str = "filter") -> sql.SQL:
+def check_condition(text: str, *, has_params: bool, what: str = "filter") -> sql.SQL:
     """The filter, as one condition, or a join or expression. It is the caller's SQL; this refuses what would reach
     beyond it."""
     plain = _QUOTED.sub("\0", text)

@@ -270,7 +270,7 @@ class Faults(RuleBasedStateMachine):
         size=st.integers(1, 5),
         seconds=st.sampled_from([0.0, 0.01, 0.1]),
         clock=st.sampled_from([0.0, 3600.0]),
-        spoilt=st.sampled_from(["", "", "raises", "shape", "count"]),
+        spoilt=st.sampled_from(["", "", "raises", "shape", "count", "nan"]),
     )
     def start_worker(self, size: int, seconds: float, clock: float, spoilt: str) -> None:
         if len(self.pids) < 3:

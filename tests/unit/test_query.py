@@ -41,7 +41,7 @@ def test_search_is_one_statement_with_the_vector_in_a_subquery() -> None:
         WHERE "distance" < 'NaN' ORDER BY "distance", "id"
     """)
     assert not plan.needs_rounds
-    assert plan.portable == plan.statement
+    assert 'WITH "pgembed query"' in plan.portable.as_string(), "deleted rows may leave too few in an index"
 
 
 def test_exact_search_orders_by_what_no_index_has() -> None:
@@ -70,7 +70,7 @@ def test_metric_decides_operator_and_score(metric: Any, parts: list[str]) -> Non
 
 def test_names_of_the_extension_are_qualified_where_asked() -> None:
     target = replace(TARGET, vector_schema="my ext", half=True, metric="ip")
-    text = compile_search(target, NEAR).portable.as_string()
+    text = compile_search(target, NEAR).statement.as_string()
     assert """"embedding" OPERATOR("my ext".<#>) (SELECT '[3,4]'::"my ext"."vector")::"my ext"."halfvec\"""" in text
     assert '"my ext"."l2_norm"("embedding") > 0' in text
 
@@ -304,7 +304,6 @@ def test_params_need_a_filter() -> None:
 def test_index_is_told_to_go_on_where_it_must(options: dict[str, Any], rounds: bool) -> None:
     plan = compile_search(TARGET, NEAR, **options)
     assert plan.needs_rounds == rounds
-    assert ("WITH query" in plan.portable.as_string()) == rounds
     assert compile_search(replace(TARGET, row_security=True), NEAR, **options).needs_rounds
 
 
