@@ -41,7 +41,7 @@ DECLARE
 BEGIN
     IF getdatabaseencoding() <> 'UTF8' THEN
         RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
-            MESSAGE = format('The encoding of database ''%s'' is %s; texts can be encoded in SQL only under UTF8.',
+            MESSAGE = pg_catalog.format('The encoding of database ''%s'' is %s; texts can be encoded in SQL only under UTF8.',
                 current_database(), getdatabaseencoding()),
             HINT = 'Encode the query in Python and pass its vector.';
     END IF;
@@ -60,7 +60,7 @@ BEGIN
     END IF;
     IF lower_case THEN
         -- Character by character, as the tokenizer does it: some collations make a Σ at the end of a word a ς.
-        EXECUTE format('SELECT lower(replace($1, ''Σ'', ''σ'') COLLATE %s)',
+        EXECUTE pg_catalog.format('SELECT lower(replace($1, ''Σ'', ''σ'') COLLATE %s)',
             pgembed._lowercase_collation(current_setting('server_version_num')::integer))
         INTO result USING result;
     END IF;

@@ -18,12 +18,12 @@ DECLARE
 BEGIN
     IF modality <> ALL (found_encoder.modalities) THEN
         RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
-            MESSAGE = format('Encoder ''%s'' takes no %s.', name, modality),
-            HINT = format('It takes: %s.', array_to_string(found_encoder.modalities, ', '));
+            MESSAGE = pg_catalog.format('Encoder ''%s'' takes no %s.', name, modality),
+            HINT = pg_catalog.format('It takes: %s.', array_to_string(found_encoder.modalities, ', '));
     END IF;
     IF empty IS NOT FALSE THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('The %s to encode with ''%s'' is %s.', modality, name,
+            MESSAGE = pg_catalog.format('The %s to encode with ''%s'' is %s.', modality, name,
                 CASE WHEN empty THEN 'empty' ELSE 'null' END),
             HINT = 'An empty query has no vector; leave its ORDER BY out.';
     END IF;
@@ -49,7 +49,8 @@ DECLARE
 BEGIN
     IF told !~ '^\s*\d{1,7}(\.\d+)?\s*(ms|s|min|h)?\s*$' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('The setting pgembed.encode_timeout is ''%s'', which is no length of time.', told),
+            MESSAGE = pg_catalog.format('The setting pgembed.encode_timeout is ''%s'', which is no length of time.',
+                told),
             HINT = 'For example: SET pgembed.encode_timeout = ''10 s''; units are ms, s, min and h.';
     END IF;
     RETURN least(coalesce(extract(epoch FROM told::interval), 10), 3600);
@@ -73,18 +74,18 @@ BEGIN
         RETURN result;
     ELSIF NOT pgembed._asks_workers() THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
-            MESSAGE = format('Encoder ''%s'' (%s) has no vector cached for the %s, and makes none in SQL.',
+            MESSAGE = pg_catalog.format('Encoder ''%s'' (%s) has no vector cached for the %s, and makes none in SQL.',
                 encoder.name, encoder.spec, shown),
-            HINT = format('Have a worker make it before: CALL %s; or have workers asked whenever one is missing: CALL '
+            HINT = pg_catalog.format('Have a worker make it before: CALL %s; or have workers asked whenever one is missing: CALL '
                 'pgembed.enable_dblink(); or encode it in Python and pass its vector, as db.search(...) does.',
-                CASE modality WHEN 'text' THEN format('pgembed.prepare(%L, ARRAY[''…''])', encoder.name)
-                    ELSE format('pgembed.prepare_images(%L, ARRAY[…], %L)', encoder.name, modality) END);
+                CASE modality WHEN 'text' THEN pg_catalog.format('pgembed.prepare(%L, ARRAY[''…''])', encoder.name)
+                    ELSE pg_catalog.format('pgembed.prepare_images(%L, ARRAY[…], %L)', encoder.name, modality) END);
     END IF;
     seconds := pgembed._encode_timeout();
     SELECT a.* INTO answer FROM pgembed._ask_worker(encoder.name, modality, input, seconds) AS a;
     IF answer.state <> 'done' THEN
         PERFORM pgembed._refuse_query(encoder.name, shown, answer.state, answer.message,
-            format('%s s (pgembed.encode_timeout)', seconds));
+            pg_catalog.format('%s s (pgembed.encode_timeout)', seconds));
     END IF;
     RETURN answer.answer::@extschema:vector@.vector;
 END
@@ -99,20 +100,21 @@ AS $$
 BEGIN
     IF state = 'failed' THEN
         RAISE EXCEPTION USING ERRCODE = 'external_routine_exception',
-            MESSAGE = format('The %s could not be encoded with ''%s'': %s', shown, encoder, message),
+            MESSAGE = pg_catalog.format('The %s could not be encoded with ''%s'': %s', shown, encoder, message),
             HINT = 'It was not kept; the next time it is tried again.';
     ELSIF state IN ('unheard', 'unknown') THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
-            MESSAGE = format('The %s has no vector yet, and no worker is running that makes some with ''%s''.', shown,
+            MESSAGE = pg_catalog.format('The %s has no vector yet, and no worker is running that makes some with ''%s''.', shown,
                 encoder),
             HINT = 'Start one: pgembed worker. Where one runs, its log tells why it leaves this encoder alone.';
     ELSIF state = 'full' THEN
         RAISE EXCEPTION USING ERRCODE = 'configuration_limit_exceeded',
-            MESSAGE = format('Too many queries wait for workers to encode them; the %s is not added.', shown),
+            MESSAGE = pg_catalog.format('Too many queries wait for workers to encode them; the %s is not added.',
+                shown),
             HINT = 'Try again a little later, or start more workers: pgembed worker.';
     END IF;
     RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
-        MESSAGE = format('The %s got no vector from ''%s'' within %s. %s', shown, encoder, waited,
+        MESSAGE = pg_catalog.format('The %s got no vector from ''%s'' within %s. %s', shown, encoder, waited,
             coalesce(message, 'A worker may still be at it.')),
         HINT = 'Try again: what a worker has in hand it finishes, and keeps. Where that is not enough, start more workers '
             'or wait longer.';
@@ -133,22 +135,23 @@ DECLARE
 BEGIN
     IF registered.static_text IS NULL THEN
         RETURN pgembed._query_vector(registered, 'text', convert_to(query, 'UTF8'),
-            format('text of %s characters', length(query)));
+            pg_catalog.format('text of %s characters', length(query)));
     END IF;
     tokens := pgembed.static_tokens(registered.static_text, query);
     result := pgembed._sum_of_tokens(registered.static_text, tokens);
     IF result IS NULL OR @extschema:vector@.vector_norm(result) = 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('The text ''%s'' has no word that ''%s'' knows.', shown, registered.static_text),
-            HINT = format('Write it in %s words, or use an encoder for its language.', coalesce(
+            MESSAGE = pg_catalog.format('The text ''%s'' has no word that ''%s'' knows.', shown,
+                registered.static_text),
+            HINT = pg_catalog.format('Write it in %s words, or use an encoder for its language.', coalesce(
                 (SELECT s.settings ->> 'language' FROM pgembed.static_text AS s
                     WHERE s.model = registered.static_text), 'other'));
     ELSIF pgembed._mostly_unknown(query, tokens) THEN
         SELECT s.settings ->> 'language' INTO languages
         FROM pgembed.static_text AS s WHERE s.model = registered.static_text;
         RAISE NOTICE USING
-            MESSAGE = format('Encoder ''%s'' does not know most words of this query.', encoder),
-            HINT = format('Its words are %s; what it finds may have little to do with the query. For other languages use '
+            MESSAGE = pg_catalog.format('Encoder ''%s'' does not know most words of this query.', encoder),
+            HINT = pg_catalog.format('Its words are %s; what it finds may have little to do with the query. For other languages use '
                 'a multilingual encoder.', coalesce(languages, 'those of its vocabulary'));
     END IF;
     RETURN result;
@@ -161,7 +164,7 @@ LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 AS $$
 BEGIN
     RETURN pgembed._query_vector(pgembed._query_encoder(encoder, 'image', octet_length(image) = 0), 'image', image,
-        format('picture of %s bytes', octet_length(image)));
+        pg_catalog.format('picture of %s bytes', octet_length(image)));
 END
 $$;
 
@@ -171,7 +174,7 @@ LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 AS $$
 BEGIN
     RETURN pgembed._query_vector(pgembed._query_encoder(encoder, 'screenshot', octet_length(image) = 0), 'screenshot',
-        image, format('screenshot of %s bytes', octet_length(image)));
+        image, pg_catalog.format('screenshot of %s bytes', octet_length(image)));
 END
 $$;
 
@@ -213,7 +216,7 @@ DECLARE
 BEGIN
     IF modality IN ('image', 'screenshot') IS NOT TRUE THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('There are no pictures of modality %s.', coalesce(quote_literal(modality), 'NULL')),
+            MESSAGE = pg_catalog.format('There are no pictures of modality %s.', coalesce(quote_literal(modality), 'NULL')),
             HINT = 'Modalities: image, screenshot.';
     END IF;
     PERFORM pgembed._query_encoder(encoder, modality, false);
@@ -266,7 +269,7 @@ BEGIN
                 END IF;
                 COMMIT;
                 PERFORM pg_sleep(pause);
-                pause := least(pause * 1.1, 0.02);
+                pause := least(pause * 1.1::float8, 0.02::float8);
             END LOOP;
             COMMIT;
             IF state <> 'done' THEN
@@ -278,8 +281,8 @@ BEGIN
         hashes := '{}';
     END LOOP;
     IF failed IS NOT NULL THEN
-        PERFORM pgembed._refuse_query(encoder, format('%s number %s of %s', modality, failed[1], total), failed[2],
-            failed[3], format('%s s', extract(epoch FROM timeout)));
+        PERFORM pgembed._refuse_query(encoder, pg_catalog.format('%s number %s of %s', modality, failed[1], total),
+            failed[2], failed[3], pg_catalog.format('%s s', extract(epoch FROM timeout)));
     END IF;
 END
 $$;

@@ -32,7 +32,7 @@ CREATE OR REPLACE FUNCTION pgembed._request(
     OUT hash bytea
 )
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms'
 AS $$
 DECLARE
     claimed boolean;
@@ -45,10 +45,10 @@ BEGIN
         RETURN;
     END IF;
     IF octet_length(input) < 100000 THEN
-        too_many := EXISTS (SELECT FROM pgembed.request OFFSET 999);
+        too_many := EXISTS (SELECT FROM pgembed.request AS r WHERE r.encoder = _request.encoder OFFSET 999);
     ELSE
         too_many := (SELECT count(*) >= 1000 OR sum(octet_length(r.input)) + octet_length(_request.input) > 268435456
-            FROM pgembed.request AS r);
+            FROM pgembed.request AS r WHERE r.encoder = _request.encoder);
     END IF;
     IF too_many THEN
         state := 'full';
@@ -73,6 +73,8 @@ BEGIN
         PERFORM pg_notify('pgembed_request', '');
     END IF;
     state := 'asked';
+EXCEPTION WHEN lock_not_available THEN
+    state := 'full'; -- somebody holds the same request in an open transaction
 END
 $$;
 REVOKE ALL ON FUNCTION pgembed._request(text, text, bytea, float8) FROM PUBLIC;
@@ -122,8 +124,11 @@ BEGIN
             ELSE 'The worker that had it in hand is gone.' END);
     END IF;
     IF state IN ('late', 'failed', 'unheard') AND found_request.input IS NOT NULL THEN
-        DELETE FROM pgembed.request AS r -- unless somebody asked for it again meanwhile
-        WHERE r.encoder = _answer_of.encoder AND r.input_hash = hash AND r.wanted_until = found_request.wanted_until;
+        DELETE FROM pgembed.request AS r WHERE (r.encoder, r.input_hash) IN ( -- unless it was asked for again meanwhile
+            SELECT o.encoder, o.input_hash FROM pgembed.request AS o
+            WHERE o.encoder = _answer_of.encoder AND o.input_hash = hash
+                AND o.wanted_until = found_request.wanted_until
+            FOR UPDATE SKIP LOCKED);
     END IF;
 END
 $$;
@@ -144,8 +149,10 @@ BEGIN
     UPDATE pgembed.request AS r
     SET input = NULL, claimed_by = NULL, wanted_until = clock_timestamp() + interval '1 minute',
         error = 'Two workers did not come back from it.'
-    WHERE r.input IS NOT NULL AND r.attempts >= 2
-        AND r.claimed_by NOT IN (SELECT s FROM pgembed._serving(r.encoder) AS s);
+    WHERE (r.encoder, r.input_hash) IN (
+        SELECT o.encoder, o.input_hash FROM pgembed.request AS o WHERE o.input IS NOT NULL AND o.attempts >= 2
+            AND o.claimed_by NOT IN (SELECT s FROM pgembed._serving(o.encoder) AS s)
+        FOR UPDATE SKIP LOCKED);
     RETURN QUERY UPDATE pgembed.request AS r
     SET claimed_by = pg_backend_pid(), attempts = r.attempts + 1
     FROM (
@@ -170,7 +177,10 @@ AS $$
     UPDATE pgembed.request AS r
     SET note = _note_requests.note, claimed_by = CASE WHEN NOT give_back THEN r.claimed_by END,
         attempts = r.attempts - give_back::integer
-    WHERE r.encoder = _note_requests.encoder AND r.claimed_by = pg_backend_pid() AND r.error IS NULL
+    WHERE (r.encoder, r.input_hash) IN (
+        SELECT o.encoder, o.input_hash FROM pgembed.request AS o
+        WHERE o.encoder = _note_requests.encoder AND o.claimed_by = pg_backend_pid() AND o.error IS NULL
+        FOR UPDATE SKIP LOCKED)
 $$;
 REVOKE ALL ON FUNCTION pgembed._note_requests(text, text, boolean) FROM PUBLIC;
 
@@ -191,14 +201,18 @@ BEGIN
         UPDATE pgembed.request AS r
         SET input = NULL, claimed_by = NULL, error = _answer_request.error,
             wanted_until = clock_timestamp() + interval '1 minute'
-        WHERE r.encoder = _answer_request.encoder AND r.input_hash = hash;
+        WHERE (r.encoder, r.input_hash) IN (
+            SELECT o.encoder, o.input_hash FROM pgembed.request AS o
+            WHERE o.encoder = _answer_request.encoder AND o.input_hash = hash FOR UPDATE SKIP LOCKED);
         RETURN;
     END IF;
     INSERT INTO pgembed.query_cache AS c (encoder, input_hash, vector, created_at)
     SELECT e.name, hash, answer, clock_timestamp() FROM pgembed.encoder AS e WHERE e.name = encoder
     ON CONFLICT ON CONSTRAINT query_cache_pkey DO UPDATE
     SET vector = excluded.vector, created_at = excluded.created_at;
-    DELETE FROM pgembed.request AS r WHERE r.encoder = _answer_request.encoder AND r.input_hash = hash;
+    DELETE FROM pgembed.request AS r WHERE (r.encoder, r.input_hash) IN ( -- no worker waits for whoever asks just now
+        SELECT o.encoder, o.input_hash FROM pgembed.request AS o
+        WHERE o.encoder = _answer_request.encoder AND o.input_hash = hash FOR UPDATE SKIP LOCKED);
 EXCEPTION WHEN foreign_key_violation THEN
     NULL; -- the encoder was removed just now
 END
@@ -256,7 +270,7 @@ CREATE OR REPLACE PROCEDURE pgembed._ask(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    ends CONSTANT timestamptz := clock_timestamp() + interval '1 second' * (patience + 0.1); -- by then it is late
+    ends CONSTANT timestamptz := clock_timestamp() + interval '1 second' * (patience + 0.1::float8); -- it is late
     pause float8 := CASE WHEN hash IS NULL THEN 0.001 ELSE 0.02 END;
 BEGIN
     LOOP
@@ -271,7 +285,7 @@ BEGIN
             COMMIT;
             EXIT WHEN state <> 'waiting' OR clock_timestamp() >= ends;
             PERFORM pg_catalog.pg_sleep(pause);
-            pause := least(pause * 1.02, 0.02); -- so that looking takes little where many wait long
+            pause := least(pause * 1.02::float8, 0.02::float8); -- so that looking takes little where many wait long
         END LOOP;
         EXIT WHEN state <> 'lost' OR clock_timestamp() >= ends;
     END LOOP;

@@ -10,7 +10,8 @@ BEGIN ATOMIC
         SELECT FROM pg_catalog.pg_foreign_server AS s
         JOIN pg_catalog.pg_foreign_data_wrapper AS w ON w.oid = s.srvfdw AND w.fdwname = 'dblink_fdw'
         JOIN pg_catalog.pg_roles AS r ON r.oid = s.srvowner
-        WHERE s.srvname = 'pgembed_query' AND (r.rolsuper OR r.oid = pgembed._owner()));
+        WHERE s.srvname = 'pgembed_query' AND (r.rolsuper OR r.oid = pgembed._owner())
+            AND 'dbname=' || current_database()::text = ANY (s.srvoptions)); -- a copied database's leads elsewhere
 END;
 
 -- Ask a worker, on a connection of its own, and wait for the answer: its state, the vector as text, and a message.
@@ -29,9 +30,9 @@ LANGUAGE plpgsql SECURITY DEFINER PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    ends CONSTANT timestamptz := clock_timestamp() + interval '1 second' * seconds;
+    remaining float8 := least(greatest(coalesce(seconds, 0), 0), 3600);
+    ends CONSTANT timestamptz := clock_timestamp() + interval '1 second' * remaining;
     dblink CONSTANT text := pgembed._dblink_schema();
-    remaining float8 := seconds;
     hash bytea;
     named boolean;
 BEGIN
@@ -123,11 +124,11 @@ BEGIN
     END IF;
     PERFORM pgembed._make_query_role(query_role);
     EXECUTE 'DROP SERVER IF EXISTS pgembed_query CASCADE';
-    EXECUTE format('CREATE SERVER pgembed_query FOREIGN DATA WRAPPER dblink_fdw OPTIONS (host %L, port %L, dbname %L, '
+    EXECUTE pg_catalog.format('CREATE SERVER pgembed_query FOREIGN DATA WRAPPER dblink_fdw OPTIONS (host %L, port %L, dbname %L, '
         'connect_timeout ''5'', application_name ''pgembed query'')', place,
         coalesce(port::text, current_setting('port')), current_database());
-    EXECUTE format('GRANT USAGE ON FOREIGN SERVER pgembed_query TO %s', owner);
-    EXECUTE format('CREATE USER MAPPING FOR %s SERVER pgembed_query OPTIONS (user %L)', owner, query_role);
+    EXECUTE pg_catalog.format('GRANT USAGE ON FOREIGN SERVER pgembed_query TO %s', owner);
+    EXECUTE pg_catalog.format('CREATE USER MAPPING FOR %s SERVER pgembed_query OPTIONS (user %L)', owner, query_role);
     COMMIT; -- or the role is not there for a second session
     trouble := pgembed._dblink_trouble();
     IF trouble IS NOT NULL THEN
@@ -140,7 +141,7 @@ BEGIN
         PERFORM pgembed._drop_dblink();
         COMMIT;
         RAISE EXCEPTION USING ERRCODE = 'sqlclient_unable_to_establish_sqlconnection',
-            MESSAGE = format('This server does not let role %s connect to %L at %s: %s.', query_role,
+            MESSAGE = pg_catalog.format('This server does not let role %s connect to %L at %s: %s.', query_role,
                 current_database(), place, trouble),
             HINT = 'Have pg_hba.conf let that role in, by password or otherwise, or name another way: CALL '
                 'pgembed.enable_dblink(host => ''…'', port => …); nothing was left behind.';
@@ -151,6 +152,7 @@ $$;
 -- Take it back: what is not in the cache is an error again, and queries of pgembed.prepare work as before.
 CREATE OR REPLACE FUNCTION pgembed.disable_dblink() RETURNS void
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM pgembed._require_owner();
@@ -161,10 +163,11 @@ $$;
 -- The extension dblink, made where it is missing. Called by enable_dblink.
 CREATE OR REPLACE FUNCTION pgembed._make_dblink() RETURNS void
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF pgembed._dblink_schema() IS NULL THEN
-        CREATE EXTENSION dblink;
+        CREATE EXTENSION dblink SCHEMA @extschema:vector@;
     END IF;
 EXCEPTION
     WHEN undefined_file OR feature_not_supported THEN
@@ -182,22 +185,28 @@ $$;
 -- out of the server's log. Called by enable_dblink.
 CREATE OR REPLACE FUNCTION pgembed._make_query_role(query_role text) RETURNS void
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     setting text;
 BEGIN
     IF to_regrole(quote_ident(query_role)) IS NULL THEN
         EXECUTE format('CREATE ROLE %I LOGIN NOINHERIT', query_role);
+    ELSE
+        EXECUTE format('ALTER ROLE %I LOGIN', query_role);
     END IF;
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), query_role);
     EXECUTE format('GRANT USAGE ON SCHEMA pgembed TO %I', query_role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION pgembed._request(text, text, bytea, float8), '
         'pgembed._answer_of(text, bytea) TO %I', query_role);
-    FOREACH setting IN ARRAY ARRAY['client_connection_check_interval = ''1s''', 'log_statement = ''none''',
-        'log_min_duration_statement = -1', 'log_min_error_statement = ''panic''', 'track_activities = off'] LOOP
+    FOREACH setting IN ARRAY ARRAY['search_path = pg_catalog, pg_temp', 'client_connection_check_interval = ''1s''',
+        'default_transaction_isolation = ''read committed''', 'default_transaction_read_only = off',
+        'statement_timeout = 0', 'lock_timeout = 0', 'log_statement = ''none''', 'log_min_duration_statement = -1',
+        'log_min_duration_sample = -1', 'log_transaction_sample_rate = 0', 'log_min_error_statement = ''panic''',
+        'track_activities = off', 'pg_stat_statements.track = ''none''', 'auto_explain.log_min_duration = -1'] LOOP
         BEGIN
             EXECUTE format('ALTER ROLE %I IN DATABASE %I SET %s', query_role, current_database(), setting);
-        EXCEPTION WHEN insufficient_privilege OR invalid_parameter_value THEN
+        EXCEPTION WHEN insufficient_privilege OR invalid_parameter_value OR undefined_object THEN
             NULL; -- not this role's to set, or nothing that this system has
         END;
     END LOOP;
@@ -211,6 +220,7 @@ $$;
 -- Give the role a password, and the mapping the same; the role's own is kept as a hash. Called by enable_dblink.
 CREATE OR REPLACE FUNCTION pgembed._set_query_password(query_role text, owner regrole, secret text) RETURNS void
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF current_setting('server_version_num')::integer >= 160000 THEN
@@ -226,6 +236,7 @@ $$;
 -- uninstall.
 CREATE OR REPLACE FUNCTION pgembed._drop_dblink() RETURNS void
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     query_role CONSTANT text := pgembed._query_role();
@@ -238,7 +249,14 @@ BEGIN
         EXECUTE format('REVOKE ALL ON SCHEMA pgembed FROM %I', query_role);
         EXECUTE format('REVOKE ALL ON FUNCTION pgembed._request(text, text, bytea, float8), '
             'pgembed._answer_of(text, bytea) FROM %I', query_role);
-        EXECUTE format('DROP ROLE %I', query_role);
+        BEGIN
+            EXECUTE format('DROP ROLE %I', query_role);
+        EXCEPTION WHEN dependent_objects_still_exist THEN
+            EXECUTE format('ALTER ROLE %I NOLOGIN PASSWORD NULL', query_role);
+            RAISE NOTICE USING
+                MESSAGE = format('Role %I has rights in another database, and stays, without a login.', query_role),
+                HINT = 'Perhaps in a copy of this one. There: DROP OWNED BY that role; then drop it.';
+        END;
     END IF;
 END
 $$;

@@ -6,6 +6,7 @@ asked is logged here: queries are people's.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -180,9 +181,17 @@ class Requests:
         alike: dict[tuple[str, str], list[Request]] = {}
         for request in taken:
             alike.setdefault((request.encoder, request.modality), []).append(request)
+        if any(_is_stale(request, self.encoders.get(request.encoder)) for request in taken):
+            self._refresh()
         for (name, modality), requests in alike.items():
             if name not in self.served:
                 continue  # what was refused just now is given back already
+            for request in requests:
+                if _is_stale(request, self.encoders[name]):
+                    self._tell(request, None, EncoderError(f"Encoder '{name}' was registered anew meanwhile."))
+            requests = [request for request in requests if not _is_stale(request, self.encoders[name])]
+            if not requests:
+                continue
             try:
                 self._answer(self.encoders[name], modality, requests)
             except (psycopg.Error, Stopped):
@@ -310,3 +319,11 @@ def sentence(error: Exception) -> str:
     text = text.replace("\0", "").encode(errors="replace").decode()  # what Postgres takes
     text = text if len(text) <= LONGEST else text[:LONGEST] + "…"
     return text if text.endswith((".", "…", "!", "?")) else f"{text}."
+
+
+def _is_stale(request: Request, registered: Registered | None) -> bool:
+    """Whether a request is for other weights than those known here: the encoder was registered anew."""
+    if registered is None:
+        return True
+    head = b"".join(part.encode() + b"\0" for part in (registered.encoder, registered.fingerprint, request.modality))
+    return hashlib.sha256(head + request.input).digest() != bytes(request.input_hash)
