@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -592,3 +593,68 @@ def test_the_text_of_a_query_is_in_no_table_when_it_is_answered(table: Table, en
         )
         found += rows.fetchall()
     assert found == []
+
+
+# What others may plant or hold
+
+
+@full
+def test_nothing_planted_in_a_schema_is_called(table: Table, encoder: QueryEncoder) -> None:
+    """An operator or a function whose types fit better than those of pg_catalog would be taken in place of these."""
+    conn = table.conn
+    conn.execute(
+        "CREATE TABLE public.loot (what text); GRANT ALL ON public.loot TO PUBLIC;"
+        "CREATE FUNCTION public.evil(float8, numeric) RETURNS float8 LANGUAGE plpgsql AS 'BEGIN"
+        " INSERT INTO public.loot VALUES (current_query()); RETURN $1 + $2::float8; END';"
+        "CREATE OPERATOR public.+ (leftarg = float8, rightarg = numeric, function = public.evil);"
+        "CREATE OPERATOR public.* (leftarg = float8, rightarg = numeric, function = public.evil);"
+        "CREATE FUNCTION public.format(text, text) RETURNS text LANGUAGE plpgsql AS"
+        " 'BEGIN INSERT INTO public.loot VALUES ($1); RETURN pg_catalog.format($1, $2); END';"
+        "CREATE FUNCTION public.format(text, text, text) RETURNS text LANGUAGE plpgsql AS"
+        " 'BEGIN INSERT INTO public.loot VALUES ($1); RETURN pg_catalog.format($1, $2, $3); END'"
+    )
+    conn.execute("SELECT pgembed.disable_dblink()")
+    conn.execute("CALL pgembed.enable_dblink()")
+    with table.working():
+        until_served(conn)
+        assert np.allclose(encoded(conn, "my secret"), vector_of("query: my secret"), atol=1e-6)
+        conn.execute("CALL pgembed.prepare('fake', ARRAY['another secret'])")
+    assert "no vector cached" not in refusal(conn, "")[0]
+    assert conn.execute("SELECT what FROM public.loot").fetchall() == []
+
+
+@full
+def test_whoever_holds_a_request_in_a_transaction_holds_up_nobody_else(table: Table, encoder: QueryEncoder) -> None:
+    conn = table.conn
+    conn.execute("SET pgembed.encode_timeout = '3 s'")
+    with table.working(), connected(table.dsn) as other, other.transaction():
+        until_served(conn)
+        other.execute("SELECT pgembed._request('fake', 'text', 'a trap', 3600)")
+        start = time.monotonic()
+        assert refusal(conn, "a trap")[0]
+        assert time.monotonic() - start < 10
+        assert np.allclose(encoded(conn, "another"), vector_of("query: another"), atol=1e-6)
+
+
+@full
+def test_a_flood_for_one_encoder_leaves_the_others_alone(table: Table, encoder: QueryEncoder) -> None:
+    conn = table.conn
+    conn.execute(
+        "SELECT pgembed.add_encoder('dead', 'test:dead', dim => 8, modalities => '{text}', fingerprint => 'dead')"
+    )
+    conn.execute("SELECT pgembed._request('dead', 'text', int4send(n), 3600) FROM generate_series(1, 1000) AS n")
+    assert conn.execute("SELECT state FROM pgembed._request('dead', 'text', 'more', 1)").fetchone() == ("full",)
+    with table.working():
+        until_served(conn)
+        assert np.allclose(encoded(conn, "a red shoe"), vector_of("query: a red shoe"), atol=1e-6)
+
+
+@full
+def test_an_encoder_that_is_registered_anew_gives_no_vector_of_the_old_one(table: Table, encoder: QueryEncoder) -> None:
+    conn = table.conn
+    with table.working():
+        until_served(conn)
+        encoded(conn, "before")
+        conn.execute("UPDATE pgembed.encoder SET fingerprint = 'of other weights' WHERE name = 'fake'")
+        assert refusal(conn, "after")[0]
+    assert conn.execute("SELECT count(*) FROM pgembed.query_cache").fetchone() == (1,)
