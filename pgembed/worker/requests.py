@@ -7,6 +7,7 @@ asked is logged here: queries are people's.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -107,6 +108,7 @@ class Requests:
         self.served: set[str] = set()
         self.troubles: dict[str, Trouble] = {}
         self.at_work: tuple[str, float] | None = None  # the encoder that was called, and when
+        self.leaving = threading.Event()  # the other stages have ended, as after so many rows
         register_packed(conn.adapters)
 
     def run(self) -> None:
@@ -122,19 +124,22 @@ class Requests:
         self.conn.execute("LISTEN pgembed_request")
         refreshed = tidied = -10.0
         look_at = 0.0
-        while not self.state.stop.is_set() and not self.pipes.broken.is_set():
+        while not self._ends():
             if time.monotonic() - refreshed > REFRESH:
                 self._refresh()
                 refreshed = time.monotonic()
             heard = any(True for _ in self.conn.notifies(timeout=LOOK_EVERY, stop_after=1))
             if not heard and time.monotonic() < look_at:
                 continue
-            while self._serve() and not self.pipes.broken.is_set() and not self.state.stop.is_set():
+            while self._serve() and not self._ends():
                 refreshed = min(refreshed, time.monotonic() - REFRESH + LOOK_EVERY)  # what was refused is not on offer
             look_at = time.monotonic() + self.pipes.options.poll
             if time.monotonic() - tidied > TIDY:
                 self.conn.execute("SELECT pgembed._tidy_requests()")
                 tidied = time.monotonic()
+
+    def _ends(self) -> bool:
+        return self.state.stop.is_set() or self.pipes.broken.is_set() or self.leaving.is_set()
 
     def overdue(self, seconds: float) -> EncoderTimeout | None:
         """The error where an encoder has not returned from queries for so long (0: as long as it likes)."""

@@ -140,7 +140,8 @@ class Session(Pipes):
                     self._free(loader)
             else:
                 encoding.join()
-                if answering is not None:
+                if answering is not None and requests is not None:
+                    requests.leaving.set()
                     answering.join()
             if self.errors:
                 if not isinstance(self.errors[0], (psycopg.OperationalError, psycopg.InterfaceError, EncoderTimeout)):
