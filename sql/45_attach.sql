@@ -394,42 +394,62 @@ BEGIN ATOMIC
     END;
 END;
 
+-- What an update of a row of a table sets off: its triggers and the publications that tell of it, each as a list of
+-- names or NULL, and how many indexes have a new entry, those of vectors left out. Called by advise_storage and attach.
+CREATE OR REPLACE FUNCTION pgembed._set_off_by_updates(
+    relation regclass,
+    OUT triggers text,
+    OUT publications text,
+    OUT indexes bigint
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    tables CONSTANT oid[] := ARRAY( -- with its partitions, whose rows are written
+        SELECT relation::oid UNION SELECT p.relid FROM pg_partition_tree(relation) AS p);
+BEGIN
+    SELECT string_agg(DISTINCT tgname, ', ') INTO triggers FROM pg_trigger AS t
+    WHERE t.tgrelid = ANY (tables) AND NOT t.tgisinternal AND t.tgtype & 16 <> 0
+        AND t.tgname !~ '^(zzz_)?pgembed_[0-9]+_';
+    SELECT string_agg(quote_ident(p.pubname), ', ' ORDER BY p.pubname) INTO publications FROM pg_publication AS p
+    WHERE p.pubupdate AND EXISTS (SELECT FROM pg_get_publication_tables(p.pubname::text) AS published
+        WHERE published.relid = ANY (tables));
+    SELECT count(*) INTO indexes FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+    JOIN pg_am AS m ON m.oid = c.relam
+    WHERE i.indrelid = relation AND m.amname NOT IN ('hnsw', 'ivfflat');
+END
+$$;
+
 -- Tell the person who attaches what writing vectors will set off, and what would set off less.
 CREATE OR REPLACE FUNCTION pgembed._notice_what_writing_does(relation regclass, storage text, mode text) RETURNS void
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
-    tables CONSTANT oid[] := ARRAY( -- with its partitions, whose rows are written
-        SELECT relation::oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(relation) AS p);
-    names text;
+    sets_off record;
+    advice record;
 BEGIN
     IF mode = 'instant' THEN
         RETURN; -- vectors are part of what the application writes anyway
     ELSIF storage = 'column' THEN
-        SELECT string_agg(DISTINCT tgname, ', ') INTO names FROM pg_catalog.pg_trigger AS t
-        WHERE t.tgrelid = ANY (tables) AND NOT t.tgisinternal AND t.tgtype & 16 <> 0
-            AND t.tgname !~ '^(zzz_)?pgembed_[0-9]+_';
-        IF names IS NOT NULL THEN
+        sets_off := pgembed._set_off_by_updates(relation);
+        IF sets_off.triggers IS NOT NULL THEN
             RAISE NOTICE USING
                 MESSAGE = format('Writing a vector updates the row of %s, which fires its triggers: %s.', relation,
-                    names),
+                    sets_off.triggers),
                 HINT = 'A side table fires none: detach, and attach again with storage => ''side''.';
         END IF;
-        SELECT string_agg(quote_ident(p.pubname), ', ' ORDER BY p.pubname) INTO names
-        FROM pg_catalog.pg_publication AS p
-        WHERE p.pubupdate AND EXISTS (SELECT FROM pg_catalog.pg_get_publication_tables(p.pubname::text) AS published
-            WHERE published.relid = ANY (tables));
-        IF names IS NOT NULL THEN
+        IF sets_off.publications IS NOT NULL THEN
             RAISE NOTICE USING
-                MESSAGE = format('Writing a vector updates the row of %s, which is published: %s.', relation, names),
+                MESSAGE = format('Writing a vector updates the row of %s, which is published: %s.', relation,
+                    sets_off.publications),
                 HINT = 'Whoever reads changes sees each row twice. With a side table they do not: detach, and attach '
                     'again with storage => ''side''.';
         END IF;
-        SELECT a.reason INTO names FROM pgembed.advise_storage(relation) AS a
-        WHERE a.storage = 'side' AND a.reason LIKE '%indexes.';
-        IF names IS NOT NULL THEN
+        advice := pgembed.advise_storage(relation);
+        IF sets_off.triggers IS NULL AND sets_off.publications IS NULL AND advice.storage = 'side' THEN
             RAISE NOTICE USING
-                MESSAGE = format('%s: %s', relation, names),
+                MESSAGE = format('%s: %s', relation, advice.reason),
                 HINT = 'A side table has one: detach, and attach again with storage => ''side''.';
         END IF;
     END IF;

@@ -70,30 +70,20 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    tables CONSTANT oid[] := ARRAY( -- with its partitions, whose rows are written
-        SELECT relation::oid UNION SELECT p.relid FROM pg_partition_tree(relation) AS p);
-    triggers text;
-    publications text;
-    indexes bigint;
+    sets_off CONSTANT record := pgembed._set_off_by_updates(relation);
 BEGIN
-    SELECT string_agg(DISTINCT tgname, ', ') INTO triggers FROM pg_trigger AS t
-    WHERE t.tgrelid = ANY (tables) AND NOT t.tgisinternal AND t.tgtype & 16 <> 0
-        AND t.tgname !~ '^(zzz_)?pgembed_[0-9]+_';
-    SELECT string_agg(quote_ident(p.pubname), ', ' ORDER BY p.pubname) INTO publications FROM pg_publication AS p
-    WHERE p.pubupdate AND EXISTS (SELECT FROM pg_get_publication_tables(p.pubname::text) AS published
-        WHERE published.relid = ANY (tables));
-    SELECT count(*) INTO indexes FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
-    JOIN pg_am AS m ON m.oid = c.relam
-    WHERE i.indrelid = relation AND m.amname NOT IN ('hnsw', 'ivfflat');
-    storage := CASE WHEN triggers IS NULL AND publications IS NULL AND indexes < 6 THEN 'column' ELSE 'side' END;
+    storage := CASE WHEN sets_off.triggers IS NULL AND sets_off.publications IS NULL AND sets_off.indexes < 6
+        THEN 'column' ELSE 'side' END;
     reason := CASE
-        WHEN triggers IS NOT NULL
-            THEN format('To write a vector in a column updates the row, which fires its triggers: %s.', triggers)
-        WHEN publications IS NOT NULL
-            THEN format('To write a vector in a column updates the row, which is published: %s.', publications)
-        WHEN indexes >= 6
+        WHEN sets_off.triggers IS NOT NULL
+            THEN format('To write a vector in a column updates the row, which fires its triggers: %s.',
+                sets_off.triggers)
+        WHEN sets_off.publications IS NOT NULL
+            THEN format('To write a vector in a column updates the row, which is published: %s.',
+                sets_off.publications)
+        WHEN sets_off.indexes >= 6
             THEN format('To write a vector in a column updates the row, with an entry in each of its %s indexes.',
-                indexes)
+                sets_off.indexes)
         ELSE 'No trigger, publication or crowd of indexes sees a row that is updated, and a search reads one table.'
     END;
 END
