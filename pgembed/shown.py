@@ -18,10 +18,17 @@ def shown_source(source: str | bytes | Picture, limit: int = 80, *, url: bool = 
     ``url`` says that a string is meant as a URL, even where it does not look like one.
     """
     if isinstance(source, str):
-        return repr(shortened(shown_url(source) if url or URL.match(source) else source, limit))
+        of_url = url or URL.match(source)
+        return repr(shortened(shown_url(source), limit) if of_url else _ends(source, limit))
     if isinstance(source, bytes):
         return f"<{len(source):,} bytes {source[:8].hex()}{'…' if len(source) > 8 else ''}>"
     return f"<PIL image {source.mode} {source.width} x {source.height}>"
+
+
+def _ends(path: str, limit: int) -> str:
+    """A path's beginning, and its end, where the file is named."""
+    half = limit // 2
+    return path if len(path) <= limit else f"{path[: limit - half - 1]}…{path[-half:]}"
 
 
 def shown_url(url: str) -> str:
