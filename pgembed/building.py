@@ -22,7 +22,7 @@ from pgembed.errors import InvalidQuery
 from pgembed.explaining import Explanation, explained
 from pgembed.inputs import Expression
 from pgembed.plans import Compute, Parameters, Plan
-from pgembed.query import PLACE, Place, SearchPlan, SearchRow, Statement, check_condition
+from pgembed.query import PLACE, Place, SearchPlan, SearchRow, Statement, check_condition, reranked
 from pgembed.searching import Searcher
 from pgembed.shown import shortened
 
@@ -219,7 +219,8 @@ class Steps:
         depth = max(asked.depth, asked.limit)
         rows = yield from self._searcher.search(asked.table, asked.known, **asked.options(limit=depth))
         good, rerank = asked.good(rows), asked.rerank
-        return (yield Compute(lambda: _reranked(good, rerank, asked.limit)))
+        scores: list[float] = (yield Compute(lambda: [float(score) for score in rerank(good)])) if good else []
+        return reranked(good, scores)[: asked.limit]
 
     def page(self) -> Plan[Page]:
         """The rows, and where to go on after them."""
@@ -341,18 +342,6 @@ class AsyncQuery(Building):
     async def explain(self) -> Explanation:
         """See Query.explain."""
         return await self._run(self._steps.explained())
-
-
-def _reranked(rows: Sequence[SearchRow], scores: Rerank, limit: int) -> list[SearchRow]:
-    found = [float(score) for score in scores(rows)] if rows else []
-    finite = sum(map(math.isfinite, found))
-    if finite != len(rows) or len(found) != len(rows):
-        raise InvalidQuery(
-            f"rerank was handed {len(rows)} rows and gave {len(found)} numbers, of which {finite} are finite.",
-            "Give a finite one for each.",
-        )
-    order = sorted(range(len(rows)), key=lambda n: -found[n])[:limit]
-    return [rows[n].scored(found[n]) for n in order]
 
 
 def _mixed() -> InvalidQuery:

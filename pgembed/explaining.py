@@ -11,17 +11,9 @@ from psycopg import sql
 
 from pgembed.inputs import Expression
 from pgembed.plans import Call, Plan
-from pgembed.query import PLACE, SearchPlan, SearchRow
-from pgembed.rounds import Trace
+from pgembed.query import PLACE, SearchPlan, SearchRow, quoted
+from pgembed.rounds import Look, Trace
 from pgembed.searching import Searcher
-
-
-@dataclass(frozen=True)
-class Look:
-    """One reading of the vector index: of so many candidates (None: until enough were found), and the rows it gave."""
-
-    candidates: int | None
-    found: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class Explanation:
     def facts(self) -> dict[str, Any]:
         """All but the rows, for JSON."""
         return {
-            "plan": self.plan, "looks": [{"candidates": one.candidates, "found": one.found} for one in self.looks],
+            "plan": self.plan, "looks": [asdict(one) for one in self.looks],
             "matching": self.matching, "total": self.total, "milliseconds": round(self.milliseconds, 3),
             "rows": len(self.rows), "parts": [[asdict(part) for part in parts] for parts in self.parts],
             "sql": self.sql, "postgres": self.postgres,
@@ -87,14 +79,14 @@ def explained(searcher: Searcher, table: str, query: Expression, plan: SearchPla
     start = time.perf_counter()
     rows = yield from searcher.rounds.run(plan, trace)
     took = (time.perf_counter() - start) * 1000
-    last = trace.looks[-1][0] if trace.looks else None
+    last = trace.looks[-1].candidates if trace.looks else None
     statement = plan.exact if trace.exact else plan.among(last) if last else plan.statement
     planned = yield Call(plan.explained(statement).text, statement.values)
     postgres = "\n".join(row["QUERY PLAN"] for row in planned)
     estimate = trace.estimate
     return Explanation(
         plan="exact" if trace.exact or "Order By: " not in postgres else "index",  # as Postgres tells of an index
-        looks=tuple(Look(candidates, found) for candidates, found in trace.looks),
+        looks=tuple(trace.looks),
         matching=estimate.matching if estimate else None,
         total=plan.target.rows,
         milliseconds=took,
@@ -122,9 +114,7 @@ def _parts(
         return []
     places = [name for name in rows[0] if name.startswith(PLACE)][1:]
     keys = [tuple(row[name] for name in places) for row in rows]  # as text, whatever their types
-    one = sql.SQL(" AND ").join(
-        sql.SQL("{} = %s").format(sql.Identifier(key.replace("%", "%%"))) for key in plan.target.keys
-    )
+    one = sql.SQL(" AND ").join(sql.SQL("{} = %s").format(quoted(key)) for key in plan.target.keys)
     options: dict[str, Any] = {
         "embedding": plan.target.column, "where": sql.SQL(" OR ").join([sql.SQL("({})").format(one)] * len(keys)),
         "params": [value for key in keys for value in key], "limit": len(keys), "columns": [], "exact": True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, LiteralString, cast
@@ -12,7 +11,16 @@ from psycopg import sql
 from pgembed.errors import InvalidQuery
 from pgembed.inputs import Expression, Text
 from pgembed.plans import Call, Compute, Parameters, Plan
-from pgembed.query import SearchPlan, SearchRow, Statement, Target, search_row_factory
+from pgembed.query import (
+    SearchPlan,
+    SearchRow,
+    Statement,
+    Target,
+    quoted,
+    reranked,
+    search_row_factory,
+    unused,
+)
 from pgembed.searching import Searcher
 
 Method = Literal["rank", "score"]
@@ -86,7 +94,7 @@ def hybrid(
     if rerank is None or not rows or words is None:
         return rows
     scores: Sequence[float] = yield Compute(lambda: [float(score) for score in rerank(words, rows)])
-    return _reranked(rows, scores)[:limit]
+    return reranked(rows, scores)[:limit]
 
 
 def _rows(
@@ -97,7 +105,7 @@ def _rows(
 ) -> Plan[list[SearchRow]]:
     """Ask pgembed.hybrid for these columns of its rows; arguments that are None are left out."""
     queries = [plan.vector for plan in plans]
-    vector = sql.SQL("vector") if target.vector_schema is None else _name(target.vector_schema, "vector")
+    vector = sql.SQL("vector") if target.vector_schema is None else quoted(target.vector_schema, "vector")
     values: list[object] = [value for query in queries for value in query.values]
     written = [sql.SQL("queries => ARRAY[{}]::{}[]").format(sql.SQL(", ").join(q.text for q in queries), vector)]
     for name, value in arguments.items():
@@ -106,28 +114,16 @@ def _rows(
             values.append(value)
     wide = {column.name for column in target.columns if column.wide}
     output = [
-        sql.SQL("(h.item).{} AS {}").format(_name(name), _name(_unused("score", columns) if name == "score" else name))
+        sql.SQL("(h.item).{} AS {}").format(quoted(name), quoted(unused("score", columns) if name == "score" else name))
         for name in columns
     ]
     text = sql.SQL("SELECT {} FROM pgembed.hybrid(NULL::{}, {}, wide => {}) AS h").format(
         sql.SQL(", ").join([*output, sql.SQL("h.score")]),
-        _name(target.schema, target.table),
+        quoted(target.schema, target.table),
         sql.SQL(", ").join(written),
         sql.Literal(not wide.isdisjoint(columns)),
     )
     return (yield Call(text, values, search_row_factory))
-
-
-def _name(*parts: str) -> sql.Identifier:
-    """A name, in which psycopg must not see placeholders."""
-    return sql.Identifier(*(part.replace("%", "%%") for part in parts))
-
-
-def _unused(name: str, taken: Sequence[str]) -> str:
-    """The name, with underscores at its end until it is not taken."""
-    while name in taken:
-        name += "_"
-    return name
 
 
 def _chosen(target: Target, columns: Sequence[str] | None, wide: bool) -> list[str]:
@@ -158,15 +154,3 @@ def _filter(where: str | None, params: Parameters) -> str | None:
         )
     text = sql.Composed([sql.SQL(cast(LiteralString, where))])
     return Statement(text, dict(params) if isinstance(params, Mapping) else tuple(params)).as_string()
-
-
-def _reranked(rows: Sequence[SearchRow], scores: Sequence[float]) -> list[SearchRow]:
-    """The rows by these scores, which become theirs; equal ones stay in their order."""
-    if len(scores) != len(rows) or not all(math.isfinite(score) for score in scores):
-        raise InvalidQuery(
-            f"rerank gave {len(scores)} scores for {len(rows)} rows, or one that is not finite.",
-            "Return a number for each row, in their order.",
-        )
-    names = {name: number for number, name in enumerate(rows[0])}
-    order = sorted(range(len(rows)), key=lambda n: -scores[n])
-    return [SearchRow(names, [scores[n] if name == "score" else rows[n][name] for name in names]) for n in order]

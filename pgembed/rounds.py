@@ -11,9 +11,7 @@ from psycopg import sql
 from pgembed.plans import Call, Plan, Restore, Within
 from pgembed.query import EF_SEARCH, SearchPlan, SearchRow, Statement, search_row_factory
 
-REMEMBERED = (
-    5.0  # seconds that what the catalog or the planner said is not asked again: half the cost of a quick search
-)
+REMEMBERED = 5.0  # seconds that catalog and planner are not asked again: half the cost of a quick search
 _MOST_REMEMBERED = 1000
 
 QUIETEN = sql.SQL(
@@ -37,12 +35,20 @@ class Estimate:
     first: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One reading of the vector index: of so many candidates (None: until enough were found), and the rows it gave."""
+
+    candidates: int | None
+    found: int
+
+
 @dataclass
 class Trace:
     """How a search was run, for those who ask: the planner's estimate, each look at the index, and the last step."""
 
     estimate: Estimate | None = None
-    looks: list[tuple[int | None, int]] = field(default_factory=list)  # candidates (None: no bound), rows found
+    looks: list[Look] = field(default_factory=list[Look])
     exact: bool = False
 
 
@@ -59,7 +65,7 @@ class Rounds:
             return (yield from _exact(plan, trace))
         if not plan.needs_rounds:
             rows: list[SearchRow] = yield _call(plan.statement)
-            trace.looks.append((None, len(rows)))
+            trace.looks.append(Look(None, len(rows)))
             if len(rows) < plan.limit:
                 rows = yield Within(_run_again(plan, trace))
             return rows
@@ -77,7 +83,7 @@ class Rounds:
         if estimate.first > EF_SEARCH:
             return (yield Within(_by_rounds(plan, trace, estimate, estimate.first)))
         rows = yield _call(plan.among(estimate.first))  # what the index gives at once, whatever the settings are
-        trace.looks.append((estimate.first, len(rows)))
+        trace.looks.append(Look(estimate.first, len(rows)))
         if len(rows) >= plan.limit:
             return rows
         following = yield from _next_round(plan, estimate, estimate.first, len(rows))
@@ -125,7 +131,7 @@ def _by_rounds(plan: SearchPlan, trace: Trace, estimate: Estimate, candidates: i
         if plan.starves(found, candidates):
             break
         rows = yield _call(plan.among(candidates))
-        trace.looks.append((candidates, len(rows)))
+        trace.looks.append(Look(candidates, len(rows)))
         if len(rows) >= plan.limit:
             break
         candidates = yield from _next_round(plan, estimate, candidates, len(rows))
@@ -143,7 +149,7 @@ def _until_enough(plan: SearchPlan, trace: Trace) -> Plan[list[SearchRow]]:
     rows: list[SearchRow] = []
     if not plan.starves(before):
         rows = yield _call(plan.statement)
-        trace.looks.append((None, len(rows)))
+        trace.looks.append(Look(None, len(rows)))
     if len(rows) < plan.limit:
         rows = yield from _run_again(plan, trace)
     yield Restore(Call(plan.restore(before).text))

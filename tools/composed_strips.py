@@ -21,6 +21,7 @@ from pgembed.contact_sheet import Hit, Panel, Part, draw
 from pgembed.demo.tables import create_tables, query_drawing
 from pgembed.embedded import EmbeddedServer
 from pgembed.inputs import Expression
+from pgembed.media import decode_picture
 
 OUT = Path(__file__).parents[1] / "docs/images/composed.png"
 HITS = 8
@@ -120,8 +121,6 @@ def diverse(db: pgembed.Pgembed, conn: psycopg.Connection[Any]) -> Panel:
 
 def part(content: str | bytes) -> Part:
     """Words or a picture of the query."""
-    from pgembed.media import decode_picture
-
     return Part(content if isinstance(content, str) else decode_picture(content))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from pgembed.errors import InvalidQuery
 
 if TYPE_CHECKING:
     from psycopg import AsyncCursor, Cursor
@@ -50,6 +53,18 @@ class SearchRow(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"SearchRow({', '.join(f'{name}={value!r}' for name, value in self.items())})"
+
+
+def reranked(rows: Sequence[SearchRow], scores: Sequence[float]) -> list[SearchRow]:
+    """The rows by these scores, which become theirs; equal ones stay in their order. Raises InvalidQuery where there is
+    not one finite score for each."""
+    finite = sum(map(math.isfinite, scores))
+    if len(scores) != len(rows) or finite != len(rows):
+        raise InvalidQuery(
+            f"rerank gave {len(scores)} scores for {len(rows)} rows, of which {finite} are finite.",
+            "Return a finite number for each row, in their order.",
+        )
+    return [rows[n].scored(scores[n]) for n in sorted(range(len(rows)), key=lambda n: -scores[n])]
 
 
 def search_row_factory(cursor: Cursor[Any] | AsyncCursor[Any]) -> Callable[[Sequence[Any]], SearchRow]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,19 @@ class Target:
     def name(self) -> str:
         """``product.embedding``, for messages."""
         return f"{self.table}.{self.column}"
+
+
+def quoted(*parts: str) -> sql.Identifier:
+    """A name, in which psycopg must not see placeholders."""
+    return sql.Identifier(*(part.replace("%", "%%") for part in parts))
+
+
+def unused(name: str, taken: Iterable[str]) -> str:
+    """``name``, with underscores at its end until it is not taken."""
+    names = set(taken)
+    while name in names:
+        name += "_"
+    return name
 
 
 def _plain(value: object) -> object:

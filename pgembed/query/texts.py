@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import count
 from typing import LiteralString, NamedTuple, cast
@@ -16,7 +16,7 @@ from typing import LiteralString, NamedTuple, cast
 from psycopg import sql
 
 from pgembed.errors import InvalidQuery
-from pgembed.query.statement import Target
+from pgembed.query.statement import Target, quoted, unused
 
 # How a vector is written: "vector", "text", "row", or the name of an SQL function and the kinds of its vectors.
 Kind = str | tuple["Kind", ...]
@@ -25,7 +25,7 @@ SPARE = 1.25  # times the rows wanted are asked of an index that is read in roun
 CANDIDATES = "pgembed_candidates"  # the parameter of ``Texts.among``, where the caller's have names
 MATCHES = "pgembed matches"
 PLACE = "pgembed place"  # the columns that tell a row's place begin so
-_DISTANCE, _SIDE_VECTOR = "pgembed distance", "pgembed vector"
+_SIDE_VECTOR = "pgembed vector"
 _WANTED = {
     "filter": "Give one condition, as it could stand after WHERE.",
     "join": "Give one join, as it could stand after FROM: JOIN brand ON brand.id = product.brand_id",
@@ -38,7 +38,7 @@ _SCORES: dict[str, LiteralString] = {"cosine": "1 - ", "ip": "-", "l2": "-"}
 _NAMES_VALUE = re.compile(r"(?<!%)(?:%%)*%(?:\([^)]*\))?[sbt]")
 # As Postgres has it, all that is not ASCII may stand in names, and a string goes on on the next line.
 _IN_NAME = r"\w$\x80-\U0010ffff"
-_TAG = r"\$(?:[^\W\d\x80-\U0010ffff]|[\x80-\U0010ffff])(?:[\w\x80-\U0010ffff])*\$|\$\$"
+_TAG = r"\$(?:[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*)?\$"
 _ESCAPED = r"'(?:[^'\\]|\\.|'')*'"
 _QUOTED = re.compile(
     rf"(?<![{_IN_NAME}])[eE]{_ESCAPED}(?:\s*\n\s*{_ESCAPED})*|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\""
@@ -68,34 +68,34 @@ class Texts:
     """The SQL of searches of one shape."""
 
     def __init__(self, target: Target, shape: Shape) -> None:
-        self._target = target
+        self._target, self._shape, self._named = target, shape, shape.named
         chosen = _chosen(target, shape.columns, shape.wide)
         self.columns = columns = tuple(item.name for item in chosen)
-        read = {item.name: item.sql or self._own(name, shape) for item in chosen for name in [item.name]}
+        read = {item.name: item.sql or self._own(item.name) for item in chosen}
         for key in target.keys:
-            if read.setdefault(key, self._own(key, shape)).as_string(None) != self._own(key, shape).as_string(None):
+            if read.setdefault(key, self._own(key)) != self._own(key):
                 raise InvalidQuery(f"The key column {key!r} names pages; it cannot be the name of an expression.")
-        score = _unused("score", columns)
-        self._named, self._shape = shape.named, shape
+        score = unused("score", columns)
         self._page, self._wanted = sql.Literal(shape.limit), shape.limit + (shape.after or 0)
         self._limit = sql.Literal(self._wanted)
         self._vector = _vector(target, shape.kind, named=shape.named)
-        self._distance = _name(_unused("distance", read))
+        self._distance = quoted(unused("distance", read))
         self._read: list[sql.Composable] = [
-            expression if str(expression) == str(_name(name)) else _sql(expression, " AS ", _name(name))
+            expression if expression == quoted(name) else _sql(expression, " AS ", quoted(name))
             for name, expression in read.items()
         ]
         self._output: list[sql.Composable] = [  # a column named score gives that name up
-            _sql(_name(name), " AS ", _name(score)) if name == "score" else _name(name) for name in columns
+            _sql(quoted(name), " AS ", quoted(score)) if name == "score" else quoted(name) for name in columns
         ]
-        self._order = sql.SQL(", ").join([self._distance, *map(_name, target.keys)])
-        places = [self._distance, *(_sql(_name(key), "::text") for key in target.keys)]
-        self._places = [_sql(place, " AS ", _name(name)) for place, name in zip(places, _places(target), strict=True)]
+        self._order = sql.SQL(", ").join([self._distance, *map(quoted, target.keys)])
+        places = [self._distance, *(_sql(quoted(key), "::text") for key in target.keys)]
+        self._places = [_sql(place, " AS ", quoted(name)) for place, name in zip(places, _places(target), strict=True)]
         self._joins = sql.SQL("").join(
             _sql("\n    ", check_condition(join, has_params=shape.joins_have_params, what="join"))
             for join in shape.joins
         )
-        self._present = self._where = _present(target, self._own_vector(shape))
+        self._own_vector = quoted(_SIDE_VECTOR) if target.side else self._own(target.column)
+        self._present = self._where = _present(target, self._own_vector)
         self._matches = sql.SQL("true")
         if shape.where is not None:
             self._matches = _sql("(", check_condition(shape.where, has_params=shape.has_params), ")")
@@ -105,13 +105,9 @@ class Texts:
     def _paged(self) -> bool:
         return self._shape.places or self._shape.after is not None
 
-    def _own(self, name: str, shape: Shape) -> sql.Identifier:
+    def _own(self, name: str) -> sql.Identifier:
         """A column of the table; with joins, others may have the same."""
-        return _name(self._target.table, name) if shape.joins else _name(name)
-
-    def _own_vector(self, shape: Shape) -> sql.Identifier:
-        """The column of vectors."""
-        return _name(_SIDE_VECTOR) if self._target.side else self._own(self._target.column, shape)
+        return quoted(self._target.table, name) if self._shape.joins else quoted(name)
 
     @cached_property
     def vector(self) -> sql.Composed:
@@ -151,7 +147,7 @@ class Texts:
         target = self._target
         return _rendered(
             _sql(
-                "EXPLAIN (FORMAT JSON) SELECT FROM ", _name(target.schema, target.table), _side(target), self._joins,
+                "EXPLAIN (FORMAT JSON) SELECT FROM ", quoted(target.schema, target.table), _side(target), self._joins,
                 " WHERE ", self._where,
             )
         )  # fmt: skip
@@ -170,7 +166,7 @@ class Texts:
         spare = sql.Literal(math.ceil(SPARE * self._wanted))
         cut = sql.SQL("") if self._paged else _sql("\nLIMIT ", self._page)
         looked = self._nearest(self._vector, candidates=place)
-        found = _sql("    SELECT * FROM (\n", looked, "\n    ) AS looked WHERE ", _name(MATCHES), " LIMIT ", spare)
+        found = _sql("    SELECT * FROM (\n", looked, "\n    ) AS looked WHERE ", quoted(MATCHES), " LIMIT ", spare)
         return _rendered(_sql(self._select(found), cut))
 
     @cached_property
@@ -219,10 +215,6 @@ class Texts:
             " < 'NaN'", after, "\nORDER BY ", self._order, page,
         )  # fmt: skip
 
-    def _distance_to(self, vector: sql.Composable, column: sql.Composable) -> sql.Composed:
-        half = ("::", _of_vector(self._target, "halfvec")) if self._target.half else ()
-        return _sql(column, *_operator(self._target), "(SELECT ", vector, ")", *half)
-
     def _nearest(
         self,
         vector: sql.Composable,
@@ -236,18 +228,19 @@ class Texts:
         With ``candidates``, so many rows of all, and for each whether it matches.
         """
         target = self._target
-        distance = self._distance_to(vector, self._own_vector(self._shape))
+        half = ("::", _of_vector(target, "halfvec")) if target.half else ()
+        distance = _sql(self._own_vector, *_operator(target), "(SELECT ", vector, ")", *half)
         if exact:
             distance = _sql("0 + (", distance, ")")
         read = [*self._read, _sql(distance, " AS ", self._distance)]
         if candidates is not None:
-            read.append(_sql(self._matches, " AS ", _name(MATCHES)))
+            read.append(_sql(self._matches, " AS ", quoted(MATCHES)))
         order = self._order if exact and not self._shape.joins else self._distance
         # What comes after a place is cut off from all, however many rows came before it since.
         every = exact and self._shape.after is not None
         first = sql.SQL("") if every else _sql("\n    ORDER BY ", order, *self._first(candidates))
         return _sql(
-            "    SELECT ", sql.SQL(", ").join(read), "\n    FROM ", _name(target.schema, target.table), _side(target),
+            "    SELECT ", sql.SQL(", ").join(read), "\n    FROM ", quoted(target.schema, target.table), _side(target),
             self._joins, "\n    WHERE ", self._where if candidates is None else self._present, unless, first,
         )  # fmt: skip
 
@@ -261,7 +254,7 @@ class Texts:
 def as_arrays(target: Target, kinds: Sequence[Kind]) -> sql.Composed:
     """The statement that reads vectors of these kinds, each as an array of numbers."""
     read = [_sql("(", _vector(target, kind, named=False), ")::pg_catalog.float4[]") for kind in kinds]
-    named = [_sql(each, " AS ", _name(f"vector_{number}")) for number, each in enumerate(read, start=1)]
+    named = [_sql(each, " AS ", quoted(f"vector_{number}")) for number, each in enumerate(read, start=1)]
     return _rendered(_sql("SELECT ", sql.SQL(", ").join(named)))
 
 
@@ -303,9 +296,9 @@ def _stored(target: Target, place: Callable[[], sql.Placeholder]) -> sql.Compose
     """The vector of the row whose key the next placeholders hold, as it is; the one after them is the error where there
     is none. A side table's is read with its row, whose policies hold."""
     of_vector = _of_vector(target, "vector")
-    same = sql.SQL(" AND ").join([_sql(_name(key), " = ", place()) for key in target.keys])
+    same = sql.SQL(" AND ").join([_sql(quoted(key), " = ", place()) for key in target.keys])
     vector = _sql(
-        "SELECT ", _vector_column(target), "::", of_vector, " FROM ", _name(target.schema, target.table),
+        "SELECT ", _vector_column(target), "::", of_vector, " FROM ", quoted(target.schema, target.table),
         _side(target), " WHERE ", same,
     )  # fmt: skip
     return _sql(
@@ -378,7 +371,7 @@ def check_condition(text: str, *, has_params: bool, what: str = "filter") -> sql
 
 def _vector_column(target: Target) -> sql.Identifier:
     """The column of vectors, in what FROM names."""
-    return _name(_SIDE_VECTOR if target.side else target.column)
+    return quoted(_SIDE_VECTOR if target.side else target.column)
 
 
 def _places(target: Target) -> list[str]:
@@ -395,14 +388,14 @@ def _side(target: Target) -> sql.Composable:
     """The join with the table that holds the vectors. Its columns have names that a filter does not mean."""
     if target.side is None:
         return sql.SQL("")
-    numbered = [(_name(name), _name(f"pgembed key {n}")) for n, name in enumerate(target.side.keys, start=1)]
+    numbered = [(quoted(name), quoted(f"pgembed key {n}")) for n, name in enumerate(target.side.keys, start=1)]
     read = sql.SQL(", ").join(_sql(name, " AS ", number) for name, number in numbered)
     same = sql.SQL(" AND ").join(
-        _sql(_name(name), " = ", number) for name, (_, number) in zip(target.keys, numbered, strict=True)
+        _sql(quoted(name), " = ", number) for name, (_, number) in zip(target.keys, numbered, strict=True)
     )
     return _sql(
         "\n    JOIN (SELECT ", read, ", vector AS ", _vector_column(target), " FROM ",
-        _name(target.side.schema, target.side.table), ") AS \"pgembed side\" ON ", same,
+        quoted(target.side.schema, target.side.table), ") AS \"pgembed side\" ON ", same,
     )  # fmt: skip
 
 
@@ -418,25 +411,12 @@ def _operator(target: Target) -> tuple[LiteralString | sql.Composable, ...]:
     operator = _OPERATORS[target.metric]
     if target.vector_schema is None:
         return " ", operator, " "
-    return " OPERATOR(", _name(target.vector_schema), ".", operator, ") "
+    return " OPERATOR(", quoted(target.vector_schema), ".", operator, ") "
 
 
 def _of_vector(target: Target, name: LiteralString) -> sql.Composable:
     """A name of the vector extension."""
-    return sql.SQL(name) if target.vector_schema is None else _name(target.vector_schema, name)
-
-
-def _name(*parts: str) -> sql.Identifier:
-    """A name, in which psycopg must not see placeholders."""
-    return sql.Identifier(*(part.replace("%", "%%") for part in parts))
-
-
-def _unused(name: str, taken: Iterable[str]) -> str:
-    """``name``, with underscores at its end until it is not taken."""
-    names = set(taken)
-    while name in names:
-        name += "_"
-    return name
+    return sql.SQL(name) if target.vector_schema is None else quoted(target.vector_schema, name)
 
 
 def _rendered(text: sql.Composed) -> sql.Composed:

@@ -257,7 +257,7 @@ def test_rerank_orders_the_first_rows_anew(db: Pgembed) -> None:
     pool = db.search("product", QUERY, limit=30)
     assert [row.id for row in asked] == sorted(row.id for row in pool)[:5]
     assert [row.score for row in asked] == sorted((-row.id for row in pool), reverse=True)[:5]
-    with pytest.raises(InvalidQuery, match="handed 50 rows and gave 1 numbers, of which 1 are finite"):
+    with pytest.raises(InvalidQuery, match="gave 1 scores for 50 rows, of which 1 are finite"):
         db.query("product").near(QUERY).rerank(lambda _: [1.0]).rows()
     with pytest.raises(InvalidQuery, match="of which 0 are finite"):
         db.query("product").near(QUERY).rerank(lambda rows: [float("nan")] * len(rows)).rows()
