@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import structlog
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pytest_postgresql.janitor import DatabaseJanitor
@@ -73,6 +74,13 @@ def new_database(dsn: str, template: str | None = None) -> Iterator[str]:
 def connection_to(dsn: str) -> Iterator[Connection]:
     with psycopg.connect(dsn, autocommit=True) as conn:
         yield conn
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """How a command that ran in this process logs ends with its test."""
+    yield
+    structlog.reset_defaults()
 
 
 # The embedded PostgreSQL 18

@@ -157,7 +157,7 @@ def configure_logging() -> None:
             structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING if people else logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_args: structlog.PrintLogger(sys.stderr),  # the one at hand, if it is exchanged later
     )
 
 

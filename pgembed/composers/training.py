@@ -86,8 +86,9 @@ def train_composer(
     """
     torch_and_onnx()
     tell = say or _silent
-    if missing := sorted({"image", "text"} - set(encoder.modalities)) or isinstance(encoder, ComposerEncoder):
-        what = f"no {missing[0]}" if isinstance(missing, list) else "vectors alone"
+    missing = sorted({"image", "text"} - set(encoder.modalities))
+    if missing or isinstance(encoder, ComposerEncoder):
+        what = f"no {missing[0]}" if missing else "vectors alone"
         raise UnsupportedModality(
             f"Encoder '{encoder.spec}' takes {what}.", "Train on one that takes pictures and texts."
         )

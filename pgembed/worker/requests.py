@@ -184,19 +184,11 @@ class Requests:
         with self.conn.cursor(binary=True, row_factory=class_row(Request)) as cursor:
             taken = cursor.execute("SELECT * FROM pgembed._take_requests($1, $2)", [[*self.served], MOST]).fetchall()
         alike: dict[tuple[str, str], list[Request]] = {}
-        for request in taken:
+        for request in self._current(taken):
             alike.setdefault((request.encoder, request.modality), []).append(request)
-        if any(_is_stale(request, self.encoders.get(request.encoder)) for request in taken):
-            self._refresh()
         for (name, modality), requests in alike.items():
             if name not in self.served:
                 continue  # what was refused just now is given back already
-            for request in requests:
-                if _is_stale(request, self.encoders[name]):
-                    self._tell(request, None, EncoderError(f"Encoder '{name}' was registered anew meanwhile."))
-            requests = [request for request in requests if not _is_stale(request, self.encoders[name])]
-            if not requests:
-                continue
             try:
                 self._answer(self.encoders[name], modality, requests)
             except (psycopg.Error, Stopped):
@@ -205,6 +197,27 @@ class Requests:
                 for request in requests:
                     self._tell(request, None, error)
         return bool(taken)
+
+    def _current(self, taken: Sequence[Request]) -> Sequence[Request]:
+        """Those for the weights that are registered; the others, whose encoder was registered anew, are told so."""
+        if not any(self._is_stale(request) for request in taken):
+            return taken
+        self._refresh()
+        current: list[Request] = []
+        for request in taken:
+            if self._is_stale(request):
+                self._tell(request, None, EncoderError(f"Encoder '{request.encoder}' was registered anew meanwhile."))
+            else:
+                current.append(request)
+        return current
+
+    def _is_stale(self, request: Request) -> bool:
+        registered = self.encoders.get(request.encoder)
+        if registered is None:
+            return True
+        parts = (registered.encoder, registered.fingerprint, request.modality)
+        head = b"".join(part.encode() + b"\0" for part in parts)  # as pgembed.input_hash has it
+        return hashlib.sha256(head + request.input).digest() != bytes(request.input_hash)
 
     def _answer(self, registered: Registered, modality: str, requests: Sequence[Request]) -> None:
         name = registered.encoder
@@ -324,11 +337,3 @@ def sentence(error: Exception) -> str:
     text = text.replace("\0", "").encode(errors="replace").decode()  # what Postgres takes
     text = text if len(text) <= LONGEST else text[:LONGEST] + "…"
     return text if text.endswith((".", "…", "!", "?")) else f"{text}."
-
-
-def _is_stale(request: Request, registered: Registered | None) -> bool:
-    """Whether a request is for other weights than those known here: the encoder was registered anew."""
-    if registered is None:
-        return True
-    head = b"".join(part.encode() + b"\0" for part in (registered.encoder, registered.fingerprint, request.modality))
-    return hashlib.sha256(head + request.input).digest() != bytes(request.input_hash)
