@@ -17,7 +17,7 @@ from pgembed.composing import holds_change, without_changes
 from pgembed.encoders import Encoder, EncoderPolicy, load_encoder, load_registered
 from pgembed.encoders.composer import ComposerEncoder
 from pgembed.errors import CatalogError, InvalidQuery
-from pgembed.inputs import Expression, Image, Input, Screenshot, Text
+from pgembed.inputs import Expression, Image, Input, Row, Screenshot, Text, Vector
 from pgembed.media import MediaPolicy, MediaReader
 from pgembed.plans import Call, Compute, Plan
 from pgembed.query import (
@@ -121,6 +121,29 @@ class Searcher:
         """Prepare and run a search; where the index gave too few rows, run it again over all that match."""
         plan = yield from self.prepare(table, query, **options)
         return (yield from self.rounds.run(plan))
+
+    def vectors(
+        self, table: str, queries: Sequence[Expression], *, embedding: str | None = None
+    ) -> Plan[list[NDArray[np.float32]]]:
+        """The vector of each query to an embedding, ``(dim,) float32``; all their inputs are one call of the model.
+
+        Rows are read under the caller's rights. Raises InvalidQuery, CatalogError, MediaError.
+        """
+        known = yield from self._known_of(table, embedding)
+        asked: list[Expression] = []
+        for query in queries:
+            asked.append((yield from self._without_changes(known, query)) if holds_change(query) else query)
+        inputs = dict.fromkeys(item for query in asked for item in query.inputs if not isinstance(item, Vector | Row))
+        encoded = (yield from self._encoded(known.encoder, tuple(inputs))) if inputs else dict[Input, Any]()
+        found: list[NDArray[np.float32]] = []
+        for query in asked:
+            vector = known.compiler.vector(query, encoded)
+            if vector is None:
+                statement = known.compiler.vectors([query], encoded)
+                rows: list[dict[str, list[float]]] = yield Call(statement.text, statement.params)
+                vector = np.array(next(iter(rows[0].values())), dtype=np.float32)
+            found.append(vector)
+        return found
 
     def target(self, table: str, embedding: str | None = None) -> Plan[Target]:
         """What the catalog says of a table's embedding."""

@@ -31,6 +31,11 @@ def pack_one(vector: NDArray[np.float32]) -> PackedVector:
     return PackedVector(struct.pack(">HH", vector.shape[0], 0) + vector.astype(">f4").tobytes())
 
 
+def unpack_one(packed: PackedVector) -> NDArray[np.float32]:
+    """What ``pack_one`` packed, ``(dim,) float32``."""
+    return np.frombuffer(packed, dtype=">f4", offset=4).astype(np.float32)
+
+
 def vector_oid(conn: Connection[Any]) -> int:
     """The oid of pgvector's type ``vector`` in this database; 0 where the extension is missing."""
     row = conn.execute(

@@ -15,7 +15,7 @@ from pgembed.errors import InvalidQuery
 from pgembed.inputs import Expression, Input, Row, Text, Vector
 from pgembed.query.statement import Parameters, Statement, Target, Values
 from pgembed.query.texts import CANDIDATES, Kind, Shape, Texts, after_names, as_arrays, names
-from pgembed.vectors import pack_one
+from pgembed.vectors import PackedVector, pack_one, unpack_one
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -254,6 +254,11 @@ class Compiler:
         written = [_query_vector(self.target, query, vectors) for query in queries]
         text = as_arrays(self.target, [kind for kind, _ in written])
         return Statement(text, tuple(value for _, values in written for value in values))
+
+    def vector(self, query: Expression, vectors: Mapping[Input, NDArray[Any]]) -> NDArray[np.float32] | None:
+        """The vector of a query ``(dim,)``; None where a row of the database is part of it. Raises InvalidQuery."""
+        kind, values = _query_vector(self.target, query, vectors)
+        return unpack_one(cast(PackedVector, values[0])) if kind == "vector" else None
 
 
 def compile_search(

@@ -1,0 +1,217 @@
+"""The column of an embedding: its type, what it compares with, and what happens as its table is created or dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pgvector.sqlalchemy import VECTOR
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Index,
+    Table,
+    event,
+    tuple_,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.schema import CreateIndex, FetchedValue
+from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnElement
+
+from pgembed.catalog import InputSpec
+from pgembed.encoders import Metric
+from pgembed.errors import InvalidInput, InvalidQuery
+from pgembed.inputs import Expression
+from pgembed.shown import shortened
+from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, register_encoder
+from pgembed.sqlalchemy.declared import OPERATOR_CLASSES, Declared, EncoderSpec, VectorIndex, inputs_of
+from pgembed.sqlalchemy.queries import QueryVector
+
+Vector: TypeAlias = NDArray[np.float32] | list[float] | None
+"""What an embedding's attribute holds: ``(dim,)`` numbers, or None until the row is encoded. It is read-only."""
+
+_OPERATORS: Mapping[Metric, str] = {"cosine": "<=>", "ip": "<#>", "l2": "<->"}
+
+
+class Embedding(VECTOR):
+    """The type of a column whose vectors pgembed writes. ``embedding_column`` makes such a column."""
+
+    cache_ok = True
+
+    def __init__(self, declared: Declared | None = None, dim: int | None = None) -> None:
+        super().__init__(dim)
+        self.declared = declared
+
+    @property
+    def metric(self) -> Metric:
+        """How vectors of this column are compared."""
+        return self.declared.metric if self.declared is not None else "cosine"
+
+    class Comparator(VECTOR.Comparator):
+        """Comparisons with a pgembed query, with vectors, and with other columns of vectors."""
+
+        def distance(self, query: object) -> ColumnElement[float]:
+            """How far rows are from a query, the nearest first: ``order_by(Product.embedding.distance(query))`` uses
+            the vector index. ``query`` is a Text, an Image or a sum of such, numbers, or another expression of
+            vectors. Cosine distance is 1 - cosine, from 0 to 2. Raises InvalidQuery."""
+            operator = _OPERATORS[self._metric]
+            return cast("ColumnElement[float]", self.expr.op(operator, return_type=Float())(self._operand(query)))
+
+        def score(self, query: object) -> ColumnElement[float]:
+            """How near rows are to a query, the higher the nearer, as ``row.score`` of ``db.search``: the cosine, the
+            inner product, or the negative distance."""
+            distance = self.distance(query)
+            return 1 - distance if self._metric == "cosine" else -distance
+
+        def within(self, query: object, distance: float) -> ColumnElement[bool]:
+            """Rows at most this distance from a query."""
+            return self.distance(query) <= distance
+
+        def nearest(self, query: object, k: int = 10) -> ColumnElement[bool]:
+            """The ``k`` rows of the whole table that are nearest to a query, as a condition, in no order. Other
+            conditions leave fewer of these; for ``k`` rows that match, order by ``distance`` and limit."""
+            if isinstance(k, bool) or k < 1:
+                raise InvalidQuery(f"k is {k!r}: ask for one row at least.")
+            (column,) = self._column.base_columns
+            table, mine = cast(Table, column.table), self._column.table
+            if not table.primary_key.columns:
+                raise InvalidQuery(f"Table {table.name} has no primary key.", "Declare it, as the database has it.")
+            inner = table.alias()
+            there = cast(Any, inner.c[column.name])
+            near: ColumnElement[float] = there.distance(query)
+            keys = [inner.c[key.name] for key in table.primary_key.columns]
+            found = inner.select().with_only_columns(*keys).where(there.is_not(None)).order_by(near).limit(k)
+            own = [cast(Any, mine).corresponding_column(key) for key in table.primary_key.columns]
+            return (own[0] if len(own) == 1 else tuple_(*own)).in_(found)
+
+        @property
+        def _metric(self) -> Metric:
+            return cast(Embedding, self.type).metric
+
+        @property
+        def _column(self) -> Column[Any]:
+            if not isinstance(self.expr, Column) or getattr(self.expr, "table", None) is None:
+                raise InvalidQuery("nearest() is asked of the column of an embedding, not of an expression of it.")
+            return self.expr
+
+        def _operand(self, query: object) -> Any:  # noqa: ANN401
+            if isinstance(query, Expression):
+                bases = [column for column in self.expr.base_columns if isinstance(column, Column)]
+                if len(bases) != 1 or getattr(bases[0], "table", None) is None:
+                    raise InvalidQuery(
+                        f"{query!r} is compared with what is no column of a table.",
+                        "Compare with the column of an embedding, or give a Vector's numbers.",
+                    )
+                table = bases[0].table
+                asked = QueryVector(table.schema, table.name, bases[0].name)
+                return sql_cast(BindParameter(None, query, type_=asked, unique=True), VECTOR())
+            if isinstance(query, str | bytes):
+                raise InvalidQuery(
+                    f"A query is a Text, an Image or the like, not {shortened(repr(query))}.", "Write Text(…)."
+                )
+            if isinstance(query, ClauseElement) or hasattr(query, "__clause_element__"):
+                return query
+            return sql_cast(BindParameter(None, query, type_=VECTOR(), unique=True), VECTOR())
+
+    comparator_factory: Any = Comparator
+
+
+def embedding_column(
+    name: str | None = None,
+    /,
+    *,
+    encoder: str | EncoderSpec,
+    text: InputSpec | None = None,
+    image: InputSpec | None = None,
+    screenshot: InputSpec | None = None,
+    index: bool | VectorIndex = False,
+    mode: str = "queue",
+    stale: str = "keep",
+    metric: Metric = "cosine",
+) -> Any:  # noqa: ANN401
+    """The column of an embedding, for a declarative model, a mixin or a ``Table``; pgembed fills it.
+
+    ``encoder`` is the name of one that is registered, or an EncoderSpec, which ``create_all`` registers. The inputs,
+    ``mode`` and ``stale`` are those of ``Pgembed.attach``. ``index`` builds an HNSW index. ``metric`` is the encoder's.
+    Raises InvalidInput where there is no input.
+    """
+    if metric not in OPERATOR_CLASSES:
+        raise InvalidInput(f"The metric is {metric!r}.", f"It is one of {', '.join(OPERATOR_CLASSES)}.")
+    declared = Declared(
+        encoder=encoder if isinstance(encoder, str) else encoder.name,
+        inputs=inputs_of({"text": text, "image": image, "screenshot": screenshot}),
+        mode=mode,
+        stale=stale,
+        metric=metric,
+        index=VectorIndex() if index is True else index or None,
+        registered_as=None if isinstance(encoder, str) else encoder,
+    )
+    return Column(name, cast(Any, Embedding(declared)))
+
+
+def embedding_columns(table: Table) -> Iterator[tuple[Column[Any], Declared]]:
+    """The embeddings that a table declares."""
+    for column in table.columns:
+        if isinstance(column.type, Embedding) and column.type.declared is not None:
+            yield column, column.type.declared
+
+
+@event.listens_for(Column, "after_parent_attach")
+def _joins_table(column: Column[Any], table: Table) -> None:
+    """Make a column of an embedding what it is: no part of CREATE TABLE, and written by nobody but pgembed."""
+    if not isinstance(column.type, Embedding) or column.type.declared is None:
+        return
+    declared = column.type.declared
+    column.system = True  # attach adds it
+    if column.server_default is None:
+        column.server_default = FetchedValue()  # so that INSERTs leave it alone
+    if declared.index is not None and not any(_is_over(index, column) for index in table.indexes):
+        Index(
+            None,
+            column,
+            postgresql_using="hnsw",
+            postgresql_with={"m": declared.index.m, "ef_construction": declared.index.ef_construction},
+            postgresql_ops={column.name: OPERATOR_CLASSES[declared.metric]},
+        )
+    if not event.contains(table, "after_create", _created):
+        event.listen(table, "before_create", _creates)
+        event.listen(table, "after_create", _created)
+        event.listen(table, "before_drop", _drops)
+
+
+def _is_over(index: Index, column: Column[Any]) -> bool:
+    return any(column is one or getattr(one, "name", None) == column.name for one in index.expressions)
+
+
+def _late_indexes(table: Table) -> Sequence[Index]:
+    """The indexes over embeddings, whose columns are not there when the others are built."""
+    columns = [column for column, _ in embedding_columns(table)]
+    return [index for index in table.indexes if any(_is_over(index, column) for column in columns)]
+
+
+def _creates(table: Table, connection: Connection, **_options: Any) -> None:  # noqa: ANN401
+    for index in _late_indexes(table):
+        index.ddl_if(callable_=_never)
+
+
+def _created(table: Table, connection: Connection, **_options: Any) -> None:  # noqa: ANN401
+    schema = connection.schema_for_object(table)
+    for column, declared in embedding_columns(table):
+        if declared.registered_as is not None:
+            register_encoder(connection, declared.registered_as)
+        connection.execute(AttachEmbedding(schema, table.name, column.name, declared))
+    for index in _late_indexes(table):
+        connection.execute(CreateIndex(index))
+
+
+def _drops(table: Table, connection: Connection, **_options: Any) -> None:  # noqa: ANN401
+    schema = connection.schema_for_object(table)
+    for column, _ in embedding_columns(table):
+        connection.execute(DetachEmbedding(schema, table.name, column.name, if_attached=True))
+
+
+def _never(*_args: Any, **_options: Any) -> bool:  # noqa: ANN401
+    return False

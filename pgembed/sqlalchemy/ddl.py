@@ -1,0 +1,95 @@
+"""The statements that a model's embeddings come to: calls of pgembed's SQL functions, as DDL that can also be written
+into a script."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import Connection, String, literal
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy.sql.compiler import DDLCompiler
+
+from pgembed import catalog
+from pgembed.sqlalchemy.declared import Declared, EncoderSpec
+from pgembed.sqlalchemy.running import run_plan
+
+
+class AttachEmbedding(ExecutableDDLElement):
+    """``SELECT pgembed.attach(…)`` for a table that is there."""
+
+    def __init__(self, schema: str | None, table: str, embedding: str, declared: Declared) -> None:
+        self.schema, self.table, self.embedding, self.declared = schema, table, embedding, declared
+
+
+class DetachEmbedding(ExecutableDDLElement):
+    """``SELECT pgembed.detach(…)``; with ``if_attached`` nothing happens where there is nothing to detach."""
+
+    def __init__(self, schema: str | None, table: str, embedding: str, *, if_attached: bool = False) -> None:
+        self.schema, self.table, self.embedding, self.if_attached = schema, table, embedding, if_attached
+
+
+def register_encoder(connection: Connection, encoder: EncoderSpec) -> None:
+    """Register an encoder that a model declares, unless one of that name is there."""
+    if not hasattr(connection, "connection"):  # a script is written: no model is loaded for it
+        connection.execute(RegisterEncoder(encoder))
+        return
+    if encoder.name not in {row.name for row in run_plan(connection, catalog.encoders())}:
+        run_plan(connection, catalog.add_encoder(encoder.name, encoder.spec, encoder.settings, None))
+
+
+class RegisterEncoder(ExecutableDDLElement):
+    """``SELECT pgembed.add_encoder(…)`` of one that SQL knows by itself, as those that ship with pgembed."""
+
+    def __init__(self, encoder: EncoderSpec) -> None:
+        self.encoder = encoder
+
+
+@compiles(AttachEmbedding)
+def _attach(element: AttachEmbedding, compiler: DDLCompiler, **_: Any) -> str:  # noqa: ANN401
+    declared = element.declared
+    options = {
+        "stale": (declared.stale, "keep"),
+        "storage": (declared.storage, "column"),
+        "mode": (declared.mode, "queue"),
+    }
+    arguments = [
+        _relation(element.schema, element.table, compiler),
+        _text(element.embedding, compiler),
+        _text(declared.encoder, compiler),
+        _text(declared.inputs, compiler),
+        *(f"{name} => {_text(value, compiler)}" for name, (value, usual) in options.items() if value != usual),
+    ]
+    return f"SELECT pgembed.attach({', '.join(arguments)})"
+
+
+@compiles(DetachEmbedding)
+def _detach(element: DetachEmbedding, compiler: DDLCompiler, **_: Any) -> str:  # noqa: ANN401
+    relation, target = _relation(element.schema, element.table, compiler), _text(element.embedding, compiler)
+    statement = f"SELECT pgembed.detach({relation}, {target})"
+    if element.if_attached:
+        statement += (
+            f" WHERE EXISTS (SELECT FROM pgembed.embedding WHERE relation = {relation}::oid AND target = {target})"
+        )
+    return statement
+
+
+@compiles(RegisterEncoder)
+def _register(element: RegisterEncoder, compiler: DDLCompiler, **_: Any) -> str:  # noqa: ANN401
+    encoder = element.encoder
+    settings = f", settings => {_text(json.dumps(dict(encoder.settings)), compiler)}" if encoder.settings else ""
+    return f"SELECT pgembed.add_encoder({_text(encoder.name, compiler)}, {_text(encoder.spec, compiler)}{settings})"
+
+
+def _relation(schema: str | None, table: str, compiler: DDLCompiler) -> str:
+    quote = compiler.preparer.quote_identifier
+    name = quote(table) if schema is None else f"{quote(schema)}.{quote(table)}"
+    # identifiers double their percent signs where the driver wants that, and so does the text
+    if getattr(compiler.preparer, "_double_percents", False):
+        name = name.replace("%%", "%")
+    return f"{_text(name, compiler)}::regclass"
+
+
+def _text(value: str, compiler: DDLCompiler) -> str:
+    return compiler.sql_compiler.process(literal(value, String()), literal_binds=True)

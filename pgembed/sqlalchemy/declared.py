@@ -1,0 +1,96 @@
+"""What a model says of an embedding: immutable values that can be compared, hashed and written as Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pgembed.catalog import InputSpec
+from pgembed.encoders import Metric
+from pgembed.errors import InvalidInput
+
+Storage = Literal["column", "side"]
+OPERATOR_CLASSES: Mapping[Metric, str] = {"cosine": "vector_cosine_ops", "ip": "vector_ip_ops", "l2": "vector_l2_ops"}
+MODALITIES = ("text", "image", "screenshot")
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """An encoder and how to register it: ``EncoderSpec("lite", "builtin:lite")``. Where a model names an encoder by a
+    ``str`` alone, it must be registered already."""
+
+    name: str
+    spec: str
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
+
+
+@dataclass(frozen=True)
+class VectorIndex:
+    """An HNSW index over the vectors: pgvector's ``m`` and ``ef_construction``."""
+
+    m: int = 16
+    ef_construction: int = 64
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What ``pgembed.attach`` is to be told of an embedding. ``inputs`` is JSON, as ``inputs_of`` gives it."""
+
+    encoder: str
+    inputs: str
+    mode: str = "queue"
+    stale: str = "keep"
+    storage: str = "column"
+    metric: Metric = "cosine"
+    index: VectorIndex | None = None
+    registered_as: EncoderSpec | None = None
+
+    @property
+    def attached(self) -> tuple[str, ...]:
+        """What cannot be changed but by attaching anew: two that are alike in this hold the same vectors."""
+        return self.encoder, self.inputs, self.mode, self.stale, self.storage
+
+
+def inputs_of(given: Mapping[str, InputSpec | None]) -> str:
+    """The inputs of an embedding in their one form, as JSON. Raises InvalidInput where there are none, or one is none.
+
+    It is what ``pgembed.attach`` takes, and what the catalog has, without what attach adds to it.
+    """
+    inputs: dict[str, Any] = {}
+    for modality, value in given.items():
+        if isinstance(value, str):
+            inputs[modality] = _named(modality, value)
+        elif isinstance(value, Mapping):
+            inputs[modality] = _plain(modality, value)
+        elif value is not None:
+            raise InvalidInput(
+                f"The {modality} input of an embedding is a column, a template or a mapping, not {value!r}.",
+                'For example text="{title}. {body}", image="photo", or image={"column": "photo", "as": "path"}.',
+            )
+    if not inputs:
+        raise InvalidInput(
+            "An embedding was declared with no input.", 'Give text="{title}", image="photo" or screenshot="page".'
+        )
+    return json.dumps(inputs, sort_keys=True)
+
+
+def _named(modality: str, name: str) -> dict[str, Any]:
+    if modality == "text":
+        return {"template": name if "{" in name or "}" in name else f"{{{name}}}"}
+    return {"column": name}
+
+
+def _plain(modality: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """An input without what says the usual, or what attach has looked up."""
+    column = given.get("column")
+    named = _named(modality, column) if isinstance(column, str) else {}
+    rest = {key: value for key, value in given.items() if key not in ("columns", "list", *named)}
+    if modality == "text":
+        rest.pop("column", None)
+    if rest.get("as") in ("bytes", "large_object"):
+        del rest["as"]
+    if rest.get("weight") == 1:
+        del rest["weight"]
+    return {**named, **rest}

@@ -1,0 +1,149 @@
+"""Queries as parameters: what a statement asks is encoded once, all of it together, just before it is sent."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+from pgvector import Vector as PgVector
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.types import UserDefinedType
+
+from pgembed import schema
+from pgembed.encoders import EncoderPolicy
+from pgembed.errors import InvalidQuery
+from pgembed.inputs import Expression
+from pgembed.media import MediaPolicy
+from pgembed.searching import Searcher
+from pgembed.sqlalchemy.running import run_before
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine  # which needs greenlet
+
+_searchers: WeakKeyDictionary[Engine, Searcher] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def configure(
+    engine: Engine | AsyncEngine, *, media: MediaPolicy | None = None, encoders: EncoderPolicy | None = None
+) -> None:
+    """Say which pictures the queries of an engine may name and which encoders they may load; see ``pgembed.connect``,
+    whose defaults hold where nothing was said."""
+    with _lock:
+        _searchers[_sync(engine)] = Searcher(media, encoders)
+
+
+def install(connection: Connection) -> schema.Versions:
+    """Install or upgrade the schema ``pgembed`` in the transaction of a connection. Raises CatalogError."""
+    raw: Any = connection.connection.driver_connection
+    return schema.install(raw)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A query that has to be encoded before its statement is sent."""
+
+    query: Expression
+    schema: str | None
+    table: str
+    column: str
+
+
+class QueryVector(UserDefinedType[Expression]):
+    """The type of a parameter that is a query to the embedding ``column`` of a table."""
+
+    cache_ok = True
+
+    def __init__(self, schema: str | None, table: str, column: str) -> None:
+        self.schema, self.table, self.column = schema, table, column
+
+    def get_col_spec(self, **_options: Any) -> str:  # noqa: ANN401
+        """What the database takes it for."""
+        return "VECTOR"
+
+    def bind_processor(self, dialect: Dialect) -> Callable[..., Waiting]:
+        """Leave the query as it is, with what it is asked of."""
+
+        def wait(value: Expression) -> Waiting:
+            return Waiting(value, self.schema, self.table, self.column)
+
+        return wait
+
+    def literal_processor(self, dialect: Dialect) -> Callable[..., str]:
+        """A query has no literal form: its vector is known as the statement is sent."""
+
+        def refuse(value: Expression) -> str:
+            raise InvalidQuery(f"{value!r} cannot be written into a statement.", "Give the numbers of its vector.")
+
+        return refuse
+
+
+@event.listens_for(Engine, "before_cursor_execute", retval=True)
+def _encode_queries(
+    connection: Connection,
+    _cursor: object,
+    statement: str,
+    parameters: Any,  # noqa: ANN401
+    _context: object,
+    executemany: bool,
+) -> tuple[str, Any]:
+    """Put vectors in the place of queries. All that a statement asks of one embedding is one call of its encoder."""
+    rows: list[Any] = list(parameters) if executemany else [parameters]
+    waiting = dict.fromkeys(value for row in rows for value in _values(row) if isinstance(value, Waiting))
+    if not waiting:
+        return statement, parameters
+    vectors = _vectors(connection, list(waiting))
+    given = [_replaced(row, vectors) for row in rows]
+    return statement, given if executemany else given[0]
+
+
+def _vectors(connection: Connection, waiting: list[Waiting]) -> dict[Waiting, str]:
+    searcher = _searcher(connection.engine)
+    asked: dict[tuple[str, str], list[Waiting]] = defaultdict(list)
+    for one in waiting:
+        asked[_name(connection, one), one.column].append(one)
+    found: dict[Waiting, str] = {}
+    for (table, column), those in asked.items():
+        plan = searcher.vectors(table, [one.query for one in those], embedding=column)
+        for one, vector in zip(those, run_before(connection, plan), strict=True):
+            found[one] = PgVector(vector).to_text()
+    return found
+
+
+def _name(connection: Connection, waiting: Waiting) -> str:
+    """The table's name, as the connection's ``schema_translate_map`` has it."""
+    names: Mapping[str | None, str | None] = connection.get_execution_options().get("schema_translate_map") or {}
+    space = names.get(waiting.schema, waiting.schema)
+    quote = connection.dialect.identifier_preparer.quote_identifier
+    quoted = quote(waiting.table) if space is None else f"{quote(space)}.{quote(waiting.table)}"
+    return quoted.replace("%%", "%")  # it goes as a parameter, and no driver looks into it
+
+
+def _searcher(engine: Engine) -> Searcher:
+    with _lock:
+        if engine not in _searchers:
+            _searchers[engine] = Searcher(None, None)
+        return _searchers[engine]
+
+
+Row: TypeAlias = "Mapping[str, object] | Sequence[object] | None"
+
+
+def _values(row: Row) -> Iterable[object]:
+    return row.values() if isinstance(row, Mapping) else row or ()
+
+
+def _replaced(row: Row, vectors: Mapping[Waiting, str]) -> Row:
+    def one(value: object) -> object:
+        return vectors[value] if isinstance(value, Waiting) else value
+
+    return {name: one(value) for name, value in row.items()} if isinstance(row, Mapping) else [*map(one, row or ())]
+
+
+def _sync(engine: Engine | AsyncEngine) -> Engine:
+    return engine if isinstance(engine, Engine) else engine.sync_engine

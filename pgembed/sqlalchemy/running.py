@@ -1,0 +1,52 @@
+"""Plans of the client on a connection of SQLAlchemy's: the same steps, on psycopg's connection below it."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, cast
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection
+from sqlalchemy.util import await_only
+
+from pgembed.errors import InvalidInput
+from pgembed.plans import Plan, run, run_async
+from pgembed.told import in_own_words
+
+T = TypeVar("T")
+
+
+def run_plan(connection: Connection, plan: Plan[T]) -> T:
+    """Run a plan below a Connection, in its transaction. Raises InvalidInput for another driver than psycopg."""
+    raw = _driver_connection(connection)
+    with in_own_words():
+        return await_only(run_async(raw, plan)) if isinstance(raw, psycopg.AsyncConnection) else run(raw, plan)
+
+
+def run_before(connection: Connection, plan: Plan[T]) -> T:
+    """Run a plan that only reads, and where no transaction has begun in the database, begin none: what it waits for
+    is waited for before."""
+    raw = _driver_connection(connection)
+    if raw.autocommit or raw.info.transaction_status is not TransactionStatus.IDLE:
+        return run_plan(connection, plan)
+    if isinstance(raw, psycopg.AsyncConnection):
+        await_only(raw.set_autocommit(True))
+        try:
+            return run_plan(connection, plan)
+        finally:
+            await_only(raw.set_autocommit(False))
+    raw.autocommit = True
+    try:
+        return run_plan(connection, plan)
+    finally:
+        raw.autocommit = False
+
+
+def _driver_connection(connection: Connection) -> psycopg.Connection[Any] | psycopg.AsyncConnection[Any]:
+    raw: Any = connection.connection.driver_connection
+    if not isinstance(raw, psycopg.Connection | psycopg.AsyncConnection):
+        raise InvalidInput(
+            f"Queries are encoded over psycopg, not over {connection.dialect.driver}.",
+            "Make the engine with postgresql+psycopg://, or give the numbers of a vector.",
+        )
+    return cast("psycopg.Connection[Any] | psycopg.AsyncConnection[Any]", raw)

@@ -1,0 +1,302 @@
+"""Models of SQLAlchemy with embeddings: made, filled, searched, reflected and dropped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
+from sqlalchemy import (
+    URL,
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    create_engine,
+    create_mock_engine,
+    event,
+    func,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy import Text as TextType
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
+from sqlalchemy.pool import NullPool
+
+import pgembed
+from pgembed import Image, Row, Text, Vector
+from pgembed.encoders import Role
+from pgembed.encoders.builtin import LiteEncoder
+from pgembed.errors import InvalidInput, InvalidQuery, MediaError
+from pgembed.sqlalchemy import EncoderSpec, embedding_column
+from pgembed.sqlalchemy import Vector as Stored
+from tests.conftest import Connection as Database
+
+LITE = EncoderSpec("lite", "builtin:lite")
+TITLES = ["a dog", "a red shoe", "a cat", "a blue shoe", "the harbour at night", "a bowl of fruit"]
+
+
+def url_of(dsn: str) -> URL:
+    parts = conninfo_to_dict(dsn)
+    return URL.create(
+        "postgresql+psycopg",
+        username=str(parts["user"]),
+        password=parts.get("password"),  # pyright: ignore[reportArgumentType]
+        database=str(parts["dbname"]),
+        query={"host": str(parts["host"]), "port": str(parts["port"])},
+    )
+
+
+@pytest.fixture
+def engine(database_dsn: str) -> Iterator[Engine]:
+    engine = create_engine(url_of(database_dsn))
+    yield engine
+    engine.dispose()
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Titled:
+    title: Mapped[str | None]
+    embedding: Mapped[Stored] = embedding_column(encoder=LITE, text="{title}", index=True)
+
+
+class Product(Titled, Base):
+    __tablename__ = "product"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    price: Mapped[int | None]
+
+
+@pytest.fixture
+def filled(engine: Engine, database_dsn: str) -> Engine:
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all(Product(id=n, title=title, price=n) for n, title in enumerate(TITLES))
+        session.commit()
+    with pgembed.connect(database_dsn) as db:
+        db.work(until_idle=True)
+    return engine
+
+
+def test_create_all_attaches_and_drop_all_detaches(filled: Engine) -> None:
+    with filled.connect() as conn:
+        rows = conn.execute(text("SELECT target, encoder FROM pgembed.embedding")).all()
+        assert [tuple(row) for row in rows] == [("embedding", "lite")]
+        index = conn.execute(text("SELECT indexdef FROM pg_indexes WHERE indexdef LIKE '%hnsw%'")).scalar_one()
+        assert "vector_cosine_ops" in index
+    Base.metadata.create_all(filled)  # nothing is there to be made
+    Base.metadata.drop_all(filled)
+    with filled.connect() as conn:
+        assert conn.execute(text("SELECT count(*) FROM pgembed.embedding")).scalar_one() == 0
+    Base.metadata.drop_all(filled)
+
+
+def test_orders_by_distance(filled: Engine, database_dsn: str) -> None:
+    query = Text("a red shoe")
+    with Session(filled) as session:
+        near = session.scalars(select(Product).order_by(Product.embedding.distance(query)).limit(3)).all()
+        assert near[0].title == "a red shoe"
+        assert isinstance(near[0].embedding, list | np.ndarray)
+        scores = session.execute(
+            select(Product.id, Product.embedding.score(query)).order_by(Product.embedding.distance(query)).limit(3)
+        ).all()
+    with pgembed.connect(database_dsn) as db:
+        expected = db.search("product", query, limit=3)
+    assert [row.id for row in expected] == [row[0] for row in scores]
+    assert np.allclose([row.score for row in expected], [row[1] for row in scores], atol=1e-6)
+
+
+def sent_by(engine: Engine | Connection) -> list[tuple[str, Any]]:
+    """The statements that an engine sends from now on, with their parameters."""
+    sent: list[tuple[str, Any]] = []
+    event.listen(engine, "before_cursor_execute", lambda *given: sent.append((given[2], given[3])))
+    return sent
+
+
+def test_what_a_statement_asks_is_one_call_of_the_encoder_outside_its_transaction(
+    filled: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[list[str], TransactionStatus]] = []
+    encode = LiteEncoder.encode_text
+    with filled.connect() as conn:
+        raw = conn.connection.driver_connection
+        assert isinstance(raw, psycopg.Connection)
+
+        def noted(self: LiteEncoder, texts: Sequence[str], *, role: Role) -> Any:  # noqa: ANN401
+            calls.append((list(texts), raw.info.transaction_status))
+            return encode(self, texts, role=role)
+
+        monkeypatch.setattr(LiteEncoder, "encode_text", noted)
+        dogs, shoes = Text("a dog"), Text("a red shoe") - 0.5 * Text("blue")
+        near, far = Product.embedding.distance(dogs), Product.embedding.distance(shoes)
+        rows = conn.execute(select(Product.id, near, far).where(far < 2).order_by(near)).all()
+        assert calls == [(["a dog", "a red shoe", "blue"], TransactionStatus.IDLE)]
+        assert rows[0].id == 0
+        assert len(rows) == len(TITLES)
+        assert raw.info.transaction_status is TransactionStatus.INTRANS
+        assert not raw.autocommit
+
+
+def test_the_compiled_statement_is_kept_for_other_queries(filled: Engine) -> None:
+    sent = sent_by(filled)
+    found = []
+    with Session(filled) as session:
+        for query in (Text("a dog"), Text("a red shoe") + Text("in red"), Text("a cat")):
+            statement = select(Product.title).order_by(Product.embedding.distance(query)).limit(1)
+            found.append(session.scalar(statement))
+    assert found == ["a dog", "a red shoe", "a cat"]
+    searches = [(statement, str(values)) for statement, values in sent if "ORDER BY product.embedding" in statement]
+    assert len(searches) == 3
+    assert len({statement for statement, _ in searches}) == 1
+    assert "red shoe" not in str(searches)
+
+
+def test_composes_with_joins_ctes_aliases_and_conditions(filled: Engine) -> None:
+    other = aliased(Product)
+    near = Product.embedding.distance(Text("a shoe"))
+    shoes = select(Product.id, near.label("far")).order_by(near).limit(2).cte("shoes")
+    with Session(filled) as session:
+        rows = session.execute(select(Product.title).join(shoes, shoes.c.id == Product.id).order_by(shoes.c.far)).all()
+        assert {row.title for row in rows} == {"a red shoe", "a blue shoe"}
+        title = session.scalar(
+            select(other.title)
+            .where(other.price < 3, other.id != 1)
+            .order_by(other.embedding.distance(Text("a red shoe")))
+            .limit(1)
+        )
+        assert title in ("a dog", "a cat")
+        within = select(Product.id).where(Product.embedding.within(Text("a dog"), 0.01))
+        assert session.scalars(within).all() == [0]
+        nearest = select(other.title).where(other.embedding.nearest(Text("a shoe"), 2), other.price > 1)
+        assert session.scalars(nearest).all() == ["a blue shoe"]
+        like = select(Product.id).order_by(Product.embedding.distance(Row(1) - 0.2 * Text("red"))).limit(2)
+        assert 1 in session.scalars(like).all()
+        between = select(func.count()).join_from(Product, other, Product.embedding.distance(other.embedding) < 0.01)
+        assert session.scalar(between) == len(TITLES)
+        mine = session.get_one(Product, 3)
+        assert session.scalar(select(Product.id).order_by(Product.embedding.distance(mine.embedding)).limit(1)) == 3
+
+
+def test_a_vector_index_is_used(filled: Engine) -> None:
+    with filled.connect() as conn:
+        conn.execute(text("SET enable_seqscan = off; SET enable_sort = off"))
+        statement = select(Product.id).order_by(Product.embedding.distance(Text("a dog"))).limit(2)
+        sent = sent_by(conn)
+        conn.execute(statement)
+        plan = conn.exec_driver_sql(f"EXPLAIN {sent[-1][0]}", sent[-1][1]).all()
+        assert any("Index Scan using ix_product_embedding" in line[0] for line in plan)
+
+
+def test_an_orm_write_leaves_the_vector_alone(filled: Engine, database_dsn: str) -> None:
+    with Session(filled) as session:
+        product = session.get_one(Product, 0)
+        before = np.asarray(product.embedding)
+        product.price = 17
+        session.commit()
+        assert np.array_equal(np.asarray(product.embedding), before)
+        product.title = "a violin"
+        session.commit()
+        with pgembed.connect(database_dsn) as db:
+            db.work(until_idle=True)
+        session.refresh(product)
+        assert not np.array_equal(np.asarray(product.embedding), before)
+
+
+def test_asyncio(filled: Engine) -> None:
+    async def ask() -> list[Any]:
+        engine = create_async_engine(filled.url.set(drivername="postgresql+psycopg"), poolclass=NullPool)
+        async with AsyncSession(engine) as session:
+            near = Product.embedding.distance(Text("a red shoe"))
+            titles = await session.scalars(select(Product.title).order_by(near).limit(1))
+            found = list(titles)
+        await engine.dispose()
+        return found
+
+    assert asyncio.run(ask()) == ["a red shoe"]
+
+
+def test_core_tables_with_schemas_names_and_keys_of_all_kinds(engine: Engine, database_dsn: str) -> None:
+    metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_name)s"})
+    table = Table(
+        "it's 100%",
+        metadata,
+        Column("shop", Integer, primary_key=True),
+        Column("no", Integer, primary_key=True),
+        Column("the title", TextType),
+        embedding_column(
+            "vec%tor", encoder=LITE, text={"column": "the title", "weight": 2}, index=True, mode="instant"
+        ),
+        schema="tenant",
+    )
+    with engine.connect().execution_options(schema_translate_map={"tenant": "shop %1"}) as conn:
+        conn.execute(text('CREATE SCHEMA "shop %1"'))
+        metadata.create_all(conn)
+        conn.execute(table.insert(), [{"shop": 1, "no": n, "the title": title} for n, title in enumerate(TITLES)])
+        found = conn.execute(select(table.c.no).order_by(table.c["vec%tor"].distance(Text("a cat"))).limit(1))
+        assert found.scalar_one() == 2
+        nearest = select(table.c.no).where(table.c["vec%tor"].nearest(Text("a shoe"), 2)).order_by(table.c.no)
+        assert conn.scalars(nearest).all() == [1, 3]
+        conn.commit()
+    reflected = Table("it's 100%", MetaData(), schema="shop %1", autoload_with=engine)
+    declared = reflected.c["vec%tor"].type.declared
+    assert declared.attached == table.c["vec%tor"].type.declared.attached
+    assert declared.registered_as == LITE
+    assert [index.name for index in reflected.indexes] == ["ix_it's 100%_vec%tor"]
+    with engine.connect().execution_options(schema_translate_map={"tenant": "shop %1"}) as conn:
+        metadata.drop_all(conn)
+        conn.commit()
+        assert conn.scalar(text("SELECT count(*) FROM pgembed.embedding")) == 0
+
+
+def test_a_script_instead_of_a_database(database: Database) -> None:
+    lines: list[str] = []
+    engine = create_mock_engine(
+        "postgresql+psycopg://",
+        lambda statement, *_, **__: lines.append(str(statement.compile(dialect=engine.dialect))),
+    )
+    Base.metadata.create_all(engine, checkfirst=False)
+    script = ";".join(lines)
+    database.execute(script.replace("%%", "%").encode())
+    assert database.execute("SELECT table_name, target FROM pgembed.embedding").fetchall() == [("product", "embedding")]
+
+
+def test_bad_input(filled: Engine) -> None:
+    with pytest.raises(InvalidInput, match="no input"):
+        embedding_column(encoder="lite")
+    with pytest.raises(InvalidInput, match="not 3"):
+        embedding_column(encoder="lite", text=3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidInput, match="metric is 'cos'"):
+        embedding_column(encoder="lite", text="title", metric="cos")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidQuery, match="not 'a dog'"):
+        Product.embedding.distance("a dog")
+    with pytest.raises(InvalidQuery, match="k is 0"):
+        Product.embedding.nearest(Text("a dog"), 0)
+    with filled.connect() as conn, pytest.raises(InvalidQuery, match="holds vectors of 'lite'"):
+        conn.execute(select(Product.id).order_by(Product.embedding.distance(Vector([1.0], space="other"))))
+    with filled.connect() as conn, pytest.raises(MediaError, match=r"nowhere\.png"):
+        conn.execute(select(Product.id).order_by(Product.embedding.distance(Image("nowhere.png"))))
+
+
+def test_an_unknown_encoder_is_told_and_nothing_is_made(engine: Engine) -> None:
+    metadata = MetaData()
+    Table(
+        "note",
+        metadata,
+        Column("id", Integer, primary_key=True),
+        Column("body", TextType),
+        embedding_column("e", encoder="nobody", text="body"),
+    )
+    with pytest.raises(Exception, match="nobody"), engine.begin() as conn:
+        metadata.create_all(conn)
+    assert not inspect(engine).has_table("note")
