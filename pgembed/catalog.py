@@ -150,7 +150,7 @@ def add_encoder(name: str, spec: str, settings: Settings | None, space: str | No
         "spec": spec,
         "settings": Jsonb(dict(settings or {})),
         **({"space": space} if space else {}),
-        **(_facts(encoder) if encoder is not None else {}),
+        **(facts(encoder) if encoder is not None else {}),
     }
     return (yield Within(_registered(arguments, encoder)))
 
@@ -338,7 +338,8 @@ def picture_column(table: str, target: str | None) -> Plan[str | None]:
     return rows[0]["name"]
 
 
-def _facts(encoder: Encoder) -> dict[str, Any]:
+def facts(encoder: Encoder) -> dict[str, Any]:
+    """What ``pgembed.add_encoder`` is told of an encoder that SQL does not know by itself."""
     return {
         "dim": encoder.dim,
         "modalities": sorted(encoder.modalities),

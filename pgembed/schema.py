@@ -94,15 +94,18 @@ def install_script() -> str:
 
     It is one transaction of plain SQL, with no line for psql alone but the first, so that other clients run it too.
     """
+    return "\n".join([SCRIPT_HEAD.format(version=library_version(), head=head()), install_statements(), "COMMIT;\n"])
+
+
+def install_statements() -> str:
+    """The SQL of ``install``, for a transaction that is begun already."""
     return "\n".join(
         [
-            SCRIPT_HEAD.format(version=library_version(), head=head()),
             _preparation(),
             *_migrations(),
             *_functions(),
             *(_token_script(side) for side in _static_texts()),
             _shipped_encoders().decode(),
-            "COMMIT;\n",
         ]
     )
 

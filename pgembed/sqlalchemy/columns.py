@@ -168,13 +168,14 @@ def _joins_table(column: Column[Any], table: Table) -> None:
     column.system = True  # attach adds it
     if column.server_default is None:
         column.server_default = FetchedValue()  # so that INSERTs leave it alone
-    if declared.index is not None and not any(_is_over(index, column) for index in table.indexes):
+    if declared.index is not None and not any(is_over(index, column) for index in table.indexes):
         Index(
             None,
             column,
             postgresql_using="hnsw",
             postgresql_with={"m": declared.index.m, "ef_construction": declared.index.ef_construction},
             postgresql_ops={column.name: OPERATOR_CLASSES[declared.metric]},
+            _column_flag=True,  # as of Column(index=True): a copy of the table has it by its column, not twice
         )
     if not event.contains(table, "after_create", _created):
         event.listen(table, "before_create", _creates)
@@ -182,18 +183,19 @@ def _joins_table(column: Column[Any], table: Table) -> None:
         event.listen(table, "before_drop", _drops)
 
 
-def _is_over(index: Index, column: Column[Any]) -> bool:
+def is_over(index: Index, column: Column[Any]) -> bool:
+    """Whether an index holds a column."""
     return any(column is one or getattr(one, "name", None) == column.name for one in index.expressions)
 
 
-def _late_indexes(table: Table) -> Sequence[Index]:
+def late_indexes(table: Table) -> Sequence[Index]:
     """The indexes over embeddings, whose columns are not there when the others are built."""
     columns = [column for column, _ in embedding_columns(table)]
-    return [index for index in table.indexes if any(_is_over(index, column) for column in columns)]
+    return [index for index in table.indexes if any(is_over(index, column) for column in columns)]
 
 
 def _creates(table: Table, connection: Connection, **_options: Any) -> None:  # noqa: ANN401
-    for index in _late_indexes(table):
+    for index in late_indexes(table):
         index.ddl_if(callable_=_never)
 
 
@@ -203,7 +205,7 @@ def _created(table: Table, connection: Connection, **_options: Any) -> None:  # 
         if declared.registered_as is not None:
             register_encoder(connection, declared.registered_as)
         connection.execute(AttachEmbedding(schema, table.name, column.name, declared))
-    for index in _late_indexes(table):
+    for index in late_indexes(table):
         connection.execute(CreateIndex(index))
 
 

@@ -4,7 +4,8 @@ into a script."""
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from sqlalchemy import Connection, String, literal
 from sqlalchemy.ext.compiler import compiles
@@ -40,10 +41,17 @@ def register_encoder(connection: Connection, encoder: EncoderSpec) -> None:
 
 
 class RegisterEncoder(ExecutableDDLElement):
-    """``SELECT pgembed.add_encoder(…)`` of one that SQL knows by itself, as those that ship with pgembed."""
+    """``SELECT pgembed.add_encoder(…)``. ``facts`` are those of a model that SQL does not know by itself."""
 
-    def __init__(self, encoder: EncoderSpec) -> None:
-        self.encoder = encoder
+    def __init__(self, encoder: EncoderSpec, facts: Mapping[str, Any] | None = None) -> None:
+        self.encoder, self.facts = encoder, dict(facts or {})
+
+
+class RemoveEncoder(ExecutableDDLElement):
+    """``SELECT pgembed.remove_encoder(…)``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 @compiles(AttachEmbedding)
@@ -78,8 +86,28 @@ def _detach(element: DetachEmbedding, compiler: DDLCompiler, **_: Any) -> str:  
 @compiles(RegisterEncoder)
 def _register(element: RegisterEncoder, compiler: DDLCompiler, **_: Any) -> str:  # noqa: ANN401
     encoder = element.encoder
-    settings = f", settings => {_text(json.dumps(dict(encoder.settings)), compiler)}" if encoder.settings else ""
-    return f"SELECT pgembed.add_encoder({_text(encoder.name, compiler)}, {_text(encoder.spec, compiler)}{settings})"
+    named: dict[str, Any] = {**({"settings": encoder.settings} if encoder.settings else {}), **element.facts}
+    told = "".join(f", {name} => {_value(value, compiler)}" for name, value in named.items())
+    return f"SELECT pgembed.add_encoder({_text(encoder.name, compiler)}, {_text(encoder.spec, compiler)}{told})"
+
+
+@compiles(RemoveEncoder)
+def _remove(element: RemoveEncoder, compiler: DDLCompiler, **_: Any) -> str:  # noqa: ANN401
+    return f"SELECT pgembed.remove_encoder({_text(element.name, compiler)})"
+
+
+def _value(value: object, compiler: DDLCompiler) -> str:
+    match value:
+        case None:
+            return "NULL"
+        case bool() | int():
+            return str(value).lower()
+        case str():
+            return _text(value, compiler)
+        case list():
+            return f"ARRAY[{', '.join(_value(each, compiler) for each in cast('list[object]', value))}]"
+        case _:
+            return _text(json.dumps(value), compiler)
 
 
 def _relation(schema: str | None, table: str, compiler: DDLCompiler) -> str:

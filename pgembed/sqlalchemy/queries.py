@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
+import psycopg
 from pgvector import Vector as PgVector
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.types import UserDefinedType
+from sqlalchemy.util import await_only
 
 from pgembed import schema
 from pgembed.encoders import EncoderPolicy
@@ -20,7 +22,8 @@ from pgembed.errors import InvalidQuery
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
 from pgembed.searching import Searcher
-from pgembed.sqlalchemy.running import run_before
+from pgembed.sqlalchemy.running import driver_connection, run_before
+from pgembed.told import in_own_words
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine  # which needs greenlet
@@ -38,10 +41,14 @@ def configure(
         _searchers[_sync(engine)] = Searcher(media, encoders)
 
 
-def install(connection: Connection) -> schema.Versions:
-    """Install or upgrade the schema ``pgembed`` in the transaction of a connection. Raises CatalogError."""
-    raw: Any = connection.connection.driver_connection
-    return schema.install(raw)
+def install(connection: Connection) -> None:
+    """Install the schema ``pgembed``, or upgrade it, in the transaction of a connection. Raises CatalogError."""
+    raw = driver_connection(connection)
+    with in_own_words():
+        if isinstance(raw, psycopg.AsyncConnection):
+            await_only(raw.execute(schema.install_statements().encode()))
+        else:
+            schema.install(raw)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 def run_plan(connection: Connection, plan: Plan[T]) -> T:
     """Run a plan below a Connection, in its transaction. Raises InvalidInput for another driver than psycopg."""
-    raw = _driver_connection(connection)
+    raw = driver_connection(connection)
     with in_own_words():
         return await_only(run_async(raw, plan)) if isinstance(raw, psycopg.AsyncConnection) else run(raw, plan)
 
@@ -26,7 +26,7 @@ def run_plan(connection: Connection, plan: Plan[T]) -> T:
 def run_before(connection: Connection, plan: Plan[T]) -> T:
     """Run a plan that only reads, and where no transaction has begun in the database, begin none: what it waits for
     is waited for before."""
-    raw = _driver_connection(connection)
+    raw = driver_connection(connection)
     if raw.autocommit or raw.info.transaction_status is not TransactionStatus.IDLE:
         return run_plan(connection, plan)
     if isinstance(raw, psycopg.AsyncConnection):
@@ -42,7 +42,8 @@ def run_before(connection: Connection, plan: Plan[T]) -> T:
         raw.autocommit = False
 
 
-def _driver_connection(connection: Connection) -> psycopg.Connection[Any] | psycopg.AsyncConnection[Any]:
+def driver_connection(connection: Connection) -> psycopg.Connection[Any] | psycopg.AsyncConnection[Any]:
+    """The connection of psycopg below a Connection. Raises InvalidInput for another driver's."""
     raw: Any = connection.connection.driver_connection
     if not isinstance(raw, psycopg.Connection | psycopg.AsyncConnection):
         raise InvalidInput(

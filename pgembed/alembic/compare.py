@@ -1,0 +1,292 @@
+"""Autogenerate: what models declare of embeddings, against what the catalog of the database says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import alembic.util
+from alembic.autogenerate import comparators
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations import ops
+from sqlalchemy import Column, Connection, Index, Table, inspect, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateIndex
+
+from pgembed.alembic.operations import (
+    AddEncoderOp,
+    AlterEmbeddingOp,
+    AttachEmbeddingOp,
+    DetachEmbeddingOp,
+    Place,
+)
+from pgembed.sqlalchemy.columns import Embedding, embedding_columns, is_over, late_indexes
+from pgembed.sqlalchemy.declared import Declared, EncoderSpec
+from pgembed.sqlalchemy.reflection import attached
+
+ALLOW_DROP = "allow-drop"  # alembic -x allow-drop
+_OWN_INDEX = re.compile(r".*_hnsw_\d+")
+_OWN_SCHEMA = "pgembed"
+_SIDES = text(
+    "SELECT n.nspname, c.relname FROM pgembed.embedding e JOIN pg_catalog.pg_class c ON c.oid = e.side"
+    " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+)
+_INDEX = text(
+    "SELECT i.relname, pg_catalog.pg_get_indexdef(i.oid) FROM pg_catalog.pg_index x"
+    " JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid"
+    " JOIN pg_catalog.pg_attribute a ON a.attrelid = x.indrelid AND a.attname = :target"
+    " JOIN pg_catalog.pg_depend d ON d.objid = i.oid AND d.refobjid = x.indrelid AND d.refobjsubid = a.attnum"
+    " WHERE x.indrelid = pg_catalog.to_regclass(CAST(:relation AS pg_catalog.text)) GROUP BY i.oid, i.relname"
+)
+_COPY = "pgembed_compared"
+
+
+def register() -> None:
+    """Have autogenerate compare embeddings, after all that it compares itself."""
+    last: dict[str, Any] = {}
+    if hasattr(alembic.util, "DispatchPriority"):  # Alembic 1.18
+        last["priority"] = alembic.util.DispatchPriority.LAST
+    cast(Any, comparators).dispatch_for("schema", **last)(compare_embeddings)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The declared and the attached embeddings of a table, by target."""
+
+    table: Table
+    there: dict[str, Declared]
+
+
+def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas: Collection[str | None]) -> None:
+    """Add to the upgrade what makes the database's embeddings those of the models; take out what is pgembed's own."""
+    connection = context.connection
+    if connection is None or connection.dialect.name != "postgresql":
+        return
+    default = inspect(connection).default_schema_name
+    by_table: dict[tuple[str | None, str], dict[str, Declared]] = {}
+    for (schema, table, target), declared in attached(connection).items():
+        by_table.setdefault((None if schema == default else schema, table), {})[target] = declared
+    own = {(None if schema == default else schema, table) for schema, table in _side_tables(connection)}
+    compared = {
+        (None if table.schema == default else table.schema, table.name): table for table in context.sorted_tables
+    }
+    dropped = _without_ours(upgrade, by_table, own, compared)
+    first: list[ops.MigrateOperation] = []
+    last: list[ops.MigrateOperation] = []
+    for schema, name in dropped:
+        for target, was in by_table.get((schema, name), {}).items():
+            first.append(DetachEmbeddingOp(Place(name, target, schema), was))
+    encoders: dict[str, EncoderSpec] = {}
+    known = {declared.encoder for those in by_table.values() for declared in those.values()} | _encoders(connection)
+    for (schema, name), table in compared.items():
+        if schema not in schemas or (schema, name) in own:
+            continue
+        there = by_table.get((schema, name), {})
+        for column, declared in embedding_columns(table):
+            if not context.run_object_filters(column, cast(Any, column.name), "column", False, None):
+                continue
+            if declared.registered_as is not None and declared.encoder not in known:
+                encoders[declared.encoder] = declared.registered_as
+        changes = _of_table(context, connection, schema, table, there)
+        first += changes.first
+        last += changes.last
+    upgrade.ops[:] = [*first, *upgrade.ops, *(AddEncoderOp(encoder) for encoder in encoders.values()), *last]
+
+
+@dataclass(frozen=True)
+class _Changes:
+    first: list[ops.MigrateOperation]
+    last: list[ops.MigrateOperation]
+
+
+def _of_table(
+    context: AutogenContext,
+    connection: Connection,
+    schema: str | None,
+    table: Table,
+    there: dict[str, Declared],
+) -> _Changes:
+    changes = _Changes([], [])
+    declared_here = dict(embedding_columns(table))
+    names = {column.name for column in declared_here}
+    for target, was in there.items():
+        if target not in names and context.run_object_filters(
+            Column(target, cast(Any, Embedding(was))), cast(Any, target), "column", True, None
+        ):
+            changes.first.append(DetachEmbeddingOp(Place(table.name, target, schema), was, asked=False))
+    for column, declared in declared_here.items():
+        if not context.run_object_filters(column, cast(Any, column.name), "column", False, None):
+            continue
+        place, was = Place(table.name, column.name, schema), there.get(column.name)
+        anew = was is None or was.attached != declared.attached
+        if was is None:
+            changes.last.append(AttachEmbeddingOp(place, declared))
+        elif anew:
+            changes.last.append(AlterEmbeddingOp(place, declared, was))
+        _compare_indexes(connection, schema, table, column, changes, fresh=anew)
+    return changes
+
+
+def _compare_indexes(
+    connection: Connection, schema: str | None, table: Table, column: Column[Any], changes: _Changes, *, fresh: bool
+) -> None:
+    """Build and drop vector indexes. Two are the same if Postgres writes them alike; one that ``pgembed index`` built
+    is left alone, and does for one of the model that is like it."""
+    wanted = [index for index in late_indexes(table) if is_over(index, column)]
+    there = {} if fresh else _definitions(connection, schema, table.name, column.name)
+    as_built = _as_built(connection, schema, table.name, wanted) if there else {}
+    for index in wanted:
+        name = str(index.name)
+        definition = as_built.get(name)
+        if definition is not None and definition == there.get(name):
+            continue
+        if definition is not None and any(
+            definition == other and _OWN_INDEX.fullmatch(own) for own, other in there.items()
+        ):
+            continue
+        if name in there:
+            changes.first.append(ops.DropIndexOp(name, table.name, schema=schema, _reverse=_created(index, schema)))
+        changes.last.append(_created(index, schema))
+    known = {str(index.name) for index in wanted}
+    reflected = inspect(connection).get_indexes(table.name, schema=schema) if there else []
+    for found in reflected:
+        name = str(found["name"])
+        if name in there and name not in known and not _OWN_INDEX.fullmatch(name):
+            changes.first.append(ops.DropIndexOp(name, table.name, schema=schema))
+
+
+def _created(index: Index, schema: str | None) -> ops.CreateIndexOp:
+    made = ops.CreateIndexOp.from_index(index)
+    made.schema = schema
+    return made
+
+
+def _definitions(connection: Connection, schema: str | None, table: str, target: str) -> dict[str, str]:
+    rows = connection.execute(_INDEX, {"relation": _quoted(connection, schema, table), "target": target})
+    return {name: _tail(definition) for name, definition in rows}
+
+
+def _as_built(connection: Connection, schema: str | None, table: str, indexes: Sequence[Index]) -> dict[str, str]:
+    """How Postgres writes the model's indexes, by name: built on an empty copy of the table, and rolled back."""
+    found: dict[str, str] = {}
+    with connection.begin_nested() as begun:
+        connection.exec_driver_sql(
+            f"CREATE TEMPORARY TABLE {_COPY} (LIKE {_quoted(connection, schema, table, doubled=True)})"
+        )
+        for index in indexes:
+            written = str(CreateIndex(index).compile(dialect=connection.dialect))
+            statement = f"CREATE INDEX {_COPY}_index ON pg_temp.{_COPY} USING {written.split(' USING ', 1)[-1]}"
+            try:
+                with connection.begin_nested() as one:
+                    connection.exec_driver_sql(statement)
+                    definition = connection.scalar(
+                        text(f"SELECT pg_catalog.pg_get_indexdef(CAST('pg_temp.{_COPY}_index' AS regclass))")
+                    )
+                    found[str(index.name)] = _tail(str(definition))
+                    one.rollback()
+            except DBAPIError:
+                continue  # it is of columns that the table does not have yet
+        begun.rollback()
+    return found
+
+
+def _tail(definition: str) -> str:
+    """A definition of an index from its method on, without its name and its table."""
+    return definition.split(" USING ", 1)[-1]
+
+
+def _without_ours(
+    upgrade: ops.UpgradeOps,
+    by_table: dict[tuple[str | None, str], dict[str, Declared]],
+    own: Collection[tuple[str | None, str]],
+    compared: dict[tuple[str | None, str], Table],
+) -> list[tuple[str | None, str]]:
+    """Take out of an upgrade what is pgembed's own, and what is compared here. Returns the tables that are dropped."""
+    dropped: list[tuple[str | None, str]] = []
+    kept: list[ops.MigrateOperation] = []
+    for operation in upgrade.ops:
+        match operation:
+            case ops.DropTableOp() | ops.ModifyTableOps() if (
+                operation.schema == _OWN_SCHEMA or (operation.schema, operation.table_name) in own
+            ):
+                continue
+            case ops.DropTableOp():
+                place = (operation.schema, str(operation.table_name))
+                dropped.append(place)
+                kept.append(_dropped_without(operation, by_table.get(place, {})))
+            case ops.CreateTableOp():
+                operation.columns = [column for column in operation.columns if not _is_embedding(column)]
+                kept.append(operation)
+            case ops.ModifyTableOps():
+                place = (operation.schema, str(operation.table_name))
+                targets = set(by_table.get(place, {}))
+                if place in compared:
+                    targets |= {column.name for column, _ in embedding_columns(compared[place])}
+                operation.ops[:] = [one for one in operation.ops if not _is_about(one, targets)]
+                if operation.ops:
+                    kept.append(operation)
+            case _:
+                kept.append(operation)
+    upgrade.ops[:] = kept
+    return dropped
+
+
+def _dropped_without(operation: ops.DropTableOp, there: dict[str, Declared]) -> ops.DropTableOp:
+    """The same, so that its reverse makes the table without its embeddings, which are attached then."""
+    reverse = operation._reverse  # pyright: ignore[reportPrivateUsage]
+    if reverse is not None:
+        reverse.columns = [column for column in reverse.columns if getattr(column, "name", None) not in there]
+    return operation
+
+
+def _is_embedding(item: object) -> bool:
+    return isinstance(item, Column) and isinstance(item.type, Embedding) and item.type.declared is not None
+
+
+def _is_about(operation: ops.MigrateOperation, targets: Collection[str]) -> bool:
+    """Whether an operation adds, drops or changes a column of embeddings, or an index over one."""
+    match operation:
+        case ops.AddColumnOp():
+            return _is_embedding(operation.column)
+        case ops.DropColumnOp():
+            return operation.column_name in targets
+        case ops.AlterColumnOp():
+            return operation.column_name in targets
+        case ops.CreateIndexOp():
+            return any(name in targets for name in _columns_of(operation.to_index()))
+        case ops.DropIndexOp():
+            return operation._reverse is not None and any(  # pyright: ignore[reportPrivateUsage]
+                name in targets for name in _columns_of(operation.to_index())
+            )
+        case _:
+            return False
+
+
+def _columns_of(index: Index) -> Iterator[str]:
+    for expression in index.expressions:
+        if isinstance(expression, str):
+            yield expression
+        elif isinstance(expression, Column):
+            yield expression.name
+        else:
+            yield from re.findall(r"\w+", str(expression))
+
+
+def _side_tables(connection: Connection) -> list[tuple[str, str]]:
+    if not attached(connection):
+        return []
+    return [(row.nspname, row.relname) for row in connection.execute(_SIDES)]
+
+
+def _encoders(connection: Connection) -> set[str]:
+    if not connection.scalar(text("SELECT pg_catalog.to_regclass('pgembed.encoder') IS NOT NULL")):
+        return set()
+    return set(connection.scalars(text("SELECT name FROM pgembed.encoder")))
+
+
+def _quoted(connection: Connection, schema: str | None, table: str, *, doubled: bool = False) -> str:
+    quote = connection.dialect.identifier_preparer.quote_identifier
+    name = ".".join(quote(part) for part in (schema, table) if part)
+    return name if doubled else name.replace("%%", "%")

@@ -1,0 +1,354 @@
+"""The operations: what a migration may say of embeddings, and the SQL functions of pgembed that each calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from alembic.operations import MigrateOperation, Operations
+from psycopg import sql
+from sqlalchemy import text
+
+from pgembed import catalog, schema
+from pgembed.catalog import InputSpec
+from pgembed.encoders import load_encoder
+from pgembed.errors import CatalogError
+from pgembed.plans import Plan
+from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, RegisterEncoder, RemoveEncoder
+from pgembed.sqlalchemy.declared import Declared, EncoderSpec, VectorIndex, inputs_of
+from pgembed.sqlalchemy.queries import install
+from pgembed.sqlalchemy.running import run_plan
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an embedding stands: a table, its schema where that is not the default one, and the target's name."""
+
+    table: str
+    target: str
+    schema: str | None = None
+
+
+class PgembedOp(MigrateOperation):
+    """An operation of pgembed's."""
+
+
+@Operations.register_operation("install_pgembed")
+class InstallOp(PgembedOp):
+    """Install the schema ``pgembed``, or upgrade it to what this library brings."""
+
+    @classmethod
+    def install_pgembed(cls, operations: Operations) -> None:
+        """Install the schema ``pgembed`` in the migration's transaction, or upgrade it; again, it changes nothing."""
+        operations.invoke(cls())
+
+    def reverse(self) -> MigrateOperation:
+        return UninstallOp()
+
+
+@Operations.register_operation("uninstall_pgembed")
+class UninstallOp(PgembedOp):
+    """Remove the schema ``pgembed``."""
+
+    def __init__(self, *, detach_all: bool = False) -> None:
+        self.detach_all = detach_all
+
+    @classmethod
+    def uninstall_pgembed(cls, operations: Operations, *, detach_all: bool = False) -> None:
+        """Remove the schema ``pgembed``; refused while embeddings are attached, unless ``detach_all``."""
+        operations.invoke(cls(detach_all=detach_all))
+
+    def reverse(self) -> MigrateOperation:
+        return InstallOp()
+
+
+@Operations.register_operation("add_encoder")
+class AddEncoderOp(PgembedOp):
+    """Register an encoder."""
+
+    def __init__(self, encoder: EncoderSpec) -> None:
+        self.encoder = encoder
+
+    @classmethod
+    def add_encoder(
+        cls, operations: Operations, name: str, spec: str, *, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Register an encoder; its model is loaded to learn its facts, unless it ships with pgembed. One that is there
+        with the same spec and settings is left as it is."""
+        operations.invoke(cls(EncoderSpec(name, spec, dict(settings or {}))))
+
+    def reverse(self) -> MigrateOperation:
+        return RemoveEncoderOp(self.encoder.name, self.encoder)
+
+
+@Operations.register_operation("remove_encoder")
+class RemoveEncoderOp(PgembedOp):
+    """Remove an encoder that no embedding uses."""
+
+    def __init__(self, name: str, was: EncoderSpec | None = None) -> None:
+        self.name, self.was = name, was
+
+    @classmethod
+    def remove_encoder(cls, operations: Operations, name: str) -> None:
+        """Remove an encoder; refused while an embedding uses it."""
+        operations.invoke(cls(name))
+
+    def reverse(self) -> MigrateOperation:
+        if self.was is None:
+            raise NotImplementedError(f"remove_encoder({self.name!r}) does not know what to register again.")
+        return AddEncoderOp(self.was)
+
+
+@Operations.register_operation("attach_embedding")
+class AttachEmbeddingOp(PgembedOp):
+    """Attach an embedding to a table."""
+
+    def __init__(self, place: Place, declared: Declared) -> None:
+        self.place, self.declared = place, declared
+
+    @classmethod
+    def attach_embedding(
+        cls,
+        operations: Operations,
+        table: str,
+        target: str,
+        *,
+        encoder: str,
+        text: InputSpec | None = None,
+        image: InputSpec | None = None,
+        screenshot: InputSpec | None = None,
+        schema: str | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        """Attach an embedding, as ``Pgembed.attach`` does: the call returns at once, workers fill it.
+
+        ``options`` are ``mode``, ``stale`` and ``storage``.
+        """
+        operations.invoke(cls(Place(table, target, schema), _declared(encoder, text, image, screenshot, options)))
+
+    def reverse(self) -> MigrateOperation:
+        return DetachEmbeddingOp(self.place, self.declared)
+
+
+@Operations.register_operation("detach_embedding")
+class DetachEmbeddingOp(PgembedOp):
+    """Detach an embedding: its vectors go."""
+
+    def __init__(self, place: Place, was: Declared | None = None, *, asked: bool = True) -> None:
+        self.place, self.was, self.asked = place, was, asked
+
+    @classmethod
+    def detach_embedding(cls, operations: Operations, table: str, target: str, *, schema: str | None = None) -> None:
+        """Detach an embedding: its vectors, its queue and its triggers go, and the table is as it was before."""
+        operations.invoke(cls(Place(table, target, schema)))
+
+    def reverse(self) -> MigrateOperation:
+        if self.was is None:
+            raise NotImplementedError(f"detach_embedding({self.place}) does not know what to attach again.")
+        return AttachEmbeddingOp(self.place, self.was)
+
+
+@Operations.register_operation("alter_embedding")
+class AlterEmbeddingOp(PgembedOp):
+    """Give an embedding another encoder, other inputs or options: its vectors are encoded anew."""
+
+    def __init__(
+        self, place: Place, declared: Declared, was: Declared | None = None, *, index: VectorIndex | None = None
+    ) -> None:
+        self.place, self.declared, self.was, self.index = place, declared, was, index
+
+    @classmethod
+    def alter_embedding(
+        cls,
+        operations: Operations,
+        table: str,
+        target: str,
+        *,
+        encoder: str,
+        text: InputSpec | None = None,
+        image: InputSpec | None = None,
+        screenshot: InputSpec | None = None,
+        schema: str | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        """Attach an embedding anew with another encoder, other inputs or options, in the migration's transaction.
+
+        Its vectors and its index go, and workers encode all rows again. ``options`` are those of attach_embedding.
+        """
+        operations.invoke(cls(Place(table, target, schema), _declared(encoder, text, image, screenshot, options)))
+
+    def reverse(self) -> MigrateOperation:
+        if self.was is None:
+            raise NotImplementedError(f"alter_embedding({self.place}) does not know what was there before.")
+        return AlterEmbeddingOp(self.place, self.was, self.declared)
+
+
+@Operations.register_operation("create_vector_index")
+class CreateVectorIndexOp(PgembedOp):
+    """Build the HNSW index of an embedding, without blocking writers."""
+
+    def __init__(self, place: Place, index: VectorIndex) -> None:
+        self.place, self.index = place, index
+
+    @classmethod
+    def create_vector_index(
+        cls,
+        operations: Operations,
+        table: str,
+        target: str,
+        *,
+        m: int = 16,
+        ef_construction: int = 64,
+        schema: str | None = None,
+    ) -> None:
+        """Build the vector index of an embedding, concurrently and outside the migration's transaction, as
+        ``pgembed index`` does. It is best built when the rows are encoded: in a later migration than the attach."""
+        operations.invoke(cls(Place(table, target, schema), VectorIndex(m, ef_construction)))
+
+    def reverse(self) -> MigrateOperation:
+        return DropVectorIndexOp(self.place, self.index)
+
+
+@Operations.register_operation("drop_vector_index")
+class DropVectorIndexOp(PgembedOp):
+    """Drop the index that create_vector_index built."""
+
+    def __init__(self, place: Place, was: VectorIndex | None = None) -> None:
+        self.place, self.was = place, was
+
+    @classmethod
+    def drop_vector_index(cls, operations: Operations, table: str, target: str, *, schema: str | None = None) -> None:
+        """Drop the vector index that ``create_vector_index`` or ``pgembed index`` built, concurrently."""
+        operations.invoke(cls(Place(table, target, schema)))
+
+    def reverse(self) -> MigrateOperation:
+        return CreateVectorIndexOp(self.place, self.was or VectorIndex())
+
+
+@Operations.implementation_for(InstallOp)
+def _install(operations: Operations, _operation: InstallOp) -> None:
+    if _is_script(operations):
+        operations.execute(_verbatim(schema.install_statements()))
+    else:
+        install(operations.get_bind())
+
+
+@Operations.implementation_for(UninstallOp)
+def _uninstall(operations: Operations, operation: UninstallOp) -> None:
+    operations.execute(f"SELECT pgembed.uninstall({str(operation.detach_all).lower()})")
+
+
+@Operations.implementation_for(AddEncoderOp)
+def _add_encoder(operations: Operations, operation: AddEncoderOp) -> None:
+    encoder = operation.encoder
+    if _is_script(operations):
+        ships = encoder.spec == "builtin:lite" and not encoder.settings
+        facts = {} if ships else catalog.facts(load_encoder(encoder.spec, encoder.settings))
+        operations.execute(RegisterEncoder(encoder, facts))
+        return
+    known = {row.name: row for row in _run(operations, catalog.encoders())}.get(encoder.name)
+    if known is None:
+        _run(operations, catalog.add_encoder(encoder.name, encoder.spec, encoder.settings, None))
+    elif (known.spec, known.settings) != (encoder.spec, encoder.settings):
+        raise CatalogError(
+            f"An encoder '{encoder.name}' is there, as {known.spec} or with other settings, not as {encoder.spec}.",
+            "Vectors of two encoders do not compare: add the new one under another name, and alter the embedding.",
+        )
+
+
+@Operations.implementation_for(RemoveEncoderOp)
+def _remove_encoder(operations: Operations, operation: RemoveEncoderOp) -> None:
+    operations.execute(RemoveEncoder(operation.name))
+
+
+@Operations.implementation_for(AttachEmbeddingOp)
+def _attach(operations: Operations, operation: AttachEmbeddingOp) -> None:
+    place = operation.place
+    operations.execute(AttachEmbedding(place.schema, place.table, place.target, operation.declared))
+
+
+@Operations.implementation_for(DetachEmbeddingOp)
+def _detach(operations: Operations, operation: DetachEmbeddingOp) -> None:
+    place = operation.place
+    operations.execute(DetachEmbedding(place.schema, place.table, place.target))
+
+
+@Operations.implementation_for(AlterEmbeddingOp)
+def _alter(operations: Operations, operation: AlterEmbeddingOp) -> None:
+    place = operation.place
+    operations.execute(DetachEmbedding(place.schema, place.table, place.target))
+    operations.execute(AttachEmbedding(place.schema, place.table, place.target, operation.declared))
+
+
+@Operations.implementation_for(CreateVectorIndexOp)
+def _create_index(operations: Operations, operation: CreateVectorIndexOp) -> None:
+    place, index = operation.place, operation.index
+    relation = _relation(operations, place)
+    if _is_script(operations):  # psql runs what the function gives: the index's name has the embedding's number in it
+        given = f"{_literal(relation)}, {_literal(place.target)}, {index.m}, {index.ef_construction}"
+        _run_by_psql(operations, f"SELECT pgembed.index_sql({given})")
+        return
+    statement = _run(operations, catalog.index_statement(relation, place.target, index.m, index.ef_construction))
+    with operations.get_context().autocommit_block():
+        operations.execute(_verbatim(statement))
+
+
+@Operations.implementation_for(DropVectorIndexOp)
+def _drop_index(operations: Operations, operation: DropVectorIndexOp) -> None:
+    place = operation.place
+    relation = _relation(operations, place)
+    if _is_script(operations):
+        found = (
+            "SELECT format('DROP INDEX CONCURRENTLY IF EXISTS %I.%I', e.schema_name, pgembed._index_name(e))"
+            f" FROM pgembed._embedding({_literal(relation)}, {_literal(place.target)}) e"
+        )
+        _run_by_psql(operations, found)
+        return
+    name: str = operations.get_bind().scalar(
+        text(
+            "SELECT pg_catalog.format('%I.%I', e.schema_name, pgembed._index_name(e))"
+            " FROM pgembed._embedding(CAST(:relation AS pg_catalog.regclass), :target) e"
+        ),
+        {"relation": relation, "target": place.target},
+    )
+    with operations.get_context().autocommit_block():
+        operations.execute(_verbatim(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+
+
+def _declared(
+    encoder: str, text: InputSpec | None, image: InputSpec | None, screenshot: InputSpec | None, options: Options
+) -> Declared:
+    return replace(
+        Declared(encoder, inputs_of({"text": text, "image": image, "screenshot": screenshot})), **dict(options)
+    )
+
+
+def _run(operations: Operations, plan: Plan[Any]) -> Any:  # noqa: ANN401
+    return run_plan(operations.get_bind(), plan)
+
+
+def _run_by_psql(operations: Operations, query: str) -> None:
+    """Have psql run the statement that a query gives, outside the transaction."""
+    with operations.get_context().autocommit_block():
+        operations.execute(_verbatim(f"{query} \\gexec\n--"))  # Alembic ends it by a semicolon
+
+
+def _is_script(operations: Operations) -> bool:
+    return bool(operations.get_context().as_sql)
+
+
+def _relation(operations: Operations, place: Place) -> str:
+    quote = operations.get_context().dialect.identifier_preparer.quote_identifier
+    return ".".join(quote(part).replace("%%", "%") for part in (place.schema, place.table) if part)
+
+
+def _verbatim(statement: str) -> Any:  # noqa: ANN401
+    """SQL in which colons are no parameters."""
+    return text(statement.replace("\\:", ":").replace(":", "\\:"))
+
+
+def _literal(value: str) -> str:
+    return sql.Literal(value).as_string(None)
