@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psycopg
@@ -98,14 +99,18 @@ def install_script() -> str:
 
 
 def install_statements() -> str:
-    """The SQL of ``install``, for a transaction that is begun already."""
+    """The SQL of ``install``, for a transaction that is begun already, whose search path and role it puts back."""
     return "\n".join(
         [
+            "SELECT pg_catalog.set_config('pgembed.path', pg_catalog.current_setting('search_path'), true),"
+            " pg_catalog.set_config('pgembed.role', pg_catalog.current_setting('role'), true);",
             _preparation(),
             *_migrations(),
             *_functions(),
             *(_token_script(side) for side in _static_texts()),
             _shipped_encoders().decode(),
+            "SELECT pg_catalog.set_config('search_path', pg_catalog.current_setting('pgembed.path'), true),"
+            " pg_catalog.set_config('role', pg_catalog.current_setting('pgembed.role'), true);\n",
         ]
     )
 
@@ -272,7 +277,7 @@ def _prepare(conn: psycopg.Connection) -> None:
         raise CatalogError(error.diag.message_primary or str(error), error.diag.message_hint) from error
 
 
-def _migrations() -> Iterator[str]:
+def _migrations() -> list[str]:
     """The SQL of each version, the oldest first; it does nothing where the schema is not at the version before."""
     from alembic import command
     from alembic.config import Config
@@ -282,20 +287,34 @@ def _migrations() -> Iterator[str]:
     config = Config(output_buffer=output)
     config.set_main_option("script_location", str(_directory("migrations")).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    for script in reversed(list(ScriptDirectory.from_config(config).walk_revisions())):
-        before = script.down_revision
-        output.seek(0)
-        output.truncate()
-        command.upgrade(config, f"{before}:{script.revision}" if before else script.revision, sql=True)
-        if before:
-            yield _executed(
-                output.getvalue(), f"(SELECT version_num FROM pgembed.schema_version) = {_literal(str(before))}"
-            )
-        else:
-            yield _executed(
-                "CREATE SCHEMA IF NOT EXISTS pgembed;\n" + output.getvalue(),
-                "to_regclass('pgembed.schema_version') IS NULL",
-            )
+    written: list[str] = []
+    with _within_other_migrations():
+        for script in reversed(list(ScriptDirectory.from_config(config).walk_revisions())):
+            before = script.down_revision
+            output.seek(0)
+            output.truncate()
+            command.upgrade(config, f"{before}:{script.revision}" if before else script.revision, sql=True)
+            text = output.getvalue()
+            if before:
+                condition = f"(SELECT version_num FROM pgembed.schema_version) = {_literal(str(before))}"
+                written.append(_executed(text, condition))
+            else:
+                made = "CREATE SCHEMA IF NOT EXISTS pgembed;\n" + text
+                written.append(_executed(made, "to_regclass('pgembed.schema_version') IS NULL"))
+    return written
+
+
+@contextmanager
+def _within_other_migrations() -> Generator[None]:
+    """Leave ``alembic.op`` and ``alembic.context`` to the migration that runs, if one does: Alembic has one of each."""
+    from alembic import context, op
+
+    running: list[Any] = [proxy for module in (context, op) if (proxy := getattr(module, "_proxy", None)) is not None]
+    try:
+        yield
+    finally:
+        for proxy in running:
+            proxy._install_proxy()
 
 
 def _functions() -> Iterator[str]:

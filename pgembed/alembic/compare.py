@@ -120,41 +120,38 @@ def _of_table(
         if not context.run_object_filters(column, cast(Any, column.name), "column", False, None):
             continue
         place, was = Place(table.name, column.name, schema), there.get(column.name)
-        anew = was is None or was.attached != declared.attached
+        wanted = [index for index in late_indexes(table) if is_over(index, column)]
         if was is None:
             changes.last.append(AttachEmbeddingOp(place, declared))
-        elif anew:
-            changes.last.append(AlterEmbeddingOp(place, declared, was))
-        _compare_indexes(connection, schema, table, column, changes, fresh=anew)
+            changes.last.extend(_created(index, schema) for index in wanted)
+        elif was.attached != declared.attached:
+            changes.last.append(AlterEmbeddingOp(place, declared, was, [_created(index, schema) for index in wanted]))
+        else:
+            _compare_indexes(connection, place, table, wanted, changes)
     return changes
 
 
 def _compare_indexes(
-    connection: Connection, schema: str | None, table: Table, column: Column[Any], changes: _Changes, *, fresh: bool
+    connection: Connection, place: Place, table: Table, wanted: Sequence[Index], changes: _Changes
 ) -> None:
     """Build and drop vector indexes. Two are the same if Postgres writes them alike; one that ``pgembed index`` built
     is left alone, and does for one of the model that is like it."""
-    wanted = [index for index in late_indexes(table) if is_over(index, column)]
-    there = {} if fresh else _definitions(connection, schema, table.name, column.name)
-    as_built = _as_built(connection, schema, table.name, wanted) if there else {}
+    there = _definitions(connection, place)
+    built = {definition for name, definition in there.items() if _OWN_INDEX.fullmatch(name)}
+    as_built = _as_built(connection, place, wanted) if there else {}
     for index in wanted:
         name = str(index.name)
         definition = as_built.get(name)
-        if definition is not None and definition == there.get(name):
+        if definition is not None and (definition == there.get(name) or definition in built):
             continue
-        if definition is not None and any(
-            definition == other and _OWN_INDEX.fullmatch(own) for own, other in there.items()
-        ):
-            continue
+        made = _created(index, place.schema)
         if name in there:
-            changes.first.append(ops.DropIndexOp(name, table.name, schema=schema, _reverse=_created(index, schema)))
-        changes.last.append(_created(index, schema))
+            changes.first.append(ops.DropIndexOp(name, table.name, schema=place.schema, _reverse=made))
+        changes.last.append(made)
     known = {str(index.name) for index in wanted}
-    reflected = inspect(connection).get_indexes(table.name, schema=schema) if there else []
-    for found in reflected:
-        name = str(found["name"])
-        if name in there and name not in known and not _OWN_INDEX.fullmatch(name):
-            changes.first.append(ops.DropIndexOp(name, table.name, schema=schema))
+    for name in there:
+        if name not in known and not _OWN_INDEX.fullmatch(name):
+            changes.first.append(ops.DropIndexOp(name, table.name, schema=place.schema))
 
 
 def _created(index: Index, schema: str | None) -> ops.CreateIndexOp:
@@ -163,17 +160,18 @@ def _created(index: Index, schema: str | None) -> ops.CreateIndexOp:
     return made
 
 
-def _definitions(connection: Connection, schema: str | None, table: str, target: str) -> dict[str, str]:
-    rows = connection.execute(_INDEX, {"relation": _quoted(connection, schema, table), "target": target})
+def _definitions(connection: Connection, place: Place) -> dict[str, str]:
+    relation = _quoted(connection, place.schema, place.table)
+    rows = connection.execute(_INDEX, {"relation": relation, "target": place.target})
     return {name: _tail(definition) for name, definition in rows}
 
 
-def _as_built(connection: Connection, schema: str | None, table: str, indexes: Sequence[Index]) -> dict[str, str]:
+def _as_built(connection: Connection, place: Place, indexes: Sequence[Index]) -> dict[str, str]:
     """How Postgres writes the model's indexes, by name: built on an empty copy of the table, and rolled back."""
     found: dict[str, str] = {}
     with connection.begin_nested() as begun:
         connection.exec_driver_sql(
-            f"CREATE TEMPORARY TABLE {_COPY} (LIKE {_quoted(connection, schema, table, doubled=True)})"
+            f"CREATE TEMPORARY TABLE {_COPY} (LIKE {_quoted(connection, place.schema, place.table, doubled=True)})"
         )
         for index in indexes:
             written = str(CreateIndex(index).compile(dialect=connection.dialect))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from alembic.operations import MigrateOperation, Operations
+from alembic.operations.ops import CreateIndexOp
 from psycopg import sql
 from sqlalchemy import text
 
@@ -156,9 +157,10 @@ class AlterEmbeddingOp(PgembedOp):
     """Give an embedding another encoder, other inputs or options: its vectors are encoded anew."""
 
     def __init__(
-        self, place: Place, declared: Declared, was: Declared | None = None, *, index: VectorIndex | None = None
+        self, place: Place, declared: Declared, was: Declared | None = None, indexes: Sequence[CreateIndexOp] = ()
     ) -> None:
-        self.place, self.declared, self.was, self.index = place, declared, was, index
+        self.place, self.declared, self.was = place, declared, was
+        self.indexes = list(indexes)  # those that go with its vectors, to be built again
 
     @classmethod
     def alter_embedding(
@@ -183,7 +185,7 @@ class AlterEmbeddingOp(PgembedOp):
     def reverse(self) -> MigrateOperation:
         if self.was is None:
             raise NotImplementedError(f"alter_embedding({self.place}) does not know what was there before.")
-        return AlterEmbeddingOp(self.place, self.was, self.declared)
+        return AlterEmbeddingOp(self.place, self.was, self.declared, self.indexes)
 
 
 @Operations.register_operation("create_vector_index")
@@ -231,7 +233,7 @@ class DropVectorIndexOp(PgembedOp):
 @Operations.implementation_for(InstallOp)
 def _install(operations: Operations, _operation: InstallOp) -> None:
     if _is_script(operations):
-        operations.execute(_verbatim(schema.install_statements()))
+        operations.get_context().impl.static_output(schema.install_statements())
     else:
         install(operations.get_bind())
 
@@ -281,6 +283,8 @@ def _alter(operations: Operations, operation: AlterEmbeddingOp) -> None:
     place = operation.place
     operations.execute(DetachEmbedding(place.schema, place.table, place.target))
     operations.execute(AttachEmbedding(place.schema, place.table, place.target, operation.declared))
+    for index in operation.indexes:
+        operations.invoke(index)
 
 
 @Operations.implementation_for(CreateVectorIndexOp)
@@ -333,7 +337,7 @@ def _run(operations: Operations, plan: Plan[Any]) -> Any:  # noqa: ANN401
 def _run_by_psql(operations: Operations, query: str) -> None:
     """Have psql run the statement that a query gives, outside the transaction."""
     with operations.get_context().autocommit_block():
-        operations.execute(_verbatim(f"{query} \\gexec\n--"))  # Alembic ends it by a semicolon
+        operations.get_context().impl.static_output(f"{query} \\gexec")
 
 
 def _is_script(operations: Operations) -> bool:

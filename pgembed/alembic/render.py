@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from alembic.autogenerate import renderers
 from alembic.autogenerate.api import AutogenContext
+from alembic.autogenerate.render import render_op
 
 from pgembed.alembic.compare import ALLOW_DROP
 from pgembed.alembic.operations import (
@@ -25,6 +26,9 @@ from pgembed.alembic.operations import (
 )
 from pgembed.sqlalchemy.declared import Declared
 
+_COMMENTED = (
+    f"# Vectors would go, and be encoded again. Where that is meant: alembic -x {ALLOW_DROP} revision --autogenerate"
+)
 Arguments = Callable[[Any], list[str]]
 
 
@@ -38,13 +42,12 @@ def _renderer(name: str, arguments: Arguments) -> Callable[[AutogenContext, Pgem
     def render(context: AutogenContext, operation: PgembedOp) -> str | list[str]:
         context.imports.add("import pgembed.alembic")
         prefix = cast(str, context.opts["alembic_module_prefix"]) or ""
-        call = f"{prefix}{name}({', '.join(arguments(operation))})"
+        lines = [f"{prefix}{name}({', '.join(arguments(operation))})"]
+        if isinstance(operation, AlterEmbeddingOp):
+            lines += [line for index in operation.indexes for line in render_op(context, index)]
         if _loses_vectors(operation) and not _is_allowed(context):
-            return [
-                f"# Its vectors would go, and be encoded again. If that is meant, and at the next run: -x {ALLOW_DROP}",
-                f"# {call}",
-            ]
-        return call
+            return [_COMMENTED, *(f"# {line}" for call in lines for line in call.splitlines())]
+        return lines
 
     return render
 
