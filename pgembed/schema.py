@@ -102,17 +102,23 @@ def install_statements() -> str:
     """The SQL of ``install``, for a transaction that is begun already, whose search path and role it puts back."""
     return "\n".join(
         [
-            "SELECT pg_catalog.set_config('pgembed.path', pg_catalog.current_setting('search_path'), true),"
-            " pg_catalog.set_config('pgembed.role', pg_catalog.current_setting('role'), true);",
+            _kept("pgembed.path", "search_path"),
+            _kept("pgembed.role", "role"),
             _preparation(),
             *_migrations(),
             *_functions(),
             *(_token_script(side) for side in _static_texts()),
             _shipped_encoders().decode(),
-            "SELECT pg_catalog.set_config('search_path', pg_catalog.current_setting('pgembed.path'), true),"
-            " pg_catalog.set_config('role', pg_catalog.current_setting('pgembed.role'), true);\n",
+            _kept("search_path", "pgembed.path"),
+            _kept("role", "pgembed.role"),
         ]
     )
+
+
+def _kept(setting: str, source: str) -> str:
+    """Give a setting the value of another one, for the transaction; it prints nothing."""
+    value = f"pg_catalog.current_setting('{source}')"
+    return f"DO $kept$ BEGIN PERFORM pg_catalog.set_config('{setting}', {value}, true); END $kept$;"
 
 
 def uninstall(conn: psycopg.Connection, *, detach_all: bool = False) -> None:
