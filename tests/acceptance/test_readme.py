@@ -10,13 +10,16 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import quote
 
 import PIL.Image
 import PIL.ImageOps
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from tests.composed_datasets import cirr
+from tests.integration.test_sqlalchemy import url_of
 from tests.psql import psql
 
 ROOT = Path(__file__).parents[2]
@@ -221,3 +224,24 @@ def test_every_block_of_the_page_on_composed_queries_works(database_dsn: str, tm
     assert len(searches) == 5
     assert all(re.search(r"\) \[\d+, \d+, \d+\]$|\) \[\d+", line) for line in searches)
     assert printed[-1].splitlines()[-1] == "Row(2) - 0.5 * Text('in blue')"
+
+
+def test_every_block_of_the_page_on_other_libraries_works(database_dsn: str, tmp_path: Path, models: Path) -> None:
+    page = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+    reader = reader_of_lite(database_dsn, tmp_path, models)
+    parts = conninfo_to_dict(database_dsn)
+    reader.environment["PGEMBED_DSN"] = (
+        f"postgresql://{parts['user']}@/{parts['dbname']}?host={quote(str(parts['host']))}&port={parts['port']}"
+    )
+    url = url_of(database_dsn).render_as_string(hide_password=False)
+    printed = [
+        reader.run(kind, block.replace("postgresql+psycopg://localhost/shop", url))
+        for kind, block in BLOCK.findall(page)
+    ]
+    sqlmodel, psycopg_alone, asyncpg, frames = printed
+    found = [int(line.split()[0]) for line in sqlmodel.splitlines()]
+    assert len(found) == 3
+    assert [int(number) for number in re.findall(r"^\((\d+),", psycopg_alone, re.MULTILINE)] == found
+    assert len(asyncpg.splitlines()) == 3
+    assert "[3 rows x 3 columns]" in frames or frames.count("score") == 2
+    assert "shape: (3, 3)" in frames
