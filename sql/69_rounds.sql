@@ -155,13 +155,13 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     line text;
-    plan text;
+    plan text[];
 BEGIN
     FOR line IN EXECUTE 'EXPLAIN ' || statement USING query, k, params, candidates, ceil(1.25 * k)::integer LOOP
-        plan := concat_ws(E'\n', plan, line);
+        plan := plan || line;
     END LOOP;
     PERFORM set_config('pgembed.trace', (current_setting('pgembed.trace')::jsonb || jsonb_build_object(
-        'embedding', embedding, 'plan', CASE WHEN plan LIKE '%Order By: %' THEN 'index' ELSE 'exact' END,
+        'embedding', embedding, 'plan', CASE WHEN array_to_string(plan, ' ') LIKE '%Order By: %' THEN 'index' ELSE 'exact' END,
         'looks', looks, 'matching', matching, 'total', (SELECT sum(greatest(leaf.reltuples, 0))
             FROM pg_catalog.pg_partition_tree(_trace.relation) AS tree
             JOIN pg_catalog.pg_class AS leaf ON leaf.oid = tree.relid WHERE tree.isleaf),
