@@ -23,9 +23,8 @@ def shop(server_dsn: str, template: str) -> Iterator[Shop]:
 
 
 def several(shop: Shop, queries: object, more: str = "") -> list[tuple[Any, float]]:
-    statement = (
-        f'SELECT (item)."a key", (item).n, score FROM pgembed.search_several(NULL::{TABLE}, $1::jsonb, {more or "k => 10"})'
-    )
+    call = f"pgembed.search_several(NULL::{TABLE}, $1::jsonb, {more or 'k => 10'})"
+    statement = f'SELECT (item)."a key", (item).n, score FROM {call}'
     return [(tuple(key), score) for *key, score in raw(shop.conn, statement, json.dumps(queries))]
 
 
@@ -160,8 +159,8 @@ def test_who_may_not_see_a_row_neither_finds_it_nor_asks_with_it(shop: Shop) -> 
     conn = shop.conn
     conn.execute("CREATE ROLE several_visitor; GRANT USAGE ON SCHEMA shop TO several_visitor")
     try:
+        conn.execute("SET ROLE several_visitor")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            conn.execute("SET ROLE several_visitor")
             several(shop, asked)
         conn.execute("RESET ROLE")
         conn.execute("GRANT SELECT ON ALL TABLES IN SCHEMA shop TO several_visitor")
@@ -255,7 +254,9 @@ def test_explain_hybrid_tells_ranks_scores_and_words_in_common(shop: Shop, metho
         assert sum(leg["share"] for leg in row["legs"]) == pytest.approx(row["score"])
         for leg in row["legs"]:
             weight = [0.3, 0.7, 0.2][leg["leg"] - 1]
-            assert leg["share"] == pytest.approx(weight * (leg["score"] if method == "score" else 1 / (60 + leg["rank"])))
+            assert leg["share"] == pytest.approx(
+                weight * (leg["score"] if method == "score" else 1 / (60 + leg["rank"]))
+            )
             if leg["leg"] < 3:
                 assert leg["score"] == pytest.approx(legs[leg["leg"] - 1][key], abs=1e-6)
         assert row["words"] == sorted({"red", "shoe"} & set(titles[key[1]].split()))
