@@ -45,8 +45,8 @@ class Leg:
 
 @dataclass(frozen=True)
 class LegShare:
-    """What the leg of this number (from 0) gave to a row's score: the row's rank among all candidates, its score there,
-    and the share of the whole; the shares of a row add up to its score."""
+    """What the leg of this number (from 1 on) gave to a row's score: the row's rank among all candidates, its score
+    there, and the share of the whole; the shares of a row add up to its score."""
 
     leg: int
     rank: int
@@ -104,11 +104,11 @@ class Explanation:
             for row, parts in zip(rows, told, strict=False):
                 for part in parts:
                     value = part.similarity if part.share is None else part.share
-                    row[_unused(part.term if isinstance(part, Part) else part.input, row)] = f"{value:+.3f}"
+                    row[_unused(part.term if isinstance(part, Part) else f"its {part.input}", row)] = f"{value:+.3f}"
         for row, shares in zip(rows, self.leg_shares, strict=False):
             for share in shares:
                 score = "" if share.score is None else f" ({share.score:.3f})"
-                row[self._leg_heading(share.leg)] = f"{share.rank}.{score}"
+                row[self._leg_heading(share.leg - 1)] = f"{share.rank}.{score}"
         if self.legs:
             names = [self._leg_heading(leg) for leg in range(len(self.legs))]
         if any(self.words):
@@ -119,7 +119,7 @@ class Explanation:
         return {name: [row.get(name, "–") for row in rows] for name in names}
 
     def _leg_heading(self, leg: int) -> str:
-        """The leg's name, with its number where several have it."""
+        """The name of a leg (from 0), with its number where several have it."""
         name = self.legs[leg].name
         return name if sum(one.name == name for one in self.legs) == 1 else f"{name} {leg + 1}"
 
@@ -238,7 +238,7 @@ def explained_fused(plan: FusedPlan, *, recall: bool) -> Plan[Explanation]:
         postgres="\n\n".join(f"{leg.name}:\n{leg.postgres}" for leg in legs if leg.postgres),
         legs=legs,
         leg_shares=[
-            [LegShare(one["leg"] - 1, one["rank"], one["score"], one["share"]) for one in row.get("legs", ())]
+            [LegShare(one["leg"], one["rank"], one["score"], one["share"]) for one in row.get("legs", ())]
             for row in about
         ],
         words=[row.get("words") or [] for row in about],

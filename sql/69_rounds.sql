@@ -158,13 +158,14 @@ DECLARE
     plan text[];
 BEGIN
     FOR line IN EXECUTE 'EXPLAIN ' || statement USING query, k, params, candidates, ceil(1.25 * k)::integer LOOP
-        plan := plan || line;
+        plan := plan || regexp_replace(line, '''\[[-+.,0-9e]{20,}\]''', '''[...]''', 'g'); -- the vector itself
     END LOOP;
     PERFORM set_config('pgembed.trace', (current_setting('pgembed.trace')::jsonb || jsonb_build_object(
         'embedding', embedding, 'plan', CASE WHEN array_to_string(plan, ' ') LIKE '%Order By: %' THEN 'index' ELSE 'exact' END,
-        'looks', looks, 'matching', matching, 'total', (SELECT sum(greatest(leaf.reltuples, 0))
+        'looks', looks, 'matching', matching, 'total', coalesce((SELECT sum(greatest(leaf.reltuples, 0))
             FROM pg_catalog.pg_partition_tree(_trace.relation) AS tree
             JOIN pg_catalog.pg_class AS leaf ON leaf.oid = tree.relid WHERE tree.isleaf),
+            (SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class AS c WHERE c.oid = _trace.relation)),
         'postgres', plan))::text, true);
 END
 $$;
