@@ -76,6 +76,12 @@ def input_shares(
         sql.SQL("SELECT ({})::pg_catalog.float4[] AS query").format(plan.vector.text), plan.vector.values
     )
     query = _unit(np.array(vector[0]["query"], dtype=np.float64))
+    if len(query) != found["dim"]:
+        raise InvalidQuery(
+            f"The vectors of {target.name} have {len(query)} dimensions, and those of its inputs {found['dim']}:"
+            " they are no sums, of which each input has a share.",
+            "Leave inputs out.",
+        )
     encoder = EncoderRow(**{field.name: found[field.name] for field in fields(EncoderRow) if field.name in found})
     by_key: dict[tuple[str, ...], list[InputShare]] = yield Compute(
         lambda: _shares(searcher.load(encoder), replace(searcher.media, any_path=False), facts, rows, query)

@@ -16,11 +16,11 @@
 -- queries     the vectors of the vector legs; '{}' leaves words alone.
 -- embeddings  the embedding of each query, which a table with one need not name.
 -- weights     one of each leg, in order, words last; by default 1 each.
--- method      'rank': the sum of weight / (60 + rank), rank counted from 1 in each leg that has the row (reciprocal
---             rank fusion; Cormack, Clarke and Buettcher 2009). 'score': the sum of weight * score over the rows that
---             any leg gave; of a vector leg the true similarity, that is the cosine, the inner product, or
---             1 / (1 + distance), and 0 where there is no vector; of words their score divided by the best row's.
--- depth       how many rows each leg gives, at least k.
+-- method      'rank': the sum of weight / (60 + rank), rank counted from 1 among the candidates in each leg (reciprocal
+--             rank fusion; Cormack, Clarke and Buettcher 2009). 'score': the sum of weight * score; of a vector leg the
+--             true similarity, that is the cosine, the inner product, or 1 / (1 + distance); of words their score
+--             divided by the best row's. A row without a vector, or without any of the words, gets nothing there.
+-- depth       how many rows each leg gives, at least k: these are the candidates, and each counts in every leg.
 -- filter, params  as of search, for all legs. filters: one more for each leg, NULL for none, with the same params.
 -- columns     what words are looked for in; config: the text search configuration, else detected for each column.
 -- words_function  a function of yours in place of full text search, for a BM25 extension say: it takes (words text,

@@ -201,8 +201,7 @@ def test_search_by_words_and_their_vectors(shop: Cli) -> None:
         "search", "product", "panda", "--words", "--method", "score", "--where", "title <> 'panda'", "--json"
     )
     assert json.loads(by_score)[0]["title"] != "panda"
-    for wrong in (["--like", "1", "--words"], ["panda", "--words", "--sql"]):
-        assert "--words" in shop("search", "product", *wrong, fails=2)
+    assert "--words" in shop("search", "product", "--like", "1", "--words", fails=2)
 
 
 def test_search_prints_a_statement_that_runs_anywhere(shop: Cli, database: psycopg.Connection) -> None:
