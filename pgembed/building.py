@@ -6,121 +6,23 @@ is encoded or run before the rows, a page, the SQL or an explanation is asked fo
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from numbers import Real
 from typing import Any, Self, cast
 
 from psycopg import sql
 
+from pgembed.asked import Asked, Near, Page, Rerank, Words, mixed, no_pages
 from pgembed.errors import InvalidQuery
-from pgembed.explaining import Explanation, explained
+from pgembed.explaining import Explanation, explained, explained_fused
+from pgembed.hybrid import FusedPlan, Method, prepared, run_fused
 from pgembed.inputs import Expression
 from pgembed.plans import Compute, Parameters, Plan
-from pgembed.query import PLACE, Place, SearchPlan, SearchRow, Statement, check_condition, reranked
+from pgembed.query import PLACE, SearchPlan, SearchRow, Statement, check_condition, reranked
 from pgembed.searching import Searcher
-from pgembed.shown import shortened
-
-Rerank = Callable[[Sequence[SearchRow]], Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Page:
-    """Rows, best first, and ``next``: what ``after`` takes to go on after them; None where there are no more."""
-
-    rows: list[SearchRow]
-    next: str | None
-
-    def __iter__(self) -> Iterator[SearchRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a query asks for so far."""
-
-    table: str
-    query: Expression | None = None
-    embedding: str | None = None
-    wheres: tuple[str, ...] = ()
-    params: Parameters = ()
-    joins: tuple[str, ...] = ()
-    joined: Parameters = ()
-    columns: tuple[str, ...] | None = None
-    wide: bool = False
-    exact: bool = False
-    limit: int = 10
-    least: float | None = None
-    after: str | None = None
-    rerank: Rerank | None = field(default=None, compare=False)
-    depth: int = 0
-
-    @property
-    def known(self) -> Expression:
-        """What is near to what. Raises InvalidQuery where that was not said."""
-        if self.query is None:
-            raise InvalidQuery(
-                f"The query of {self.table} is near to nothing yet.", 'Say to what: .near(Text("a red shoe"))'
-            )
-        return self.query
-
-    def options(self, **more: Any) -> dict[str, Any]:  # noqa: ANN401
-        """What the compiler takes."""
-        if self.params and self.joined and isinstance(self.params, Mapping) != isinstance(self.joined, Mapping):
-            raise _mixed()
-        where = " AND ".join(f"({one})" for one in self.wheres) if len(self.wheres) > 1 else "".join(self.wheres)
-        return {
-            "embedding": self.embedding, "where": where or None, "params": self.params, "limit": self.limit,
-            "columns": self.columns, "wide": self.wide, "exact": self.exact, "joins": self.joins, "joined": self.joined,
-        } | more  # fmt: skip
-
-    def good(self, rows: list[SearchRow]) -> list[SearchRow]:
-        """Those with the least score wanted, or a higher one."""
-        return rows if self.least is None else [row for row in rows if row.score >= self.least]
-
-    def mark(self) -> str:
-        """What a page's token is known by: all that decides which rows come, in which order."""
-        inputs = self.query.inputs if self.query is not None else ()
-        contents = [(getattr(one, "content", None), repr(getattr(one, "mask", None))) for one in inputs]
-        parts = (
-            self.table, repr(self.query), contents, self.embedding, self.wheres, repr(self.params), self.joins,
-            repr(self.joined),
-        )  # fmt: skip
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-    def place(self) -> Place | None:
-        """Where ``after`` goes on. Raises InvalidQuery for what is no token of this query."""
-        if self.after is None:
-            return None
-        try:
-            mark, distance, shown, *key = json.loads(base64.urlsafe_b64decode(self.after.encode()))
-            place = Place(float(distance), tuple(map(str, key)), int(shown))
-        except (ValueError, TypeError, OverflowError, RecursionError, AttributeError):
-            raise InvalidQuery(f"{shortened(repr(self.after))} is no page.", "Give what page().next gave.") from None
-        if not 0 < place.shown < 2**31:
-            raise InvalidQuery(f"{self.after!r} is no page.", "Give what page().next gave.")
-        if mark != self.mark():
-            raise InvalidQuery(
-                f"The page {self.after!r} belongs to another query of {self.table}, or one with another filter.",
-                "Ask for its first page again.",
-            )
-        return place
-
-    def token(self, rows: Sequence[SearchRow]) -> str:
-        """Where a page of these rows ends."""
-        before = self.place()
-        distance, *key = [rows[-1][name] for name in rows[-1] if name.startswith(PLACE)]
-        shown = (before.shown if before else 0) + len(rows)
-        content = json.dumps([self.mark(), distance, shown, *map(str, key)], separators=(",", ":"))
-        return base64.urlsafe_b64encode(content.encode()).decode()
 
 
 class Building:
@@ -131,17 +33,52 @@ class Building:
 
     def __repr__(self) -> str:
         parts = [f"query({self._asked.table!r})"]
-        if self._asked.query is not None:
-            parts.append(f"near({self._asked.query!r})")
+        parts += [f"near({near.query!r})" for near in self._asked.nears]
+        parts += [f"hybrid({self._asked.words.words!r})"] if self._asked.words else []
         parts += [f"join({join!r})" for join in self._asked.joins]
         parts += [f"where({where!r})" for where in self._asked.wheres]
         return ".".join([*parts, f"limit({self._asked.limit})"])
 
-    def near(self, query: Expression, *, embedding: str | None = None) -> Self:
-        """Rows near to this; ``embedding`` names one of the table's where it has several."""
+    def near(self, query: Expression, *, embedding: str | None = None, weight: float = 1.0) -> Self:
+        """Rows near to this; ``embedding`` names one of the table's where it has several.
+
+        Said again, rows are wanted that are near to all of these, each in its embedding: ``fuse`` says how, and
+        ``weight`` what this one counts beside the others.
+        """
         if not isinstance(query, Expression):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidQuery(f"A query is near to a Text, an Image or the like, not {query!r}.", 'Write Text("…").')
-        return self._with(query=query, embedding=embedding)
+        return self._with(nears=(*self._asked.nears, Near(query, embedding, _weight(weight))))
+
+    def hybrid(
+        self,
+        words: str,
+        *,
+        weight: float = 1.0,
+        columns: Sequence[str] | None = None,
+        config: str | None = None,
+        words_function: str | None = None,
+    ) -> Self:
+        """Look for these words too, by full text search; without ``near`` they are also what rows are near to.
+
+        ``columns`` says where words are looked for, ``config`` the text search configuration, and ``words_function``
+        an SQL function that looks for them instead: see ``Pgembed.hybrid``.
+        """
+        if not isinstance(words, str) or not words.strip():  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidQuery(f"hybrid takes words to look for, not {words!r}.", 'For example .hybrid("red shoe").')
+        if isinstance(columns, str):
+            raise InvalidQuery(f"columns is a list of names, not {columns!r}.", f"Write columns=[{columns!r}].")
+        where = None if columns is None else tuple(columns)
+        return self._with(words=Words(words, _weight(weight), where, config, words_function))
+
+    def fuse(self, method: Method, *, depth: int = 100) -> Self:
+        """How the legs, each ``near`` and ``hybrid``, become one ranking: by ``"rank"``, the sum of weight / (60 +
+        rank), as where nothing is said, or by ``"score"``, the sum of weight * score. ``depth`` rows of each leg are
+        the candidates."""
+        if method not in ("rank", "score"):
+            raise InvalidQuery(f"Legs are fused by rank or by score, not {method!r}.", 'Write .fuse("score").')
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidQuery(f"depth is a number of rows, at least 1, not {depth!r}.", "For example depth=100.")
+        return self._with(method=method, fused_depth=depth)
 
     def where(self, condition: str, *params: Any, **named: Any) -> Self:  # noqa: ANN401
         """Only rows that match this SQL condition too, with psycopg's ``%s`` for ``params``, or ``%(name)s``."""
@@ -212,12 +149,17 @@ class Steps:
         """The rows, best first."""
         asked = self._asked
         if asked.rerank is None:
+            if asked.is_fused:
+                return (yield from run_fused((yield from self._fused())))
             options = asked.options(after=asked.place())
             return asked.good((yield from self._searcher.search(asked.table, asked.known, **options)))
         if asked.after is not None:
             raise InvalidQuery("A query that is ordered anew by rerank has no pages.", "Ask for more rows at once.")
         depth = max(asked.depth, asked.limit)
-        rows = yield from self._searcher.search(asked.table, asked.known, **asked.options(limit=depth))
+        if asked.is_fused:
+            rows = yield from run_fused((yield from self._fused(limit=depth)))
+        else:
+            rows = yield from self._searcher.search(asked.table, asked.known, **asked.options(limit=depth))
         good, rerank = asked.good(rows), asked.rerank
         scores: list[float] = (yield Compute(lambda: [float(score) for score in rerank(good)])) if good else []
         return reranked(good, scores)[: asked.limit]
@@ -227,6 +169,8 @@ class Steps:
         asked = self._asked
         if asked.rerank is not None:
             raise InvalidQuery("A query that is ordered anew by rerank has no pages.", "Ask for more rows at once.")
+        if asked.is_fused:
+            raise no_pages()
         options = asked.options(after=asked.place(), places=True)
         rows = asked.good((yield from self._searcher.search(asked.table, asked.known, **options)))
         following = asked.token(rows) if len(rows) >= asked.limit else None
@@ -235,26 +179,43 @@ class Steps:
     def compiled(self) -> Plan[Statement]:
         """One statement, for anybody's connection."""
         self._refuse_rerank("compiled")
+        if self._asked.is_fused:
+            return (yield from self._fused()).statement
         statement = (yield from self._prepared()).portable
         if self._asked.least is None:
             return statement
         good = sql.SQL("SELECT * FROM (\n{}\n) AS found WHERE score >= {}").format(statement.text, self._asked.least)
         return Statement(sql.Composed([good]), statement.values)
 
-    def explained(self) -> Plan[Explanation]:
+    def explained(self, *, recall: bool, inputs: bool) -> Plan[Explanation]:
         """The rows, and how they were found."""
         self._refuse_rerank("explained")
         asked = self._asked
+        if asked.is_fused:
+            if inputs:
+                raise InvalidQuery(
+                    "What each input of a row gave is told for a query with one leg, and this one has several.",
+                    "Explain each near by itself.",
+                )
+            return (yield from explained_fused((yield from self._fused(places=True)), recall=recall))
         plan = yield from self._prepared(places=True)
-        return (yield from explained(self._searcher, asked.table, asked.known, plan))
+        query = asked.known
+        return (
+            yield from explained(
+                self._searcher, asked.table, query, plan, good=asked.good, recall=recall, inputs=inputs
+            )
+        )
 
     def columns(self) -> Plan[tuple[str, ...]]:
         """What rows will hold beside the score."""
-        return (yield from self._prepared()).columns
+        return (yield from (self._fused() if self._asked.is_fused else self._prepared())).columns
 
     def _refuse_rerank(self, what: str) -> None:
         if self._asked.rerank is not None:
             raise InvalidQuery(f"A query that is ordered anew by rerank cannot be {what}.", "Leave rerank out.")
+
+    def _fused(self, *, limit: int | None = None, places: bool = False) -> Plan[FusedPlan]:
+        return prepared(self._searcher, self._asked.table, self._asked.fused(limit=limit, places=places))
 
     def _prepared(self, **more: Any) -> Plan[SearchPlan]:  # noqa: ANN401
         asked = self._asked
@@ -297,10 +258,15 @@ class Query(Building):
         pictures that Postgres cannot encode by itself are encoded here."""
         return self._run(self._steps.compiled())
 
-    def explain(self) -> Explanation:
+    def explain(self, *, recall: bool = False, inputs: bool = False) -> Explanation:
         """Run it, and tell how: the planner's estimate of the filter, how far the index was read, what each term of the
-        query gave to the score of each row, the statement."""
-        return self._run(self._steps.explained())
+        query gave to the score of each row, the statement; of several legs, the rank and score in each, and the words
+        in common.
+
+        ``recall`` also compares all rows, and tells the share of the best that was found. ``inputs`` encodes the inputs
+        of each row apart, and tells what each gave to the score of a row that has several.
+        """
+        return self._run(self._steps.explained(recall=recall, inputs=inputs))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -339,15 +305,15 @@ class AsyncQuery(Building):
         """See Query.compile."""
         return await self._run(self._steps.compiled())
 
-    async def explain(self) -> Explanation:
+    async def explain(self, *, recall: bool = False, inputs: bool = False) -> Explanation:
         """See Query.explain."""
-        return await self._run(self._steps.explained())
+        return await self._run(self._steps.explained(recall=recall, inputs=inputs))
 
 
-def _mixed() -> InvalidQuery:
-    return InvalidQuery(
-        "Some parameters have names and some have none.", "Write %s throughout, or %(name)s throughout."
-    )
+def _weight(weight: float) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidQuery(f"A weight is a finite number, not {weight!r}.", "For example weight=0.3.")
+    return float(weight)
 
 
 def _escaped(text: str, has_params: bool) -> str:
@@ -360,7 +326,7 @@ def _more(before: Parameters, params: Sequence[Any], named: Mapping[str, Any]) -
     if not params and not named:
         return before
     if (params and named) or (before and isinstance(before, Mapping) != bool(named)):
-        raise _mixed()
+        raise mixed()
     if not named:
         return (*cast("Sequence[Any]", before), *params)
     known = dict(cast("Mapping[str, Any]", before or {}))

@@ -17,7 +17,7 @@ from pgembed.connections import Connections, SyncSource, conninfo
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
 from pgembed.estimate import Estimate, estimate
-from pgembed.hybrid import Method, Rerank, hybrid
+from pgembed.hybrid import Fused, Method, Rerank, hybrid
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run
@@ -393,9 +393,7 @@ class Pgembed:
         the first ``depth`` rows and gives their scores, the higher the better: see ``pgembed.rerank``. The rest is as
         of ``search``. Raises InvalidQuery, CatalogError, MediaError.
         """
-        plan = hybrid(
-            self._searcher,
-            table,
+        fused = Fused(
             words,
             queries=queries if query is None else [query, *(queries or [])],
             embeddings=embeddings if embedding is None else [embedding, *(embeddings or [])],
@@ -411,9 +409,8 @@ class Pgembed:
             words_function=words_function,
             wide=wide,
             exact=exact,
-            rerank=rerank,
         )
-        return self._run(plan)
+        return self._run(hybrid(self._searcher, table, fused, rerank))
 
     def _run(self, plan: Plan[T]) -> T:
         return self._with(lambda conn: run(conn, plan))

@@ -16,7 +16,7 @@ from pgembed.connections import AsyncConnections, AsyncSource, Connections, conn
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
 from pgembed.estimate import Estimate, estimate
-from pgembed.hybrid import Method, Rerank, hybrid
+from pgembed.hybrid import Fused, Method, Rerank, hybrid
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run_async
@@ -315,9 +315,7 @@ class AsyncPgembed:
         rerank: Rerank | None = None,
     ) -> list[SearchRow]:
         """See Pgembed.hybrid."""
-        plan = hybrid(
-            self._searcher,
-            table,
+        fused = Fused(
             words,
             queries=queries if query is None else [query, *(queries or [])],
             embeddings=embeddings if embedding is None else [embedding, *(embeddings or [])],
@@ -333,9 +331,8 @@ class AsyncPgembed:
             words_function=words_function,
             wide=wide,
             exact=exact,
-            rerank=rerank,
         )
-        return await self._run(plan)
+        return await self._run(hybrid(self._searcher, table, fused, rerank))
 
     async def _run(self, plan: Plan[T]) -> T:
         with in_own_words():

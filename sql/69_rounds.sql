@@ -136,3 +136,36 @@ BEGIN
     RETURN ARRAY(SELECT jsonb_path_query(plan::jsonb, 'strict $.**."Index Name"') #>> '{}');
 END
 $$;
+
+-- Add how a search was run to the setting pgembed.trace, a JSON array: the embedding, the looks at its index, the
+-- planner's estimate of the matching rows, the table's rows, and Postgres's plan of the statement that answered, by
+-- which the plan is called index or exact. VOLATILE likewise. Called by search, where that setting is not empty.
+CREATE OR REPLACE FUNCTION pgembed._trace(
+    relation oid,
+    embedding text,
+    looks jsonb,
+    matching float8,
+    statement text,
+    query @extschema:vector@.vector,
+    k integer,
+    params jsonb,
+    candidates integer
+) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    line text;
+    plan text[];
+BEGIN
+    FOR line IN EXECUTE 'EXPLAIN ' || statement USING query, k, params, candidates, ceil(1.25 * k)::integer LOOP
+        plan := plan || regexp_replace(line, '''\[[-+.,0-9e]{20,}\]''', '''[...]''', 'g'); -- the vector itself
+    END LOOP;
+    PERFORM set_config('pgembed.trace', (current_setting('pgembed.trace')::jsonb || jsonb_build_object(
+        'embedding', embedding, 'plan', CASE WHEN array_to_string(plan, ' ') LIKE '%Order By: %' THEN 'index' ELSE 'exact' END,
+        'looks', looks, 'matching', matching, 'total', coalesce((SELECT sum(greatest(leaf.reltuples, 0))
+            FROM pg_catalog.pg_partition_tree(_trace.relation) AS tree
+            JOIN pg_catalog.pg_class AS leaf ON leaf.oid = tree.relid WHERE tree.isleaf),
+            (SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class AS c WHERE c.oid = _trace.relation)),
+        'postgres', plan))::text, true);
+END
+$$;

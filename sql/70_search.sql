@@ -51,6 +51,10 @@ DECLARE
     number_found bigint;
     nearest record;
     best float8; -- the score at distance 0
+    traced CONSTANT boolean := coalesce(current_setting('pgembed.trace', true), '') <> ''; -- by explain_search
+    looks jsonb := '[]';
+    matching float8;
+    asked text; -- the statement
     -- the row's columns in order, then the distance; $1 is the query, $2 is k, $3 holds the params
     statement text :=
         'SELECT %1$s, %2$s AS "pgembed distance" FROM %3$s WHERE %4$s%5$s ORDER BY "pgembed distance"%6$s LIMIT $2';
@@ -61,7 +65,7 @@ DECLARE
         'AS nearest ORDER BY "pgembed distance"%7$s LIMIT $2';
 BEGIN
     -- what is asked most often has a function with a kept plan; where that gives nothing, all that follows is done
-    IF filter IS NULL AND params IS NULL AND wide IS NOT TRUE AND exact IS NOT TRUE
+    IF filter IS NULL AND params IS NULL AND wide IS NOT TRUE AND exact IS NOT TRUE AND NOT traced
         AND k BETWEEN 1 AND least(current_setting('hnsw.ef_search', true)::integer, 10)
         AND current_setting('hnsw.iterative_scan', true) IS DISTINCT FROM 'relaxed_order' THEN
         BEGIN
@@ -83,17 +87,9 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('k is the number of rows wanted, at least 1, not %s.', coalesce(k::text, 'NULL')),
             HINT = 'For example: k => 10.';
-    ELSIF query IS NULL OR @extschema:vector@.vector_norm(query) = 0 THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('The query vector is %s, to which no row is near.',
-                CASE WHEN query IS NULL THEN 'NULL' ELSE 'zero' END),
-            HINT = 'If it was read from a table: there is no such row, or it is not encoded yet.';
-    ELSIF @extschema:vector@.vector_dims(query) <> target.dim THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('%s.%I holds vectors of encoder ''%s'' with %s dimensions; the query has %s.',
-                target.source, target.target, target.encoder, target.dim, @extschema:vector@.vector_dims(query)),
-            HINT = format('Encode the query with ''%s''.', target.encoder);
-    ELSIF filter IS NOT NULL OR params IS NOT NULL THEN
+    END IF;
+    PERFORM pgembed._check_query(query, target.source, target.target, target.encoder, target.dim);
+    IF filter IS NOT NULL OR params IS NOT NULL THEN
         condition := pgembed._filter_condition(target.source, filter, params);
     END IF;
 
@@ -116,6 +112,7 @@ BEGIN
             candidates := pgembed._next_round(estimate.matching, estimate.cost, coalesce(graph.rows, 0), target.dim,
                 target.half, k);
             bounded := true;
+            matching := estimate.matching;
         END IF;
     END IF;
     -- before pgvector 0.8 there is one round
@@ -129,11 +126,12 @@ BEGIN
                 ignored := set_config('hnsw.iterative_scan', 'relaxed_order', true);
             END IF;
         END IF;
-        OPEN found_rows SCROLL FOR EXECUTE format(
+        asked := format(
             CASE WHEN bounded THEN among
             WHEN in_rounds THEN 'SELECT * FROM (' || statement || ') AS nearest ORDER BY "pgembed distance"%7$s'
             ELSE statement END, target.columns, target.distance, target.source || target.side, target.present,
-            condition, '', keys, coalesce(nullif(substr(condition, length(' AND ') + 1), ''), 'true'))
+            condition, '', keys, coalesce(nullif(substr(condition, length(' AND ') + 1), ''), 'true'));
+        OPEN found_rows SCROLL FOR EXECUTE asked
             USING query, k, params, candidates, ceil(1.25 * k)::integer; -- 1.25 is also in pgembed/query/texts.py
         MOVE FORWARD ALL FROM found_rows;
         GET DIAGNOSTICS number_found = ROW_COUNT;
@@ -144,7 +142,15 @@ BEGIN
                 ignored := set_config('hnsw.iterative_scan', scan_before, true);
             END IF;
         END IF;
+        IF traced THEN
+            looks := looks || jsonb_build_object('candidates', CASE WHEN bounded THEN candidates END,
+                'found', number_found);
+        END IF;
         IF number_found >= k THEN
+            IF traced THEN
+                PERFORM pgembed._trace(target.relation, target.target, looks, matching, asked, query, k, params,
+                    candidates);
+            END IF;
             MOVE ABSOLUTE 0 FROM found_rows;
             LOOP
                 FETCH found_rows INTO nearest;
@@ -163,11 +169,40 @@ BEGIN
             target.half, k, candidates, number_found::integer);
     END LOOP;
     -- a sum is no order that an index has, which makes this exact
-    RETURN QUERY EXECUTE format(
+    asked := format(
         'SELECT ROW(%1$s)::%8$s, %9$s - "pgembed distance" FROM (' || statement || ') AS nearest '
         'WHERE "pgembed distance" < ''NaN'' ORDER BY "pgembed distance"%7$s', target.columns,
         '0 + (' || target.distance || ')', target.source || target.side, target.present, condition, keys, keys,
-        row_type, best) USING query, k, params;
+        row_type, best);
+    IF traced THEN
+        PERFORM pgembed._trace(target.relation, target.target, looks, matching, asked, query, k, params, NULL);
+    END IF;
+    RETURN QUERY EXECUTE asked USING query, k, params;
+END
+$$;
+
+-- Say why a vector is none to search an embedding with. Called by the search functions.
+CREATE OR REPLACE FUNCTION pgembed._check_query(
+    query @extschema:vector@.vector,
+    source text,
+    target text,
+    encoder text,
+    dim integer
+) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    IF query IS NULL OR @extschema:vector@.vector_norm(query) = 0 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('The query vector is %s, to which no row is near.',
+                CASE WHEN query IS NULL THEN 'NULL' ELSE 'zero' END),
+            HINT = 'If it was read from a table: there is no such row, or it is not encoded yet.';
+    ELSIF @extschema:vector@.vector_dims(query) <> dim THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('%s.%I holds vectors of encoder ''%s'' with %s dimensions; the query has %s.',
+                source, target, encoder, dim, @extschema:vector@.vector_dims(query)),
+            HINT = format('Encode the query with ''%s''.', encoder);
+    END IF;
 END
 $$;
 

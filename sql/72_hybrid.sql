@@ -16,11 +16,11 @@
 -- queries     the vectors of the vector legs; '{}' leaves words alone.
 -- embeddings  the embedding of each query, which a table with one need not name.
 -- weights     one of each leg, in order, words last; by default 1 each.
--- method      'rank': the sum of weight / (60 + rank), rank counted from 1 in each leg that has the row (reciprocal
---             rank fusion; Cormack, Clarke and Buettcher 2009). 'score': the sum of weight * score over the rows that
---             any leg gave; of a vector leg the true similarity, that is the cosine, the inner product, or
---             1 / (1 + distance), and 0 where there is no vector; of words their score divided by the best row's.
--- depth       how many rows each leg gives, at least k.
+-- method      'rank': the sum of weight / (60 + rank), rank counted from 1 among the candidates in each leg (reciprocal
+--             rank fusion; Cormack, Clarke and Buettcher 2009). 'score': the sum of weight * score; of a vector leg the
+--             true similarity, that is the cosine, the inner product, or 1 / (1 + distance); of words their score
+--             divided by the best row's. A row without a vector, or without any of the words, gets nothing there.
+-- depth       how many rows each leg gives, at least k: these are the candidates, and each counts in every leg.
 -- filter, params  as of search, for all legs. filters: one more for each leg, NULL for none, with the same params.
 -- columns     what words are looked for in; config: the text search configuration, else detected for each column.
 -- words_function  a function of yours in place of full text search, for a BM25 extension say: it takes (words text,
@@ -52,21 +52,64 @@ LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 10
 AS $$
 DECLARE
     row_type CONSTANT regtype := pg_typeof(prototype);
+    made record;
+BEGIN
+    made := pgembed._hybrid_statement(row_type, words, k, queries, embeddings, weights, method, filter, params, filters,
+        columns, config, words_function, depth, wide, exact);
+    RETURN QUERY EXECUTE format('%1$s SELECT ROW(%2$s)::%3$s, "hybrid score" FROM "hybrid fused" JOIN %4$s ON %5$s '
+        'ORDER BY "hybrid score" DESC, %6$s', made.ctes, made.item, row_type, made.source, made.joined, made.names)
+        USING made.vectors, k, params, greatest(depth, k), made.shares, words, made.wanted, made.unwanted;
+END
+$$;
+
+-- What hybrid runs, as common table expressions: "hybrid leg n" (the candidates of a leg, by their keys), "hybrid part"
+-- (for each candidate and leg that has it, leg, similarity, place and part, its share of the score) and "hybrid fused"
+-- (the k best keys, with "hybrid score"). In it $1 is the vectors, $2 is k, $3 the params, $4 the depth, $5 the shares
+-- (weights), $6 the words, $7 and $8 what they ask for; and what else the statement around it needs. Called by hybrid
+-- and explain_hybrid.
+CREATE OR REPLACE FUNCTION pgembed._hybrid_statement(
+    row_type regtype,
+    words text,
+    k integer,
+    queries @extschema:vector@.vector[],
+    embeddings text[],
+    weights float8[],
+    method text,
+    filter text,
+    params jsonb,
+    filters text[],
+    columns text[],
+    config regconfig,
+    words_function regproc,
+    depth integer,
+    wide boolean,
+    exact boolean,
+    OUT ctes text,
+    OUT item text, -- the row's columns
+    OUT source text,
+    OUT joined text, -- its key is that of the statement
+    OUT names text, -- of the key's columns in the statement
+    OUT vectors @extschema:vector@.vector[],
+    OUT shares float8[],
+    OUT wanted tsquery,
+    OUT unwanted tsquery,
+    OUT legs text[] -- the embedding of each vector leg
+)
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
     target record; -- of the leg in hand
-    legs integer; -- of vectors
     conditions text[];
     keys record;
-    ctes text[] := '{}';
     parts text[] := '{}';
     matched text; -- the rows that words find
-    wanted tsquery;
-    unwanted tsquery;
 BEGIN
-    embeddings := pgembed._hybrid_embeddings(row_type, words, queries, embeddings);
-    legs := cardinality(embeddings);
-    target := pgembed._search_target(row_type, coalesce(embeddings[1], (SELECT min(e.target) FROM pgembed.embedding AS e
+    legs := pgembed._hybrid_embeddings(row_type, words, queries, embeddings);
+    target := pgembed._search_target(row_type, coalesce(legs[1], (SELECT min(e.target) FROM pgembed.embedding AS e
         JOIN pg_catalog.pg_type AS t ON t.typrelid = e.relation WHERE t.oid = row_type)), wide);
-    weights := pgembed._hybrid_weights(weights, legs + (words IS NOT NULL)::integer, legs);
+    item := target.columns;
+    source := target.source;
+    shares := pgembed._hybrid_weights(weights, cardinality(legs) + (words IS NOT NULL)::integer, cardinality(legs));
     IF k IS NULL OR k <= 0 OR depth IS NULL OR depth <= 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('%s is a number of rows, at least 1, not %s.', CASE WHEN k > 0 THEN 'depth' ELSE 'k' END,
@@ -81,65 +124,57 @@ BEGIN
             MESSAGE = 'columns, config and words_function are for the words, and there are none.',
             HINT = 'Give words, or leave them out.';
     END IF;
-    conditions := pgembed._hybrid_filters(target.source, filter, filters, params, cardinality(weights));
+    conditions := pgembed._hybrid_filters(source, filter, filters, params, cardinality(shares));
     SELECT string_agg(format('%I AS "hybrid key %s"', name, n), ', ' ORDER BY n) AS named,
         string_agg(format('"hybrid key %s"', n), ', ' ORDER BY n) AS names,
         string_agg(format('%I = "hybrid key %s"', name, n), ' AND ' ORDER BY n) AS joined,
-        string_agg(format('(s.item).%I AS "hybrid key %s"', name, n), ', ' ORDER BY n) AS found,
-        string_agg(format('(s.item).%I', name), ', ' ORDER BY n) AS ordered,
+        string_agg(format('(s.item).%I', name), ', ' ORDER BY n) AS found,
         bool_or(pgembed._is_wide(a.atttypid)) AS wide
     INTO keys
     FROM jsonb_array_elements(pgembed._key_columns(target.relation)) WITH ORDINALITY AS c (key, n)
     CROSS JOIN LATERAL (SELECT c.key ->> 'name' AS name) AS named
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = target.relation AND a.attname = name;
+    joined := keys.joined;
+    names := keys.names;
+    vectors := queries;
 
-    FOR leg IN 1 .. legs LOOP
-        target := pgembed._search_target(row_type, embeddings[leg], wide);
-        IF queries IS NULL OR cardinality(queries) < leg THEN
-            queries := queries || ARRAY[pgembed.encode_text(target.encoder, words)];
+    FOR leg IN 1 .. cardinality(legs) LOOP
+        target := pgembed._search_target(row_type, legs[leg], wide);
+        IF vectors IS NULL OR cardinality(vectors) < leg THEN
+            vectors := vectors || ARRAY[pgembed.encode_text(target.encoder, words)];
         END IF;
-        ctes := ctes || format('"hybrid leg %1$s" AS MATERIALIZED (SELECT %2$s, '
-            'row_number() OVER (ORDER BY s.score DESC, %3$s) AS "hybrid place" FROM pgembed.search(NULL::%4$s, $1[%1$s], '
-            'k => $4, filter => %5$L, params => %6$s, embedding => %7$L, wide => %8$L, exact => %9$L) AS s)',
-            leg, keys.found, keys.ordered, row_type, conditions[leg],
-            CASE WHEN conditions[leg] IS NULL THEN 'NULL' ELSE '$3' END, target.target, keys.wide, exact IS TRUE);
-        parts := parts || CASE method
-            WHEN 'rank' THEN format('SELECT %1$s, %2$s AS leg, $5[%2$s] / (60 + "hybrid place") AS part '
-                'FROM "hybrid leg %2$s"', keys.names, leg)
-            ELSE format('SELECT %1$s, %2$s, $5[%2$s] * (%3$s) FROM %4$s JOIN "hybrid candidate" ON %5$s '
-                'WHERE %6$s AND (%7$s) < ''NaN''', keys.names, leg, format(CASE target.metric
-                    WHEN 'cosine' THEN '1 - (%s)' WHEN 'ip' THEN '-(%s)' ELSE '1 / (1 + (%s))' END, d.distance),
-                target.source || target.side, keys.joined, target.present, d.distance)
-        END
+        PERFORM pgembed._check_query(vectors[leg], source, target.target, target.encoder, target.dim);
+        ctes := concat_ws(', ', ctes, format('"hybrid leg %1$s" (%2$s) AS MATERIALIZED (SELECT %3$s '
+            'FROM pgembed.search(NULL::%4$s, $1[%1$s], k => $4, filter => %5$L, params => %6$s, embedding => %7$L, '
+            'wide => %8$L, exact => %9$L) AS s)', leg, names, keys.found, row_type, conditions[leg],
+            CASE WHEN conditions[leg] IS NULL THEN 'NULL' ELSE '$3' END, target.target, keys.wide, exact IS TRUE));
+        parts := parts || format('SELECT %1$s, %2$s, %3$s, row_number() OVER (ORDER BY %4$s, %1$s) '
+            'FROM %5$s JOIN "hybrid candidate" ON %6$s WHERE %7$s AND (%4$s) < ''NaN''%8$s', names, leg,
+            format(CASE target.metric WHEN 'cosine' THEN '1 - (%s)' WHEN 'ip' THEN '-(%s)' ELSE '1 / (1 + (%s))' END,
+                d.distance), d.distance, source || target.side, joined, target.present,
+            CASE WHEN filters[leg] IS NOT NULL THEN pgembed._filter_condition(source, filters[leg], params) END)
         FROM (SELECT regexp_replace(target.distance, '\$1(::\S+)?$', format('$1[%s]\1', leg)) AS distance) AS d;
     END LOOP;
     IF words IS NOT NULL THEN
-        SELECT w.* INTO matched, wanted, unwanted FROM pgembed._hybrid_words(target.relation, target.source, words,
-            columns, config, words_function, CASE WHEN conditions[legs + 1] IS NULL THEN ''
-                ELSE pgembed._filter_condition(target.source, conditions[legs + 1], params) END,
-            keys.named, keys.names, keys.joined) AS w;
-        ctes := ctes || matched || format('"hybrid leg %1$s" AS MATERIALIZED (SELECT %2$s, '
-            'row_number() OVER (ORDER BY "hybrid score" DESC, %2$s) AS "hybrid place" FROM "hybrid matched" '
-            'ORDER BY "hybrid place" LIMIT $4)', legs + 1, keys.names);
-        parts := parts || CASE method
-            WHEN 'rank' THEN format('SELECT %1$s, %2$s AS leg, $5[%2$s] / (60 + "hybrid place") AS part '
-                'FROM "hybrid leg %2$s"', keys.names, legs + 1)
-            ELSE format('SELECT %1$s, %2$s, $5[%2$s] * "hybrid share" FROM (SELECT *, greatest("hybrid score", 0) '
-                '/ nullif(max("hybrid score") OVER (), 0) AS "hybrid share" FROM "hybrid matched") AS shares '
-                'JOIN "hybrid candidate" USING (%1$s) WHERE "hybrid share" IS NOT NULL', keys.names, legs + 1)
-        END;
+        SELECT w.* INTO matched, wanted, unwanted FROM pgembed._hybrid_words(target.relation, source, words,
+            columns, config, words_function, CASE WHEN conditions[cardinality(shares)] IS NULL THEN ''
+                ELSE pgembed._filter_condition(source, conditions[cardinality(shares)], params) END,
+            keys.named, names, joined) AS w;
+        ctes := concat_ws(', ', ctes, matched, format('"hybrid leg %1$s" AS MATERIALIZED (SELECT %2$s '
+            'FROM "hybrid matched" ORDER BY "hybrid score" DESC, %2$s LIMIT $4)', cardinality(shares), names));
+        parts := parts || format('SELECT %1$s, %2$s, "hybrid share", row_number() OVER (ORDER BY "hybrid score" DESC, '
+            '%1$s) FROM (SELECT *, greatest("hybrid score", 0) / nullif(max("hybrid score") OVER (), 0) '
+            'AS "hybrid share" FROM "hybrid matched") AS shares JOIN "hybrid candidate" USING (%1$s)', names,
+            cardinality(shares));
     END IF;
-    IF method = 'score' THEN
-        ctes := ctes || format('"hybrid candidate" AS MATERIALIZED (%s)', (
-            SELECT string_agg(format('SELECT %s FROM "hybrid leg %s"', keys.names, leg), ' UNION ' ORDER BY leg)
-            FROM generate_series(1, cardinality(weights)) AS leg));
-    END IF;
-    RETURN QUERY EXECUTE format('WITH %1$s, "hybrid fused" AS (SELECT %2$s, sum(part ORDER BY leg) AS "hybrid score" '
-        'FROM (%3$s) AS parts (%2$s, leg, part) GROUP BY %2$s ORDER BY "hybrid score" DESC, %2$s LIMIT $2) '
-        'SELECT ROW(%4$s)::%5$s, "hybrid score" FROM "hybrid fused" JOIN %6$s ON %7$s '
-        'ORDER BY "hybrid score" DESC, %2$s', array_to_string(ctes, ', '), keys.names,
-        array_to_string(parts, ' UNION ALL '), target.columns, row_type, target.source, keys.joined)
-        USING queries, k, params, greatest(depth, k), weights, words, wanted, unwanted;
+    ctes := format('WITH %1$s, "hybrid candidate" AS MATERIALIZED (%2$s), "hybrid part" AS (SELECT *, %3$s AS part '
+        'FROM (%4$s) AS parts (%5$s, leg, similarity, place)), "hybrid fused" AS (SELECT %5$s, '
+        'sum(part ORDER BY leg) AS "hybrid score" FROM "hybrid part" WHERE part IS NOT NULL GROUP BY %5$s '
+        'ORDER BY "hybrid score" DESC, %5$s LIMIT $2)', ctes,
+        (SELECT string_agg(format('SELECT %s FROM "hybrid leg %s"', names, leg), ' UNION ' ORDER BY leg)
+            FROM generate_series(1, cardinality(shares)) AS leg),
+        CASE method WHEN 'rank' THEN '$5[leg] / (60 + place)' ELSE '$5[leg] * similarity' END,
+        array_to_string(parts, ' UNION ALL '), names);
 END
 $$;
 

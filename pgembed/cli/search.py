@@ -18,8 +18,12 @@ from pgembed.cli.keys import key_of
 from pgembed.cli.output import console, errors, print_json, print_table
 
 if TYPE_CHECKING:
-    from pgembed.building import Query
+    from collections.abc import Mapping, Sequence
+
+    from pgembed.explaining import Explanation
     from pgembed.inputs import Expression
+
+SCORE_DIGITS = 3
 
 
 class Method(StrEnum):
@@ -38,6 +42,7 @@ class Method(StrEnum):
         'pgembed search product --image dress.jpg --to "in red" --was "in blue" --by recolour',
         "pgembed search product --query query.json",
         'pgembed search product "a red shoe" --minus "in blue" --where "price < 50" --explain',
+        'pgembed search product "red shoe" --words --explain --recall',
     )
 )
 @loads_encoders
@@ -95,6 +100,12 @@ def search(
     explain: Annotated[
         bool, typer.Option("--explain", help="Tell how the rows were found, and what each part of the query gave.")
     ] = False,
+    recall: Annotated[
+        bool, typer.Option("--recall", help="With --explain: also compare all rows, and tell how many were found.")
+    ] = False,
+    inputs: Annotated[
+        bool, typer.Option("--inputs", help="With --explain: encode each row's inputs apart; tell what each gave.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Search a table by words and pictures; --minus takes something out: this picture, but not in blue."""
@@ -111,32 +122,20 @@ def search(
     with database() as db:
         if by_words and not words:
             raise WrongUsage("--words looks for words, and there are none.", 'Give some: "red shoe" --words')
-        if by_words and (sql or explain or contact_sheet is not None):
-            raise WrongUsage("--words gives rows, not --sql, --explain or --contact-sheet.", "Leave one of them out.")
+        if (recall or inputs) and not explain:
+            raise WrongUsage(f"{'--recall' if recall else '--inputs'} tells more of --explain.", "Give --explain too.")
         asked = db.query(table).near(query, embedding=target).limit(limit)
         asked = asked.where(where) if where is not None else asked
         asked = asked.select(*column) if column else asked
         asked = asked.exact() if exact else asked
+        asked = asked.hybrid(words).fuse(method.value) if by_words and words else asked
         if sql:
             sys.stdout.write(asked.compile().as_string() + "\n")
             return
         if explain:
-            _print_explained(asked, as_json=as_json)
+            _print_explained(asked.explain(recall=recall, inputs=inputs), as_json=as_json)
             return
-        if by_words:
-            fused = db.hybrid(
-                table,
-                words,
-                query=query,
-                embedding=target,
-                where=where,
-                limit=limit,
-                columns=column,
-                method=method.value,
-                exact=exact,
-            )
-            rows = [dict(row) for row in fused]
-        elif contact_sheet is None:
+        if contact_sheet is None:
             rows = [dict(row) for row in asked]
         else:
             from pgembed.cli.sheet import search_with_sheet
@@ -158,15 +157,15 @@ def search(
         errors.print(f"Contact sheet: {contact_sheet}", markup=False, soft_wrap=True)
 
 
-def _print_explained(asked: Query, *, as_json: bool) -> None:
-    how = asked.explain()
+def _print_explained(how: Explanation, *, as_json: bool) -> None:
+    """Rows with what gave each its score beside it, then how they were found."""
     rows = [dict(row) for row in how.rows]
     if as_json:
         print_json({**how.facts(), "found": rows})
         return
     if rows:
-        _print_rows(rows)
-    console.print(f"\n{how}", markup=False, highlight=False, soft_wrap=True)
+        _print_rows(rows, beside=how.cells(), digits=4 if how.method == "rank" else 3)
+    console.print(f"\n{how.summary()}\n\n{how.postgres}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _composed(
@@ -231,18 +230,24 @@ def _from_file(path: Path) -> Expression:
     return from_json(text, paths=True)
 
 
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    """The score first; on a terminal one line a row, each value cut to its share of the width."""
-    names = ["score", *(name for name in rows[0] if name != "score")]
+def _print_rows(
+    rows: list[dict[str, Any]], beside: Mapping[str, Sequence[str]] | None = None, digits: int = SCORE_DIGITS
+) -> None:
+    """The score first, then what is told ``beside`` it; on a terminal one line a row, each value cut to its share of
+    the width."""
+    beside = beside or {}
+    names = [name for name in rows[0] if name != "score"]
     numbers = [name for name in names if all(isinstance(row[name], int | float | Decimal | None) for row in rows)]
-    print_table(names, [[_short(name, row[name]) for name in names] for row in rows], right=numbers, cut=True)
+    table = [
+        [f"{row['score']:.{digits}f}", *(cells[n] for cells in beside.values()), *(_short(row[name]) for name in names)]
+        for n, row in enumerate(rows)
+    ]
+    print_table(["score", *beside, *names], table, right=["score", *beside, *numbers], cut=True)
 
 
-def _short(name: str, value: Any) -> str | None:  # noqa: ANN401
+def _short(value: Any) -> str | None:  # noqa: ANN401
     if value is None:
         return None
-    if name == "score":
-        return f"{value:.3f}"
     if isinstance(value, datetime):
         return value.isoformat(" ", "seconds")
     return " ".join(str(value).split())

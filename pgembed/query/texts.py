@@ -69,9 +69,9 @@ class Texts:
 
     def __init__(self, target: Target, shape: Shape) -> None:
         self._target, self._shape, self._named = target, shape, shape.named
-        chosen = _chosen(target, shape.columns, shape.wide)
-        self.columns = columns = tuple(item.name for item in chosen)
-        read = {item.name: item.sql or self._own(item.name) for item in chosen}
+        wanted = chosen(target, shape.columns, shape.wide)
+        self.columns = columns = tuple(item.name for item in wanted)
+        read = {item.name: item.sql or self._own(item.name) for item in wanted}
         for key in target.keys:
             if read.setdefault(key, self._own(key)) != self._own(key):
                 raise InvalidQuery(f"The key column {key!r} names pages; it cannot be the name of an expression.")
@@ -323,19 +323,22 @@ class Chosen(NamedTuple):
     sql: sql.Composable | None = None
 
 
-def _chosen(target: Target, columns: Sequence[str] | None, wide: bool) -> list[Chosen]:
+def chosen(target: Target, columns: Sequence[str] | None, wide: bool) -> list[Chosen]:
+    """What rows hold beside their score. Raises InvalidQuery for a column that is not there."""
+    if isinstance(columns, str):
+        raise InvalidQuery(f"columns is a list of names, not {columns!r}.", f"Write columns=[{columns!r}].")
     if columns is None:
         return [Chosen(column.name) for column in target.columns if wide or not column.wide]
     there = {column.name for column in target.columns}
-    chosen: dict[str, Chosen] = {}
+    found: dict[str, Chosen] = {}
     unknown: list[str] = []
     for column in columns:
         if column in there:
-            chosen.setdefault(column, Chosen(column))
+            found.setdefault(column, Chosen(column))
         elif named := _NAMED_EXPRESSION.fullmatch(column):
             expression = _sql("(", check_condition(named["expression"], has_params=False, what="expression"), ")")
             name = named["name"][1:-1].replace('""', '"') if named["name"][0] == '"' else named["name"].lower()
-            chosen.setdefault(name, Chosen(name, expression))
+            found.setdefault(name, Chosen(name, expression))
         else:
             unknown.append(column)
     if unknown:
@@ -344,7 +347,7 @@ def _chosen(target: Target, columns: Sequence[str] | None, wide: bool) -> list[C
             f"Its columns: {', '.join(column.name for column in target.columns)}. An expression has a name:"
             " 'price * 2 AS double'.",
         )
-    return list(chosen.values())
+    return list(found.values())
 
 
 def check_condition(text: str, *, has_params: bool, what: str = "filter") -> sql.SQL:

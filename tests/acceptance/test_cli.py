@@ -112,13 +112,35 @@ def test_search_by_picture_with_a_filter_and_a_percent_sign(shop: Cli) -> None:
 
 def test_search_explains_how_rows_were_found(shop: Cli) -> None:
     ask = ["search", "product", "a bird", "--minus", "a dog", "--where", "price < 3", "--explain"]
-    said = shop(*ask)
-    assert "rows in" in said
-    assert "Text('a bird') +" in said
-    found = json.loads(shop(*ask, "--json"))
-    assert found["plan"] == "exact"
+    head, *rows = shop(*ask).splitlines()
+    assert re.split(r" {2,}", head.strip()) == ["score", "Text('a bird')", "Text('a dog')", "id", "title", "price"]
+    assert re.match(r"[-.0-9]+ +[+-]0\.\d{3} +[+-]0\.\d{3} +\d ", rows[0])
+    assert any("rows in" in line for line in rows)
+    found = json.loads(shop(*ask, "--json", "--recall"))
+    assert (found["plan"], found["recall"]) == ("exact", 1)
     for row, parts in zip(found["found"], found["parts"], strict=True):
         assert sum(part["share"] for part in parts) == pytest.approx(row["score"], abs=1e-5)
+
+
+def test_search_by_words_explains_each_leg(shop: Cli) -> None:
+    ask = ["search", "product", "panda", "--words", "--limit", "3", "--explain", "--recall", "--column", "title"]
+    said = shop(*ask)
+    assert re.split(r" {2,}", said.splitlines()[0].strip()) == ["score", "embedding", "words", "in common", "title"]
+    assert re.search(r"^0\.0\d{3} +1\. \(\S+\) +1\. \(1\.000\) +panda +panda", said, re.MULTILINE)
+    assert "2 legs fused by rank." in said
+    assert "Recall: 100%" in said
+    found = json.loads(shop(*ask, "--json"))
+    assert [leg["name"] for leg in found["legs"]] == ["embedding", "words"]
+    assert found["words"][0] == ["panda"]
+    assert "pgembed.hybrid(" in shop("search", "product", "panda", "--words", "--sql")
+    assert "Give --explain too." in shop("search", "product", "panda", "--recall", fails=2)
+
+
+def test_search_tells_what_the_inputs_of_rows_gave(shop: Cli) -> None:
+    shop("attach", "product", "joint", "--encoder", "shop", "--image", "photo", "--text", "title")
+    shop("worker", "--until-idle")
+    said = shop("search", "product", "panda", "--embedding", "joint", "--explain", "--inputs", "--column", "title")
+    assert re.split(r" {2,}", said.splitlines()[0].strip()) == ["score", "its image", "its text", "title"]
 
 
 def test_search_writes_contact_sheets(shop: Cli, tmp_path: Path) -> None:
@@ -179,8 +201,7 @@ def test_search_by_words_and_their_vectors(shop: Cli) -> None:
         "search", "product", "panda", "--words", "--method", "score", "--where", "title <> 'panda'", "--json"
     )
     assert json.loads(by_score)[0]["title"] != "panda"
-    for wrong in (["--like", "1", "--words"], ["panda", "--words", "--sql"]):
-        assert "--words" in shop("search", "product", *wrong, fails=2)
+    assert "--words" in shop("search", "product", "--like", "1", "--words", fails=2)
 
 
 def test_search_prints_a_statement_that_runs_anywhere(shop: Cli, database: psycopg.Connection) -> None:

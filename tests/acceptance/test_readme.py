@@ -171,7 +171,8 @@ def test_every_block_of_the_page_on_hybrid_search_works(database_dsn: str, tmp_p
     page = (ROOT / "docs" / "hybrid.md").read_text(encoding="utf-8")
     reader = reader_of_lite(database_dsn, tmp_path, models)
     printed = [reader.run(kind, block) for kind, block in BLOCK.findall(page)]
-    assert reader.ran == {"bash": 2, "sql": 5, "python": 2}
+    assert reader.ran == {"bash": 2, "sql": 5, "python": 3}
+    assert any("2 legs fused by score." in part for part in printed)
     assert any(re.search(r"\[\(\d+, [\d.]+\)", part) for part in printed)
 
 
@@ -203,14 +204,18 @@ def test_every_block_of_the_page_on_evaluation_works(database_dsn: str, tmp_path
 def test_every_block_of_the_page_on_searching_works(database_dsn: str, tmp_path: Path, models: Path) -> None:
     page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
     reader = reader_of_lite(database_dsn, tmp_path, models)
-    steps, _, pages, calibrated, explained = (reader.run(kind, block) for kind, block in BLOCK.findall(page))
+    printed = [reader.run(kind, block) for kind, block in BLOCK.findall(page)]
+    steps, _, _, several, pages, calibrated, explained, _ = printed
     assert len(steps.splitlines()) == 6
+    assert len(several.splitlines()) == 5
     shown = [int(row) for row in re.findall(r"\d+", pages)]
     assert len(shown) == len(set(shown)) == len(PICTURES) - 4
     score, answered = map(float, calibrated.split()[:2])
     assert 0 < score < 1
     assert answered in {0, 1}
     assert "comparing all matching rows" in explained
+    assert "Recall: 100%" in explained
+    assert "its image" in explained
 
 
 def test_every_block_of_the_page_on_composed_queries_works(database_dsn: str, tmp_path: Path, models: Path) -> None:

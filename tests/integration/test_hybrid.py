@@ -74,9 +74,11 @@ def ordered(leg: Leg) -> list[Key]:
 
 
 def by_rank(legs: Sequence[Leg], weights: Sequence[float], depth: int) -> Leg:
+    """Every candidate has its place in every leg that it has a score in, among the candidates."""
     fused: Leg = {}
+    candidates = {key for leg in legs for key in ordered(leg)[:depth]}
     for leg, weight in zip(legs, weights, strict=True):
-        for place, key in enumerate(ordered(leg)[:depth], start=1):
+        for place, key in enumerate([key for key in ordered(leg) if key in candidates], start=1):
             fused[key] = fused.get(key, 0.0) + weight / (60 + place)
     return fused
 

@@ -24,6 +24,7 @@ LAYERS = (
     {"media", "encoders", "query", "rerank"},
     {"composers"},
     {
+        "asked",
         "catalog",
         "composing",
         "connections",
@@ -36,6 +37,7 @@ LAYERS = (
         "building",
         "calibration",
         "explaining",
+        "input_shares",
         "sampling",
         "schema",
         "searching",
