@@ -1,8 +1,9 @@
 """What a search costs in a model of SQLAlchemy's over the same SQL written by hand, in the same library.
 
-Peer: the statement that pgvector's documentation shows, as ``text()``, in the same Session. Rows: those of
-query_overhead, 512 dimensions under an HNSW index. The forms take turns, so that whatever slows the machine slows them
-all.
+Peers: the statement that pgvector's documentation shows, as ``text()``, in the same Session, and the comparator of
+pgvector-python on the same model, which tells what SQLAlchemy itself takes for a statement that is built. Rows: those
+of query_overhead, 512 dimensions under an HNSW index. The forms take turns, so that whatever slows the machine slows
+them all.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ def main() -> int:
     )
     return report.finish(
         Figure("sqlalchemy_rows", p50(times["columns, by a model"]) / p50(times["columns, by hand"]), 1.10),
+        Figure(
+            "beside_pgvector", p50(times["columns, by a model"]) / p50(times["columns, by pgvector's comparator"]), 1.10
+        ),
         Figure("sqlalchemy_objects", p50(times["objects, by a model"]) / p50(times["objects, by hand"]), 1.10),
     )
 
@@ -85,8 +89,14 @@ def measure(engine: Engine, queries: NDArray[np.float32], rounds: int) -> dict[s
         near = Product.embedding.distance(expressions[n])
         return session.scalars(select(Product).order_by(near).limit(10)).all()
 
+    def peer(session: Session, n: int) -> Any:  # noqa: ANN401
+        near = Product.embedding.cosine_distance(queries[n])
+        found = select(Product.id, Product.title, Product.price, (1 - near).label("score"))
+        return session.execute(found.order_by(near).limit(10)).all()
+
     calls: dict[str, Callable[[Session, int], Any]] = {
         "columns, by hand": lambda session, n: session.execute(HAND, {"query": texts[n]}).all(),
+        "columns, by pgvector's comparator": peer,
         "columns, by a model": columns,
         "objects, by hand": lambda session, n: session.scalars(
             select(Product).from_statement(WHOLE), {"query": texts[n]}

@@ -181,8 +181,9 @@ def test_an_encoder_that_is_not_allowed_is_not_loaded(enemy: Enemy, case: str) -
     enemy.run(sentence)
     enemy.assert_nothing_was_harmed()
     assert enemy.encoded("product") == 0
-    assert len(enemy.told()) == 1
-    assert re.search(sentence, enemy.told()[0])
+    told = enemy.told()
+    assert 1 <= len(told) <= 3  # once a try, and it waits before the next
+    assert all(re.search(sentence, line) for line in told)
     assert enemy.conn.execute("SELECT queued FROM pgembed.status WHERE id = 1").fetchone() == (2,)
     enemy.conn.execute("DELETE FROM pgembed.change_1; DELETE FROM pgembed.job_1")
 
