@@ -60,6 +60,7 @@ class Asked:
     limit: int = 10
     least: float | None = None
     after: str | None = None
+    weights: Mapping[str, float] | None = None
     rerank: Rerank | None = field(default=None, compare=False)
     depth: int = 0
 
@@ -80,6 +81,7 @@ class Asked:
         return {
             "embedding": self.embedding, "where": where or None, "params": self.params, "limit": self.limit,
             "columns": self.columns, "wide": self.wide, "exact": self.exact, "joins": self.joins, "joined": self.joined,
+            "weights": self.weights,
         } | more  # fmt: skip
 
     def good(self, rows: list[SearchRow]) -> list[SearchRow]:
@@ -92,7 +94,7 @@ class Asked:
         contents = [(getattr(one, "content", None), repr(getattr(one, "mask", None))) for one in inputs]
         parts = (
             self.table, repr(self.query), contents, self.embedding, self.wheres, repr(self.params), self.joins,
-            repr(self.joined),
+            repr(self.joined), self.weights and sorted(self.weights.items()),
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
@@ -142,6 +144,11 @@ class Building:
         if not isinstance(query, Expression):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidQuery(f"A query is near to a Text, an Image or the like, not {query!r}.", 'Write Text("…").')
         return self._with(query=query, embedding=embedding)
+
+    def weighing(self, **weights: float) -> Self:
+        """Count the inputs of a row by these weights, ``.weighing(text=0.3, image=0.7)``, in an embedding with fusion
+        ``"concat"``; one that is not named counts nothing."""
+        return self._with(weights=weights)
 
     def where(self, condition: str, *params: Any, **named: Any) -> Self:  # noqa: ANN401
         """Only rows that match this SQL condition too, with psycopg's ``%s`` for ``params``, or ``%(name)s``."""

@@ -127,14 +127,17 @@ class AsyncPgembed:
         stale: str = "keep",
         storage: str = "column",
         mode: str = "queue",
+        fusion: str = "sum",
     ) -> int:
         """See Pgembed.attach."""
         inputs: Mapping[str, InputSpec | None] = {"text": text, "image": image, "screenshot": screenshot}
-        return await self._run(catalog.attach(table, target, encoder, inputs, stale, storage, mode))
+        return await self._run(catalog.attach(table, target, encoder, inputs, stale, storage, mode, fusion))
 
-    async def estimate(self, table: str, target: str, *, encoder: str, **inputs: InputSpec | None) -> Estimate:
+    async def estimate(
+        self, table: str, target: str, *, encoder: str, fusion: str = "sum", **inputs: InputSpec | None
+    ) -> Estimate:
         """See Pgembed.estimate."""
-        return await self._run(estimate(table, target, encoder, inputs, self._searcher.load))
+        return await self._run(estimate(table, target, encoder, inputs, self._searcher.load, fusion))
 
     async def detach(self, table: str, target: str | None = None) -> None:
         """See Pgembed.detach."""
@@ -259,9 +262,12 @@ class AsyncPgembed:
         alpha: float = 0.1,
         embedding: str | None = None,
         where: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> Calibration:
         """See Pgembed.calibrate."""
-        plan = calibrate(self._searcher, table, absent, present, alpha=alpha, embedding=embedding, where=where)
+        plan = calibrate(
+            self._searcher, table, absent, present, alpha=alpha, embedding=embedding, where=where, weights=weights
+        )
         return await self._run(plan)
 
     async def search(
@@ -276,6 +282,7 @@ class AsyncPgembed:
         columns: Sequence[str] | None = None,
         wide: bool = False,
         exact: bool = False,
+        weights: Mapping[str, float] | None = None,
     ) -> list[SearchRow]:
         """See Pgembed.search."""
         plan = self._searcher.search(
@@ -288,6 +295,7 @@ class AsyncPgembed:
             columns=columns,
             wide=wide,
             exact=exact,
+            weights=weights,
         )
         return await self._run(plan)
 

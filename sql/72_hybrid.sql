@@ -98,6 +98,7 @@ BEGIN
         IF queries IS NULL OR cardinality(queries) < leg THEN
             queries := queries || ARRAY[pgembed.encode_text(target.encoder, words)];
         END IF;
+        queries[leg] := pgembed._fitted(queries[leg], target.dim, target.shares);
         ctes := ctes || format('"hybrid leg %1$s" AS MATERIALIZED (SELECT %2$s, '
             'row_number() OVER (ORDER BY s.score DESC, %3$s) AS "hybrid place" FROM pgembed.search(NULL::%4$s, $1[%1$s], '
             'k => $4, filter => %5$L, params => %6$s, embedding => %7$L, wide => %8$L, exact => %9$L) AS s)',
