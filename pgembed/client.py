@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import psycopg
 
@@ -18,7 +18,7 @@ from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
 from pgembed.estimate import Estimate, estimate
 from pgembed.hybrid import Method, Rerank, hybrid
-from pgembed.inputs import Expression
+from pgembed.inputs import Expression, Input
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run
 from pgembed.query import SearchRow
@@ -26,6 +26,10 @@ from pgembed.searching import Searcher
 from pgembed.told import in_own_words
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 WorkMode = Literal["forever", "until_idle", "once"]
@@ -105,6 +109,13 @@ class Pgembed:
     def load_encoder(self, name: str) -> Encoder:
         """The model of a registered encoder, loaded here. Raises EncoderMismatch where it is not the registered one."""
         return self._searcher.load(self.encoder(name))
+
+    def encode(self, name: str, inputs: Sequence[Input]) -> Mapping[Input, NDArray[np.float32]]:
+        """The vectors ``(dim,)`` of texts and pictures by a registered encoder, loaded here, as queries have them.
+
+        Raises EncoderMismatch, MediaError.
+        """
+        return self._searcher.encode(self.encoder(name), inputs)
 
     def test_encoder(
         self, name: str, *, table: str | None = None, embedding: str | None = None, rows: int = 32

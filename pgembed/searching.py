@@ -202,9 +202,9 @@ class Searcher:
             return self._encoders[spec]
 
     def _encoded(self, row: EncoderRow, inputs: Sequence[Input]) -> Plan[Mapping[Input, NDArray[np.float32]]]:
-        return (yield Compute(lambda: self._encode(row, inputs)))
+        return (yield Compute(lambda: self.encode(row, inputs)))
 
-    def _encode(self, row: EncoderRow, inputs: Sequence[Input]) -> Mapping[Input, NDArray[np.float32]]:
+    def encode(self, row: EncoderRow, inputs: Sequence[Input]) -> Mapping[Input, NDArray[np.float32]]:
         """The vectors of texts and pictures, each kind in one call of the model."""
         encoder = self.load(row)
         vectors: dict[Input, NDArray[np.float32]] = {}
