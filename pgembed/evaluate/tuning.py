@@ -290,9 +290,10 @@ def _compared(way: Way, single: Way, metric: str, seed: int) -> Way:
 def _sentence(metric: str, single: Way, chosen: Way, verdict: Verdict) -> str:
     """Whether fusion helps."""
     weights = ", ".join(f"{modality} {weight:g}" for modality, weight in chosen.weights.items())
+    p = f"= {chosen.p:.4f}" if chosen.p >= 0.0001 else "< 0.0001"
     figures = (
         f"on the {len(chosen.values):,} held-out queries {chosen.name.split(',')[0]} ({weights}) has {metric}"
-        f" {chosen.held_out:.4f}, {single.name} {single.held_out:.4f} ({chosen.difference:+.4f}, p = {chosen.p:.4f})"
+        f" {chosen.held_out:.4f}, {single.name} {single.held_out:.4f} ({chosen.difference:+.4f}, p {p})"
     )
     if verdict == "cannot tell":
         return f"Whether fusion helps these queries cannot tell: {figures}."

@@ -4,6 +4,7 @@ either."""
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 import pgembed
 from pgembed import Image, Row, Text, Vector, changed, reject, slerp
+from pgembed.cli.main import main
 from pgembed.encoders import load_encoder
 from pgembed.encoders.composer import ComposerEncoder
 from pgembed.errors import CatalogError, InvalidQuery
@@ -465,3 +467,27 @@ def test_a_catalog_whose_parts_are_not_the_inputs_is_refused_and_stops_no_other(
             with pytest.raises(CatalogError, match="whose parts are not its inputs"):
                 db.work(until_idle=True)
             assert db.search("product", Text("a boat"), embedding="other")[0].id == 1
+
+
+def test_the_command_line_attaches_and_weighs(
+    table: Connection, database_dsn: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: str, fails: int = 0) -> str:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as done:
+            main(["--dsn", database_dsn, *words])
+        out, told = capfd.readouterr()
+        assert (done.value.code or 0) == fails, told
+        return told if fails else out
+
+    attach = ("attach", "product", "e", "--encoder", "lite", "--text", "title", "--fusion", "concat")
+    assert "there is only text" in run(*attach, fails=1)
+    assert "there is only text" in run(*attach, "--dry-run", fails=1)
+    run(*attach, "--image", "photo")
+    table.execute("INSERT INTO product (id, title) VALUES (1, 'a red boat'), (2, 'a dog')")
+    table.execute("INSERT INTO product (id, photo) VALUES (3, %s)", [PHOTOS[0].read_bytes()])
+    run("worker", "--until-idle")
+    found = json.loads(run("search", "product", "a dog", "--input-weight", "text=1", "--json"))
+    assert [row["id"] for row in found][:2] == [2, 1]
+    assert "is not NAME=NUMBER" in run("search", "product", "a dog", "--input-weight", "text", fails=2)
+    assert "has no input title" in run("search", "product", "a dog", "--input-weight", "title=1", fails=1)
