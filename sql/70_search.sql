@@ -213,7 +213,8 @@ DECLARE
 BEGIN
     SELECT t.typrelid INTO relation FROM pg_catalog.pg_type AS t WHERE t.oid = row_type;
     SELECT e.target, m.name, m.space, pgembed._metric(m.metric, e.fusion), pgembed._wide_dim(m.dim, e.fusion),
-        pgembed._shares(e.inputs, e.fusion), e.key_columns, e.id, e.storage, e.side, count(*) OVER ()
+        CASE WHEN e.fusion IS NOT NULL THEN pgembed._shares(e.inputs, e.fusion) END, e.key_columns, e.id, e.storage,
+        e.side, count(*) OVER ()
     INTO target, encoder, space, metric, dim, shares, key_columns, found_embedding.id, found_embedding.storage,
         found_embedding.side, embeddings
     FROM pgembed.embedding AS e
@@ -222,7 +223,7 @@ BEGIN
         AND (_search_target.embedding IS NULL OR e.target = _search_target.embedding);
     IF embeddings IS NULL THEN -- restored from a dump, and oids not yet resolved again
         SELECT e.target, m.name, m.space, pgembed._metric(m.metric, e.fusion), pgembed._wide_dim(m.dim, e.fusion),
-            pgembed._shares(e.inputs, e.fusion), e.id, e.storage,
+            CASE WHEN e.fusion IS NOT NULL THEN pgembed._shares(e.inputs, e.fusion) END, e.id, e.storage,
             CASE e.storage WHEN 'side' THEN pgembed._side_of(e, c.oid) END, count(*) OVER ()
         INTO target, encoder, space, metric, dim, shares, found_embedding.id, found_embedding.storage,
             found_embedding.side, embeddings
