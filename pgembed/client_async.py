@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pgembed import catalog, sampling, schema
 from pgembed.building import Asked, AsyncQuery
@@ -17,7 +17,7 @@ from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
 from pgembed.estimate import Estimate, estimate
 from pgembed.hybrid import Method, Rerank, hybrid
-from pgembed.inputs import Expression
+from pgembed.inputs import Expression, Input
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run_async
 from pgembed.query import SearchRow
@@ -25,6 +25,10 @@ from pgembed.searching import Searcher
 from pgembed.told import in_own_words
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -94,6 +98,10 @@ class AsyncPgembed:
     async def load_encoder(self, name: str) -> Encoder:
         """See Pgembed.load_encoder."""
         return await asyncio.to_thread(self._searcher.load, await self.encoder(name))
+
+    async def encode(self, name: str, inputs: Sequence[Input]) -> Mapping[Input, NDArray[np.float32]]:
+        """See Pgembed.encode."""
+        return await asyncio.to_thread(self._searcher.encode, await self.encoder(name), inputs)
 
     async def test_encoder(
         self, name: str, *, table: str | None = None, embedding: str | None = None, rows: int = 32

@@ -322,6 +322,7 @@ def test_the_statement_is_for_any_connection(shop: Shop) -> None:
 def test_asyncio_does_the_same(shop: Shop) -> None:
     async def ask() -> dict[int, float]:
         async with pgembed.connect_async(shop.dsn) as db:
+            assert np.allclose((await db.encode("shop", [RED]))[RED], text_of("red"), atol=1e-6)
             rows = await db.search("product", RED, limit=100, exact=True, weights={"image": 1})
             return {row.id: row.score for row in rows}
 
