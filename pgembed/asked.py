@@ -72,6 +72,7 @@ class Asked:
     limit: int = 10
     least: float | None = None
     after: str | None = None
+    input_weights: Mapping[str, float] | None = None
     rerank: Rerank | None = field(default=None, compare=False)
     depth: int = 0
 
@@ -98,6 +99,11 @@ class Asked:
             raise InvalidQuery(
                 f"at_least({self.least:g}) is for scores, and fused by rank a score only tells the place.",
                 'Fuse by score, .fuse("score"), or leave at_least out.',
+            )
+        if self.input_weights is not None:
+            raise InvalidQuery(
+                "weighing is for a query to one embedding, and this one has several legs.",
+                "Attach the inputs apart, and give each near a weight.",
             )
         words = self.words
         options = self.options()
@@ -132,6 +138,7 @@ class Asked:
             "embedding": self.nears[0].embedding if self.nears else None,
             "where": where or None, "params": self.params, "limit": self.limit,
             "columns": self.columns, "wide": self.wide, "exact": self.exact, "joins": self.joins, "joined": self.joined,
+            "weights": self.input_weights,
         } | more  # fmt: skip
 
     def good(self, rows: list[SearchRow]) -> list[SearchRow]:
@@ -146,6 +153,7 @@ class Asked:
         parts = (
             self.table, repr(near and near.query), contents, near and near.embedding, self.wheres,
             repr(self.params), self.joins, repr(self.joined),
+            self.input_weights and sorted(self.input_weights.items()),
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 

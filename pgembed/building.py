@@ -80,6 +80,11 @@ class Building:
             raise InvalidQuery(f"depth is a number of rows, at least 1, not {depth!r}.", "For example depth=100.")
         return self._with(method=method, fused_depth=depth)
 
+    def weighing(self, **weights: float) -> Self:
+        """Count the inputs of a row by these weights, ``.weighing(text=0.3, image=0.7)``, in an embedding with fusion
+        ``"concat"``; one that is not named counts nothing."""
+        return self._with(input_weights=weights)
+
     def where(self, condition: str, *params: Any, **named: Any) -> Self:  # noqa: ANN401
         """Only rows that match this SQL condition too, with psycopg's ``%s`` for ``params``, or ``%(name)s``."""
         check_condition(condition, has_params=bool(params or named))  # by itself, before it stands beside others

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pgembed.errors import InvalidInput
@@ -32,6 +32,7 @@ def calibrate(
     alpha: float,
     embedding: str | None,
     where: str | None,
+    weights: Mapping[str, float] | None = None,
 ) -> Plan[Calibration]:
     """The lowest score that a query like the ``absent`` reaches with a probability of at most ``alpha``.
 
@@ -47,18 +48,25 @@ def calibrate(
             f"{len(absent)} queries without an answer are too few for an alpha of {alpha:g}.",
             f"Give {math.ceil(1 / alpha) - 1} or more, or a larger alpha.",
         )
-    without = yield from _best(searcher, table, absent, embedding, where)
-    having = yield from _best(searcher, table, present, embedding, where)
+    without = yield from _best(searcher, table, absent, embedding, where, weights)
+    having = yield from _best(searcher, table, present, embedding, where, weights)
     score = math.nextafter(without[rank - 1], math.inf)
     answered = sum(best >= score for best in having) / len(having) if having else None
     return Calibration(score, answered, tuple(without), tuple(having))
 
 
 def _best(
-    searcher: Searcher, table: str, queries: Sequence[Expression], embedding: str | None, where: str | None
+    searcher: Searcher,
+    table: str,
+    queries: Sequence[Expression],
+    embedding: str | None,
+    where: str | None,
+    weights: Mapping[str, float] | None,
 ) -> Plan[list[float]]:
     found: list[float] = []
     for query in queries:
-        rows = yield from searcher.search(table, query, embedding=embedding, where=where, limit=1, columns=[])
+        rows = yield from searcher.search(
+            table, query, embedding=embedding, where=where, limit=1, columns=[], weights=weights
+        )
         found.append(rows[0].score if rows else -math.inf)
     return sorted(found)

@@ -171,7 +171,14 @@ def remove_encoder(name: str) -> Plan[None]:
 
 
 def attach(
-    table: str, target: str, encoder: str, inputs: Mapping[str, InputSpec | None], stale: str, storage: str, mode: str
+    table: str,
+    target: str,
+    encoder: str,
+    inputs: Mapping[str, InputSpec | None],
+    stale: str,
+    storage: str,
+    mode: str,
+    fusion: str,
 ) -> Plan[int]:
     """Attach an embedding; returns its id."""
     given = {modality: value for modality, value in inputs.items() if value is not None}
@@ -181,8 +188,8 @@ def attach(
             "Give text='{title}', image='photo' or screenshot='page'.",
         )
     rows = yield Call(
-        sql.SQL("SELECT pgembed.attach(%s::regclass, %s, %s, %s, %s, %s, %s) AS id"),
-        [table, target, encoder, Jsonb(given), stale, storage, mode],
+        sql.SQL("SELECT pgembed.attach(%s::regclass, %s, %s, %s, %s, %s, %s, %s) AS id"),
+        [table, target, encoder, Jsonb(given), stale, storage, mode, fusion],
     )
     return int(rows[0]["id"])
 

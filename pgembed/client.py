@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import psycopg
 
@@ -18,7 +18,7 @@ from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
 from pgembed.estimate import Estimate, estimate
 from pgembed.hybrid import Fused, Method, Rerank, hybrid
-from pgembed.inputs import Expression
+from pgembed.inputs import Expression, Input
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run
 from pgembed.query import SearchRow
@@ -26,6 +26,10 @@ from pgembed.searching import Searcher
 from pgembed.told import in_own_words
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 WorkMode = Literal["forever", "until_idle", "once"]
@@ -106,6 +110,13 @@ class Pgembed:
         """The model of a registered encoder, loaded here. Raises EncoderMismatch where it is not the registered one."""
         return self._searcher.load(self.encoder(name))
 
+    def encode(self, name: str, inputs: Sequence[Input]) -> Mapping[Input, NDArray[np.float32]]:
+        """The vectors ``(dim,)`` of texts and pictures by a registered encoder, loaded here, as queries have them.
+
+        Raises EncoderMismatch, MediaError.
+        """
+        return self._searcher.encode(self.encoder(name), inputs)
+
     def test_encoder(
         self, name: str, *, table: str | None = None, embedding: str | None = None, rows: int = 32
     ) -> EncoderReport:
@@ -138,6 +149,7 @@ class Pgembed:
         stale: str = "keep",
         storage: str = "column",
         mode: str = "queue",
+        fusion: str = "sum",
     ) -> int:
         """Attach an embedding: make a place for its vectors and keep them true; returns the embedding's id.
 
@@ -146,17 +158,22 @@ class Pgembed:
         ``mode`` is ``"queue"``, where workers encode, or for texts of an encoder with a static text side ``"instant"``:
         a row then has its vector in the transaction that writes it.
 
+        ``fusion`` of several inputs is ``"sum"``, by their weights, or ``"concat"``: side by side, in a vector as many
+        times as wide, so that a query may say how much each counts.
+
         ``text`` is a column or a template (``"{title}. {body}"``), ``image`` and ``screenshot`` a bytea column, an oid
         column of large objects, or ``{"column": "photo", "as": "path"}`` (or ``"url"``) for a text column; an array of
         any of these is a list, with the mean of its parts. A mapping may give a ``weight`` too.
         Raises CatalogError where the table, its columns or the encoder do not fit; nothing is changed then.
         """
         inputs = {"text": text, "image": image, "screenshot": screenshot}
-        return self._run(catalog.attach(table, target, encoder, inputs, stale, storage, mode))
+        return self._run(catalog.attach(table, target, encoder, inputs, stale, storage, mode, fusion))
 
-    def estimate(self, table: str, target: str, *, encoder: str, **inputs: InputSpec | None) -> Estimate:
+    def estimate(
+        self, table: str, target: str, *, encoder: str, fusion: str = "sum", **inputs: InputSpec | None
+    ) -> Estimate:
         """What ``attach`` with these arguments would come to; nothing is changed. Refuses what attach refuses."""
-        return self._run(estimate(table, target, encoder, inputs, self._searcher.load))
+        return self._run(estimate(table, target, encoder, inputs, self._searcher.load, fusion))
 
     def detach(self, table: str, target: str | None = None) -> None:
         """Detach an embedding; the table is as it was before. Raises CatalogError."""
@@ -321,11 +338,14 @@ class Pgembed:
         alpha: float = 0.1,
         embedding: str | None = None,
         where: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> Calibration:
         """From which score on a row is an answer, for ``db.query(…).at_least(score)``: of new queries like ``absent``,
         to which the table has none, at most the share ``alpha`` will be given one. ``present`` are queries that have
         one, of which it tells how many keep it. Raises InvalidInput where there are too few queries for alpha."""
-        plan = calibrate(self._searcher, table, absent, present, alpha=alpha, embedding=embedding, where=where)
+        plan = calibrate(
+            self._searcher, table, absent, present, alpha=alpha, embedding=embedding, where=where, weights=weights
+        )
         return self._run(plan)
 
     def search(
@@ -340,12 +360,15 @@ class Pgembed:
         columns: Sequence[str] | None = None,
         wide: bool = False,
         exact: bool = False,
+        weights: Mapping[str, float] | None = None,
     ) -> list[SearchRow]:
         """The ``limit`` rows nearest to a query, best first: ``row.score``, ``row.id``, ``row.title``, …
 
         ``where`` is SQL on the table's columns with psycopg's ``%s`` or ``%(name)s`` for ``params``; as many rows come
         back as match, up to ``limit``. ``columns`` chooses what is read; without it all but bytea and vector columns,
-        and those too where ``wide``. ``exact`` uses no vector index. Raises InvalidQuery, CatalogError, MediaError.
+        and those too where ``wide``. ``exact`` uses no vector index. ``weights`` say how much each input of a row
+        counts, ``{"text": 0.3, "image": 0.7}``, in an embedding with fusion ``"concat"``. Raises InvalidQuery,
+        CatalogError, MediaError.
         """
         plan = self._searcher.search(
             table,
@@ -357,6 +380,7 @@ class Pgembed:
             columns=columns,
             wide=wide,
             exact=exact,
+            weights=weights,
         )
         return self._run(plan)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pgembed import catalog, sampling, schema
 from pgembed.building import Asked, AsyncQuery
@@ -17,7 +17,7 @@ from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
 from pgembed.estimate import Estimate, estimate
 from pgembed.hybrid import Fused, Method, Rerank, hybrid
-from pgembed.inputs import Expression
+from pgembed.inputs import Expression, Input
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run_async
 from pgembed.query import SearchRow
@@ -25,6 +25,10 @@ from pgembed.searching import Searcher
 from pgembed.told import in_own_words
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -95,6 +99,10 @@ class AsyncPgembed:
         """See Pgembed.load_encoder."""
         return await asyncio.to_thread(self._searcher.load, await self.encoder(name))
 
+    async def encode(self, name: str, inputs: Sequence[Input]) -> Mapping[Input, NDArray[np.float32]]:
+        """See Pgembed.encode."""
+        return await asyncio.to_thread(self._searcher.encode, await self.encoder(name), inputs)
+
     async def test_encoder(
         self, name: str, *, table: str | None = None, embedding: str | None = None, rows: int = 32
     ) -> EncoderReport:
@@ -127,14 +135,17 @@ class AsyncPgembed:
         stale: str = "keep",
         storage: str = "column",
         mode: str = "queue",
+        fusion: str = "sum",
     ) -> int:
         """See Pgembed.attach."""
         inputs: Mapping[str, InputSpec | None] = {"text": text, "image": image, "screenshot": screenshot}
-        return await self._run(catalog.attach(table, target, encoder, inputs, stale, storage, mode))
+        return await self._run(catalog.attach(table, target, encoder, inputs, stale, storage, mode, fusion))
 
-    async def estimate(self, table: str, target: str, *, encoder: str, **inputs: InputSpec | None) -> Estimate:
+    async def estimate(
+        self, table: str, target: str, *, encoder: str, fusion: str = "sum", **inputs: InputSpec | None
+    ) -> Estimate:
         """See Pgembed.estimate."""
-        return await self._run(estimate(table, target, encoder, inputs, self._searcher.load))
+        return await self._run(estimate(table, target, encoder, inputs, self._searcher.load, fusion))
 
     async def detach(self, table: str, target: str | None = None) -> None:
         """See Pgembed.detach."""
@@ -259,9 +270,12 @@ class AsyncPgembed:
         alpha: float = 0.1,
         embedding: str | None = None,
         where: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> Calibration:
         """See Pgembed.calibrate."""
-        plan = calibrate(self._searcher, table, absent, present, alpha=alpha, embedding=embedding, where=where)
+        plan = calibrate(
+            self._searcher, table, absent, present, alpha=alpha, embedding=embedding, where=where, weights=weights
+        )
         return await self._run(plan)
 
     async def search(
@@ -276,6 +290,7 @@ class AsyncPgembed:
         columns: Sequence[str] | None = None,
         wide: bool = False,
         exact: bool = False,
+        weights: Mapping[str, float] | None = None,
     ) -> list[SearchRow]:
         """See Pgembed.search."""
         plan = self._searcher.search(
@@ -288,6 +303,7 @@ class AsyncPgembed:
             columns=columns,
             wide=wide,
             exact=exact,
+            weights=weights,
         )
         return await self._run(plan)
 

@@ -78,6 +78,7 @@ def estimate(
     encoder: str,
     inputs: Mapping[str, InputSpec | None],
     load: Callable[[EncoderRow], Encoder],
+    fusion: str = "sum",
 ) -> Plan[Estimate]:
     """Count what attach with these arguments would bring to the encoder, and how long that takes.
 
@@ -92,7 +93,8 @@ def estimate(
         )
     registered: EncoderRow = yield from catalog.encoder(encoder)
     found = yield Call(
-        sql.SQL("SELECT * FROM pgembed.estimate(%s::regclass, %s, %s, %s)"), [table, target, encoder, Jsonb(given)]
+        sql.SQL("SELECT * FROM pgembed.estimate(%s::regclass, %s, %s, %s, fusion => %s)"),
+        [table, target, encoder, Jsonb(given), fusion],
     )
     advice = (yield Call(sql.SQL("SELECT * FROM pgembed.advise_storage(%s::regclass)"), [table]))[0]
     counted: Estimate = yield Compute(lambda: _completed(table, target, registered, found, load))

@@ -11,7 +11,7 @@ from psycopg import sql
 
 from pgembed.hybrid import FusedPlan, run_fused
 from pgembed.input_shares import InputShare, input_shares
-from pgembed.inputs import Expression
+from pgembed.inputs import Expression, Row, Vector
 from pgembed.plans import Call, Plan
 from pgembed.query import PLACE, SearchPlan, SearchRow, quoted, search_row_factory
 from pgembed.rounds import Look, Trace
@@ -261,7 +261,9 @@ def _parts(
     the length is what makes the shares of the best row add up.
     """
     terms = query.terms
-    is_sum = len(terms) > 1 and plan.target.metric == "cosine"
+    # side by side all terms have one length, whatever the weights, but for rows and vectors given
+    even = bool(plan.target.parts) and not any(isinstance(one, Row | Vector) for one in query.inputs)
+    is_sum = len(terms) > 1 and (plan.target.metric == "cosine" or even)
     told = [(repr(term.input), term.weight, term.input) for term in terms] if is_sum else [
         (repr(one), 1.0, one) for one in dict.fromkeys(query.inputs)
     ]  # fmt: skip
@@ -273,7 +275,7 @@ def _parts(
     options: dict[str, Any] = {
         "embedding": plan.target.column, "where": sql.SQL(" OR ").join([sql.SQL("({})").format(one)] * len(keys)),
         "params": [value for key in keys for value in key], "limit": len(keys), "columns": [], "exact": True,
-        "places": True,
+        "places": True, "weights": plan.weights,
     }  # fmt: skip
     similar: list[dict[tuple[Any, ...], float]] = []
     for _, _, term in told:

@@ -17,6 +17,7 @@ from pgembed.composing import holds_change, without_changes
 from pgembed.encoders import Encoder, EncoderPolicy, load_encoder, load_registered
 from pgembed.encoders.composer import ComposerEncoder
 from pgembed.errors import CatalogError, InvalidQuery
+from pgembed.fusing import folded
 from pgembed.inputs import Expression, Image, Input, Row, Screenshot, Text, Vector
 from pgembed.media import MediaPolicy, MediaReader
 from pgembed.plans import Call, Compute, Plan
@@ -48,12 +49,14 @@ TARGET = sql.SQL(
     " 'keys', (SELECT pg_catalog.jsonb_agg(k.side_name ORDER BY k.ordinal) FROM pgembed._side_keys(e) AS k))"
     " FROM pg_catalog.pg_class s JOIN pg_catalog.pg_namespace m ON m.oid = s.relnamespace WHERE s.oid = e.side)"
     " END AS side,"
+    " pgembed._shares(e.inputs, e.fusion) AS shares, e.fusion -> 'parts' AS parts,"
+    " pgembed._metric(o.metric, e.fusion) AS metric_of_vectors,"
     " v.typname = 'halfvec' AS half, graph.rows, graph.usable AS graph, graph.partial"
     " FROM pgembed._embedding(%s::regclass, %s) e JOIN pgembed.encoder o ON o.name = e.encoder"
     " CROSS JOIN LATERAL pgembed._vectors_of(e) AS place"
     " JOIN pg_catalog.pg_attribute va ON va.attrelid = place.relation AND va.attname = place.column_name"
     " JOIN pg_catalog.pg_type v ON v.oid = va.atttypid JOIN pg_catalog.pg_namespace n ON n.oid = v.typnamespace"
-    " CROSS JOIN LATERAL pgembed._graph_of(e, o.metric) AS graph"
+    " CROSS JOIN LATERAL pgembed._graph_of(e, pgembed._metric(o.metric, e.fusion)) AS graph"
 )
 
 
@@ -170,10 +173,10 @@ class Searcher:
             column=row["target"],
             encoder=encoder.name,
             space=encoder.space,
-            dim=encoder.dim,
+            dim=encoder.dim * max(1, len(row["shares"] or ())),
             columns=tuple(Column(column["name"], column["wide"]) for column in row["columns"]),
             keys=tuple(key["name"] for key in row["key_columns"]),
-            metric=encoder.metric,
+            metric=row["metric_of_vectors"],
             static_text=encoder.static_text is not None,
             vector_schema=row["vector_schema"],
             row_security=row["row_security"],
@@ -181,6 +184,7 @@ class Searcher:
             rows=row["rows"],
             graph=row["graph"],
             partial=tuple(row["partial"]),
+            parts=tuple(zip(row["parts"], row["shares"], strict=True)) if row["shares"] else (),
             side=row["side"] and Side(row["side"]["schema"], row["side"]["table"], tuple(row["side"]["keys"])),
         )
         known = _Known(Compiler(target), encoder, time.monotonic())
@@ -196,7 +200,8 @@ class Searcher:
             encoded = (yield from self._encoded(known.encoder, inputs)) if inputs else dict[Input, Any]()
             statement = known.compiler.vectors(queries, encoded)
             row: dict[str, list[float]] = (yield Call(statement.text, statement.values))[0]
-            return [np.array(numbers, dtype=np.float32) for numbers in row.values()]
+            found = [np.array(numbers, dtype=np.float32) for numbers in row.values()]
+            return [folded(vector, target.shares) for vector in found] if target.parts else found
 
         def composer(by: str) -> Plan[ComposerEncoder]:
             if ":" in by:
@@ -207,7 +212,7 @@ class Searcher:
                 found, space = (yield Compute(lambda: self.load(row))), row.space
             if not isinstance(found, ComposerEncoder):
                 raise InvalidQuery(f"'{by}' is an encoder, not a composer.", "Train one: pgembed train composer --help")
-            found.check_target(by, space, target.name, target.encoder, target.space, target.dim)
+            found.check_target(by, space, target.name, target.encoder, target.space, target.encoder_dim)
             return found
 
         return (yield from without_changes(query, target.space, vectors, composer))
@@ -220,9 +225,9 @@ class Searcher:
             return self._encoders[spec]
 
     def _encoded(self, row: EncoderRow, inputs: Sequence[Input]) -> Plan[Mapping[Input, NDArray[np.float32]]]:
-        return (yield Compute(lambda: self._encode(row, inputs)))
+        return (yield Compute(lambda: self.encode(row, inputs)))
 
-    def _encode(self, row: EncoderRow, inputs: Sequence[Input]) -> Mapping[Input, NDArray[np.float32]]:
+    def encode(self, row: EncoderRow, inputs: Sequence[Input]) -> Mapping[Input, NDArray[np.float32]]:
         """The vectors of texts and pictures, each kind in one call of the model."""
         encoder = self.load(row)
         vectors: dict[Input, NDArray[np.float32]] = {}

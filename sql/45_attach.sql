@@ -3,6 +3,7 @@
 
 DROP FUNCTION IF EXISTS pgembed.attach(regclass, text, text, jsonb, text);
 DROP FUNCTION IF EXISTS pgembed.attach(regclass, text, text, jsonb, text, text);
+DROP FUNCTION IF EXISTS pgembed.attach(regclass, text, text, jsonb, text, text, text);
 DROP FUNCTION IF EXISTS pgembed._notice_what_writing_does(regclass);
 DROP FUNCTION IF EXISTS pgembed._notice_what_writing_does(regclass, text);
 
@@ -12,6 +13,7 @@ DROP FUNCTION IF EXISTS pgembed._notice_what_writing_does(regclass, text);
 -- storage  'column' adds a vector column to the table, called target; 'side' makes a table <table>_<target> beside it.
 -- stale    what becomes of the vector of a row whose inputs change, until it is encoded again: 'keep' or 'null'.
 -- mode     'queue' has workers encode; 'instant' encodes texts in the transaction that changes the row, without any.
+-- fusion   'sum' adds the vectors of several inputs by their weights; 'concat' puts them side by side (41_fusion.sql).
 CREATE OR REPLACE FUNCTION pgembed.attach(
     relation regclass,
     target text,
@@ -19,7 +21,8 @@ CREATE OR REPLACE FUNCTION pgembed.attach(
     inputs jsonb,
     stale text DEFAULT 'keep',
     storage text DEFAULT 'column',
-    mode text DEFAULT 'queue'
+    mode text DEFAULT 'queue',
+    fusion text DEFAULT 'sum'
 ) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -28,6 +31,7 @@ AS $$
 DECLARE
     model pgembed.encoder := pgembed._encoder(encoder);
     checked jsonb;
+    fused jsonb;
     keys jsonb;
     space_name text;
     relation_name text;
@@ -52,6 +56,7 @@ BEGIN
             HINT = '''queue'' has workers encode; ''instant'' encodes texts in the transaction that changes the row.';
     END IF;
     checked := pgembed._checked_inputs(relation, model, inputs);
+    fused := pgembed._checked_fusion(model, checked, fusion);
     IF mode = 'instant' THEN
         PERFORM pgembed._check_instant(relation, model, checked, stale, storage);
     END IF;
@@ -65,13 +70,14 @@ BEGIN
     PERFORM pgembed._lock_table(relation);
     PERFORM pgembed._check_target(relation, target, model); -- again: another attach may have been faster
     INSERT INTO pgembed.embedding
-        (schema_name, table_name, relation, target, encoder, inputs, key_columns, stale, storage, mode)
-    VALUES (space_name, relation_name, relation, target, encoder, checked, keys, stale, storage, mode)
+        (schema_name, table_name, relation, target, encoder, inputs, key_columns, stale, storage, mode, fusion)
+    VALUES (space_name, relation_name, relation, target, encoder, checked, keys, stale, storage, mode, fused)
     RETURNING id INTO new_id;
     IF storage = 'side' THEN
-        PERFORM pgembed._create_side(new_id, model.dim);
+        PERFORM pgembed._create_side(new_id, pgembed._wide_dim(model.dim, fused));
     ELSE
-        EXECUTE format('ALTER TABLE %s ADD COLUMN %I @extschema:vector@.vector(%s)', relation, target, model.dim);
+        EXECUTE format('ALTER TABLE %s ADD COLUMN %I @extschema:vector@.vector(%s)', relation, target,
+            pgembed._wide_dim(model.dim, fused));
     END IF;
     PERFORM pgembed._create_queue(new_id, keys);
     PERFORM pgembed._create_triggers(new_id);

@@ -220,7 +220,8 @@ SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relna
         FROM jsonb_array_elements(e.key_columns) WITH ORDINALITY AS k (key, ordinal)
         JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = (key ->> 'attnum')::smallint
     ) AS key_names,
-    o.name AS encoder, o.spec, o.space, o.dim, o.metric, o.normalized, o.fingerprint, o.settings,
+    o.name AS encoder, o.spec, o.space, o.dim,
+    pgembed._metric(o.metric, e.fusion) AS metric, o.normalized, o.fingerprint, o.settings,
     '@extschema:vector@.vector'::text AS vector_type, '@extschema:vector@.vector'::regtype::oid AS vector_oid,
     CASE WHEN s.oid IS NOT NULL THEN (
         SELECT jsonb_build_object('schema', m.nspname, 'table', s.relname,
@@ -231,7 +232,7 @@ SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relna
         SELECT FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = e.target
             AND a.atttypid IN ('@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype))
     THEN format('Table %s has no vector column ''%s''.', c.oid::regclass, e.target) END AS fault,
-    e.mode
+    e.mode, e.fusion
 FROM pgembed.embedding AS e
 JOIN pgembed.encoder AS o ON o.name = e.encoder
 LEFT JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = e.relation AND g.tgname = format('pgembed_%s_update', e.id)

@@ -143,7 +143,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     relation CONSTANT regclass := embedding.relation;
-    dim CONSTANT integer := (pgembed._encoder(embedding.encoder)).dim;
+    dim CONSTANT integer := pgembed._wide_dim((pgembed._encoder(embedding.encoder)).dim, embedding.fusion);
     retype text;
     renamed text;
 BEGIN

@@ -187,7 +187,7 @@ BEGIN
     RETURN pg_catalog.format('CREATE INDEX %s IF NOT EXISTS %I ON %s USING hnsw (%I @extschema:vector@.%s) WITH (m = %s, ef_construction = %s)',
         CASE WHEN partitioned THEN '' ELSE 'CONCURRENTLY' END,
         pgembed._index_name(embedding), vectors.relation::regclass, vectors.column_name,
-        pgembed._operator_class(embedding.encoder), m, ef_construction);
+        pgembed._operator_class(embedding), m, ef_construction);
 END
 $$;
 
@@ -196,9 +196,11 @@ CREATE OR REPLACE FUNCTION pgembed._index_name(embedding pgembed.embedding) RETU
 LANGUAGE sql IMMUTABLE
 RETURN left((embedding).table_name, 24) || '_' || left((embedding).target, 24) || '_hnsw_' || (embedding).id;
 
--- pgvector's operator class for an encoder's metric.
-CREATE OR REPLACE FUNCTION pgembed._operator_class(encoder text) RETURNS text
+DROP FUNCTION IF EXISTS pgembed._operator_class(text);
+
+-- pgvector's operator class for an embedding's metric.
+CREATE OR REPLACE FUNCTION pgembed._operator_class(embedding pgembed.embedding) RETURNS text
 LANGUAGE sql STABLE
-RETURN (SELECT CASE e.metric
+RETURN (SELECT CASE pgembed._metric(e.metric, (embedding).fusion)
     WHEN 'cosine' THEN 'vector_cosine_ops' WHEN 'ip' THEN 'vector_ip_ops' ELSE 'vector_l2_ops' END
-    FROM pgembed.encoder AS e WHERE e.name = encoder);
+    FROM pgembed.encoder AS e WHERE e.name = (embedding).encoder);

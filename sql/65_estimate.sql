@@ -1,5 +1,7 @@
 -- What an embedding would come to, before it is attached.
 
+DROP FUNCTION IF EXISTS pgembed.estimate(regclass, text, text, jsonb, integer);
+
 -- Rows and inputs that attach with these arguments would bring to the encoder, one row a modality; nothing is changed,
 -- and what attach would refuse is refused. Rows are counted up to a million and estimated above (exact = false);
 -- mean_bytes is the mean size of a sample: of texts, and of pictures in bytea. `sample` holds some texts. Called by
@@ -9,7 +11,8 @@ CREATE OR REPLACE FUNCTION pgembed.estimate(
     target text,
     encoder text,
     inputs jsonb,
-    sample_rows integer DEFAULT 1000
+    sample_rows integer DEFAULT 1000,
+    fusion text DEFAULT 'sum'
 ) RETURNS TABLE (modality text, rows bigint, inputs_present bigint, exact boolean, mean_bytes float8, sample text[])
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -26,6 +29,7 @@ BEGIN
     PERFORM pgembed._check_table(relation);
     PERFORM pgembed._check_target(relation, target, model);
     checked := pgembed._checked_inputs(relation, model, inputs);
+    PERFORM pgembed._checked_fusion(model, checked, fusion);
     PERFORM pgembed._key_columns(relation);
     SELECT reltuples INTO planned FROM pg_class WHERE oid = relation;
     exact := planned < 1000000;

@@ -7,7 +7,8 @@
 --                         k => 10, filter => 'price < $1 AND brand = ANY ($2)', params => '[50, ["acme", "zenith"]]');
 --
 -- prototype  names the table by its row type: NULL::product.
--- query      the vector, never NULL or zero; written as a scalar subquery, so that it is computed once.
+-- query      the vector, never NULL or zero; written as a scalar subquery, so that it is computed once. Where inputs
+--            stand side by side (fusion 'concat'), it is put in the place of each; pgembed.padded does so by weights.
 -- filter     what could stand after WHERE: one condition on the table's columns, the one place where SQL text is taken.
 --            It runs with the caller's rights. Comments and further statements are refused.
 -- params     a JSON array with the values of $1, $2 ... in the filter, which are bound, never pasted: a whole number is
@@ -16,7 +17,8 @@
 -- embedding  names the vector column where the table has several.
 -- wide       also gives the bytea and vector columns of item, which are NULL otherwise: reading them is what costs.
 -- exact      compares every matching row and uses no vector index.
--- score      the higher the nearer, by the encoder's metric: cosine similarity, inner product, or minus the distance.
+-- score      the higher the nearer, by the encoder's metric: cosine similarity, inner product, or minus the distance;
+--            where inputs stand side by side the mean of their cosines, by their weights.
 --
 -- k rows come back whenever k rows match; a vector that is NULL or zero never matches. With a filter, an index is
 -- looked at as far as that should take less time than to compare all matching rows, which is done where it gave too few
@@ -87,6 +89,9 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('k is the number of rows wanted, at least 1, not %s.', coalesce(k::text, 'NULL')),
             HINT = 'For example: k => 10.';
+    END IF;
+    IF target.shares IS NOT NULL THEN
+        query := pgembed._fitted(query, target.dim, target.shares);
     END IF;
     PERFORM pgembed._check_query(query, target.source, target.target, target.encoder, target.dim);
     IF filter IS NOT NULL OR params IS NOT NULL THEN
@@ -210,8 +215,8 @@ DROP FUNCTION IF EXISTS pgembed._search_target(regtype, text, boolean);
 
 -- What a search of a table needs to know, and the parts of its statement, in which $1 is the query vector: source
 -- (the table, as FROM names it), side (what follows it there where vectors stand in a table of their own), columns (the
--- row's, NULL in place of those not given), distance, and present (the condition that there is a vector). Called by the
--- search functions.
+-- row's, NULL in place of those not given), distance, present (the condition that there is a vector), and shares (of a
+-- vector's parts, where it has any). Called by the search functions.
 CREATE OR REPLACE FUNCTION pgembed._search_target(
     row_type regtype,
     embedding text,
@@ -228,7 +233,8 @@ CREATE OR REPLACE FUNCTION pgembed._search_target(
     OUT distance text,
     OUT present text,
     OUT key_columns jsonb,
-    OUT half boolean
+    OUT half boolean,
+    OUT shares float8[]
 )
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = 'force_generic_plan' -- planning these small look-ups again costs more than running them
@@ -240,17 +246,20 @@ DECLARE
     vector_column text;
 BEGIN
     SELECT t.typrelid INTO relation FROM pg_catalog.pg_type AS t WHERE t.oid = row_type;
-    SELECT e.target, m.name, m.space, m.metric, m.dim, e.key_columns, e.id, e.storage, e.side, count(*) OVER ()
-    INTO target, encoder, space, metric, dim, key_columns, found_embedding.id, found_embedding.storage,
+    SELECT e.target, m.name, m.space, pgembed._metric(m.metric, e.fusion), pgembed._wide_dim(m.dim, e.fusion),
+        CASE WHEN e.fusion IS NOT NULL THEN pgembed._shares(e.inputs, e.fusion) END, e.key_columns, e.id, e.storage,
+        e.side, count(*) OVER ()
+    INTO target, encoder, space, metric, dim, shares, key_columns, found_embedding.id, found_embedding.storage,
         found_embedding.side, embeddings
     FROM pgembed.embedding AS e
     JOIN pgembed.encoder AS m ON m.name = e.encoder
     WHERE e.relation = _search_target.relation
         AND (_search_target.embedding IS NULL OR e.target = _search_target.embedding);
     IF embeddings IS NULL THEN -- restored from a dump, and oids not yet resolved again
-        SELECT e.target, m.name, m.space, m.metric, m.dim, e.id, e.storage,
+        SELECT e.target, m.name, m.space, pgembed._metric(m.metric, e.fusion), pgembed._wide_dim(m.dim, e.fusion),
+            CASE WHEN e.fusion IS NOT NULL THEN pgembed._shares(e.inputs, e.fusion) END, e.id, e.storage,
             CASE e.storage WHEN 'side' THEN pgembed._side_of(e, c.oid) END, count(*) OVER ()
-        INTO target, encoder, space, metric, dim, found_embedding.id, found_embedding.storage,
+        INTO target, encoder, space, metric, dim, shares, found_embedding.id, found_embedding.storage,
             found_embedding.side, embeddings
         FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace

@@ -143,6 +143,7 @@ BEGIN
         IF vectors IS NULL OR cardinality(vectors) < leg THEN
             vectors := vectors || ARRAY[pgembed.encode_text(target.encoder, words)];
         END IF;
+        vectors[leg] := pgembed._fitted(vectors[leg], target.dim, target.shares);
         PERFORM pgembed._check_query(vectors[leg], source, target.target, target.encoder, target.dim);
         ctes := concat_ws(', ', ctes, format('"hybrid leg %1$s" (%2$s) AS MATERIALIZED (SELECT %3$s '
             'FROM pgembed.search(NULL::%4$s, $1[%1$s], k => $4, filter => %5$L, params => %6$s, embedding => %7$L, '

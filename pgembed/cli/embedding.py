@@ -64,6 +64,13 @@ def attach(
             " the transaction that writes the row: instant."
         ),
     ] = "queue",
+    fusion: Annotated[
+        str,
+        typer.Option(
+            help="Of several inputs: sum adds their vectors; concat puts them side by side, so that a query may say how"
+            " much each counts."
+        ),
+    ] = "sum",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Change nothing; tell rows, tokens, pictures, calls and time.")
     ] = False,
@@ -81,7 +88,9 @@ def attach(
         if dry_run:
             from pgembed.cli.dry_run import show as show_estimate
 
-            found = db.estimate(table, target, encoder=encoder, text=text, image=picture, screenshot=page)
+            found = db.estimate(
+                table, target, encoder=encoder, fusion=fusion, text=text, image=picture, screenshot=page
+            )
             show_estimate(found, as_json=as_json)
             return
         made = while_the_table_is_in_use(
@@ -95,6 +104,7 @@ def attach(
                 stale=stale,
                 storage=storage,
                 mode=mode,
+                fusion=fusion,
             )
         )
     say_done(

@@ -113,7 +113,7 @@ def evaluate_table(
     grades = read_qrels(_given(qrels, folder and find_qrels(folder, split), "--qrels"))
     measures = list(dict.fromkeys(measure or MEASURES))
     options = Options(where=where, depth=depth, exact=exact, ef_search=ef_search, seed=seed)
-    with _connected() as (conn, db):
+    with connected() as (conn, db):
         found: list[Evaluation] = []
         for embedding in [target, *([against] if against else [])]:
             with progress(f"{table}.{embedding}" if embedding else table) as on_progress:
@@ -181,7 +181,7 @@ def compare_runs(
 
 
 @contextmanager
-def _connected() -> Generator[tuple[Connection, Pgembed]]:
+def connected() -> Generator[tuple[Connection, Pgembed]]:
     """One connection, whose settings a search can be made with, and a client on it."""
     import psycopg
 

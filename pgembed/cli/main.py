@@ -20,6 +20,7 @@ from pgembed.cli import (
     roles,
     search,
     train,
+    tune,
     verify,
     waiting,
     work,
@@ -42,6 +43,7 @@ COMMANDS = (
     work,
     evaluate,
     evaluate_cir,
+    tune,
 )  # importing them registers them
 PARSING_FAILED = typer.BadParameter.__mro__[2]  # ClickException, which typer itself has under no public name
 

@@ -76,6 +76,12 @@ def search(
         Method, typer.Option(help="How --words fuses: by ranks, or by the sum of the scores.")
     ] = Method.rank,
     words_weight: Annotated[float, typer.Option(help="Weight of the words; pictures weigh 1.")] = 1.0,
+    input_weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How much an input of the rows counts, image=0.7; may be repeated. For embeddings with fusion concat."
+        ),
+    ] = None,
     minus_weight: Annotated[float, typer.Option(help="Weight of --minus and --unlike.")] = 0.8,
     where: Annotated[str | None, typer.Option(help="SQL on the table's columns: price < 50.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many rows.")] = 10,
@@ -124,11 +130,14 @@ def search(
             raise WrongUsage("--words looks for words, and there are none.", 'Give some: "red shoe" --words')
         if (recall or inputs) and not explain:
             raise WrongUsage(f"{'--recall' if recall else '--inputs'} tells more of --explain.", "Give --explain too.")
+        if by_words and input_weight:
+            raise WrongUsage("--words takes no --input-weight.", "Leave one of them out.")
         asked = db.query(table).near(query, embedding=target).limit(limit)
         asked = asked.where(where) if where is not None else asked
         asked = asked.select(*column) if column else asked
         asked = asked.exact() if exact else asked
         asked = asked.hybrid(words).fuse(method.value) if by_words and words else asked
+        asked = asked.weighing(**_input_weights(input_weight)) if input_weight else asked
         if sql:
             sys.stdout.write(asked.compile().as_string() + "\n")
             return
@@ -155,6 +164,19 @@ def search(
         errors.print("No row has a vector, or none matches.")
     if contact_sheet is not None:
         errors.print(f"Contact sheet: {contact_sheet}", markup=False, soft_wrap=True)
+
+
+def _input_weights(given: list[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for one in given:
+        name, _, weight = one.partition("=")
+        try:
+            found[name] = float(weight)
+        except ValueError:
+            raise WrongUsage(
+                f"--input-weight {one} is not NAME=NUMBER.", "For example: --input-weight image=0.7"
+            ) from None
+    return found
 
 
 def _print_explained(how: Explanation, *, as_json: bool) -> None:

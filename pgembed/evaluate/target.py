@@ -17,7 +17,8 @@ from pgembed.told import in_own_words
 Connection = psycopg.Connection[Any]
 
 _FACTS = sql.SQL(
-    "SELECT e.schema_name, e.table_name, e.target, e.encoder, o.spec, o.fingerprint, o.space, o.dim, o.metric,"
+    "SELECT e.schema_name, e.table_name, e.target, e.encoder, o.spec, o.fingerprint, o.space,"
+    " pgembed._wide_dim(o.dim, e.fusion) AS dim, pgembed._metric(o.metric, e.fusion) AS metric,"
     " (SELECT c.relname FROM pgembed._vectors_of(e) AS place"
     " JOIN pg_catalog.pg_attribute a ON a.attrelid = place.relation AND a.attname = place.column_name"
     " JOIN pg_catalog.pg_index i ON i.indrelid = place.relation AND i.indkey[0] = a.attnum AND i.indisvalid"

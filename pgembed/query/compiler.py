@@ -12,6 +12,7 @@ from psycopg import sql
 
 from pgembed.algebra import Changed, Reject, Slerp, Unit
 from pgembed.errors import InvalidQuery
+from pgembed.fusing import factors, padded
 from pgembed.inputs import Expression, Input, Row, Text, Vector
 from pgembed.query.statement import Parameters, Statement, Target, Values
 from pgembed.query.texts import CANDIDATES, Kind, Shape, Texts, after_names, as_arrays, names
@@ -53,6 +54,7 @@ class SearchPlan:
     _only_exact: bool
     filtered: bool
     _after: Values = ()
+    weights: Mapping[str, float] | None = None  # of the inputs of a row
 
     @property
     def reach(self) -> int:
@@ -194,6 +196,7 @@ class Compiler:
         joined: Parameters = (),
         after: Place | None = None,
         places: bool = False,
+        weights: Mapping[str, float] | None = None,
     ) -> SearchPlan:
         """The statements that find the ``limit`` rows nearest to ``query``, best first.
 
@@ -205,7 +208,8 @@ class Compiler:
 
         ``joins`` are SQL, ``JOIN brand ON …``, with the parameters ``joined``; then ``columns`` may hold expressions
         with a name, ``brand.name AS brand``, as they may without. ``after`` gives the rows that come after a place, and
-        ``places`` that of each row, in columns whose names begin with PLACE. Raises InvalidQuery.
+        ``places`` that of each row, in columns whose names begin with PLACE. ``weights`` say how much each input of a
+        row counts, where these stand side by side. Raises InvalidQuery.
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidQuery(f"The limit is the number of rows wanted, at least 1, not {limit!r}.")
@@ -219,6 +223,8 @@ class Compiler:
             given = {**dict(joined), **dict(given)} if isinstance(joined, Mapping) else (*joined, *given)
         named = isinstance(given, dict)
         kind, values = _query_vector(self.target, query, vectors or {})
+        if weights is not None:
+            kind, values = ("weighted", kind), [*values, factors(self.target.name, self.target.parts, weights)]
         shape = Shape(
             kind=kind,
             named=named,
@@ -247,7 +253,7 @@ class Compiler:
         if isinstance(given, dict) and (taken := given.keys() & {*bound, CANDIDATES, *after_names(self.target)}):
             raise InvalidQuery(f"Parameters may not be named {', '.join(sorted(taken))}: pgembed names its own so.")
         filtered = where is not None or bool(joins) or self.target.row_security
-        return SearchPlan(limit, self.target, shape, texts, bound, given, exact, filtered, last)
+        return SearchPlan(limit, self.target, shape, texts, bound, given, exact, filtered, last, weights)
 
     def vectors(self, queries: Sequence[Expression], vectors: Mapping[Input, NDArray[Any]]) -> Statement:
         """The statement whose one row holds the vector of each query as an array of numbers. Raises InvalidQuery."""
@@ -339,7 +345,9 @@ def _known(target: Target, input: Input, vectors: Mapping[Input, NDArray[Any]]) 
         return None
     else:
         raise InvalidQuery(f"{input!r} has no vector yet.", f"Encode it with '{target.encoder}'.")
-    if vector.shape != (target.dim,):
+    if vector.shape == (target.encoder_dim,) and target.parts:
+        vector = padded(vector, target.shares)
+    elif vector.shape != (target.dim,):
         raise InvalidQuery(
             f"{target.name} holds vectors of '{target.encoder}' with {target.dim} dimensions; {input!r} has "
             f"{'x'.join(map(str, vector.shape))}.",

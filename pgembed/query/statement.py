@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
+from pgembed.fusing import Parts
 from pgembed.vectors import PackedVector
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Target:
     column: str
     encoder: str
     space: str
-    dim: int
+    dim: int  # of a stored vector
     columns: tuple[Column, ...]
     keys: tuple[str, ...] = ()
     metric: Metric = "cosine"
@@ -95,11 +96,22 @@ class Target:
     rows: float = 0.0  # about how many there are
     graph: bool = True  # an HNSW index holds all vectors
     partial: tuple[str, ...] = ()  # names of the indexes that hold a part of the rows only
+    parts: Parts = ()  # of a stored vector in which inputs stand side by side
 
     @property
     def name(self) -> str:
         """``product.embedding``, for messages."""
         return f"{self.table}.{self.column}"
+
+    @property
+    def encoder_dim(self) -> int:
+        """How many dimensions the encoder's vectors have."""
+        return self.dim // max(1, len(self.parts))
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The shares of the parts of a vector."""
+        return tuple(share for _, share in self.parts)
 
 
 def quoted(*parts: str) -> sql.Identifier:

@@ -274,9 +274,12 @@ def _vector(target: Target, kind: Kind, *, named: bool) -> sql.Composed:
             case "vector":
                 return _sql(place(), "::", _of_vector(target, "vector"))
             case "text":
-                return _sql("pgembed.encode_text(", place(), ", ", place(), ")")
+                text = _sql("pgembed.encode_text(", place(), ", ", place(), ")")
+                return _sql("pgembed._padded(", text, ", ", _shares(target), ")") if target.parts else text
             case "row":
                 return _stored(target, place)
+            case ("weighted", operand):
+                return _sql("pgembed._weighted(", written(operand), ", ", place(), "::float8[])")
             case ("slerp", *operands):
                 start, end = map(written, operands)
                 return _sql("pgembed.slerp(", start, ", ", end, ", ", place(), "::float8)")
@@ -290,6 +293,10 @@ def _vector(target: Target, kind: Kind, *, named: bool) -> sql.Composed:
                 raise AssertionError(kind)
 
     return written(kind)
+
+
+def _shares(target: Target) -> sql.Composed:
+    return _sql("ARRAY[", sql.SQL(", ").join(map(sql.Literal, target.shares)), "]::float8[]")
 
 
 def _stored(target: Target, place: Callable[[], sql.Placeholder]) -> sql.Composed:

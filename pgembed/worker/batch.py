@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ def encode(encoder: Encoder, batch: Batch) -> None:
     """Give each row its vector or its own error. Raises EncoderError where the encoder, not a row, is at fault."""
     fused: dict[int, NDArray[np.float64]] = {}
     many = len(batch.work.modalities) > 1
+    side_by_side = batch.work.parts
+    weights = sum(float(facts["weight"]) for facts in batch.work.inputs.values())
     for modality in batch.work.modalities:
         parts, values = _collect(encoder, batch.rows, modality)
         facts = batch.work.inputs[modality]
@@ -59,12 +62,18 @@ def encode(encoder: Encoder, batch: Batch) -> None:
             batch.tokens += count_tokens(encoder, values)
         vectors = _encode_all(encoder, modality, parts, values)
         for seq, vector in (_means if facts.get("list") else _singles)(parts, vectors):
+            if side_by_side:
+                block = fused.setdefault(seq, np.zeros((len(side_by_side), encoder.dim)))
+                block[side_by_side.index(modality)] = math.sqrt(facts["weight"] / weights) * _unit(vector)
+                continue
             total = fused.setdefault(seq, np.zeros(encoder.dim))
             total += float(facts["weight"]) * _unit(vector) if many else vector
-    normalize = encoder.normalized or many or any(facts.get("list") for facts in batch.work.inputs.values())
+    normalize = not side_by_side and (  # side by side an input that is missing leaves the vector shorter
+        encoder.normalized or many or any(facts.get("list") for facts in batch.work.inputs.values())
+    )
     for row in batch.rows:
         if row.error is None and row.seq in fused:
-            _finish(row, fused[row.seq], normalize=normalize)
+            _finish(row, fused[row.seq].ravel(), normalize=normalize)
 
 
 @dataclass(frozen=True)

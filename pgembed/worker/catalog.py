@@ -5,6 +5,7 @@ A catalog is data. Who may write it must not bring a worker down, or have it do 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, cast
 
 import psycopg
@@ -86,4 +87,11 @@ def fault_of(work: Work) -> str | None:
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < MOST_WEIGHT:
             shown = str(weight)[:20]
             return f"The weight of its {modality} input is {shown}, not a number above zero and below {MOST_WEIGHT:g}."
+    if work.fusion is not None and not _puts_all_side_by_side(work.fusion, cast("dict[str, Any]", inputs)):
+        return f"Its fusion is {str(work.fusion)[:60]}, whose parts are not its inputs."
     return None
+
+
+def _puts_all_side_by_side(fusion: object, inputs: Collection[str]) -> bool:
+    parts = cast("dict[str, Any]", fusion).get("parts") if isinstance(fusion, dict) else None
+    return isinstance(parts, list) and sorted(map(str, cast("list[Any]", parts))) == sorted(inputs)

@@ -50,6 +50,7 @@ class Work:
     side: dict[str, Any] | None = None  # the table of its vectors, where they do not stand in the rows
     mode: str = "queue"  # "instant": triggers encode, and SQL what they leave to the queue
     fault: str | None = None  # why it cannot be worked on, where SQL sees that
+    fusion: dict[str, Any] | None = None  # how several inputs become one vector; None where they are summed
 
     @property
     def name(self) -> str:
@@ -76,6 +77,11 @@ class Work:
     def modalities(self) -> list[str]:
         """The modalities it reads, in a fixed order."""
         return sorted(self.input_sql)
+
+    @property
+    def parts(self) -> list[str]:
+        """The inputs that stand side by side in a vector, in their order; none where they are summed."""
+        return list(self.fusion["parts"]) if self.fusion else []
 
 
 class Queue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shlex
@@ -199,6 +200,22 @@ def test_every_block_of_the_page_on_evaluation_works(database_dsn: str, tmp_path
     assert float(program.split()[0]) == pytest.approx(float(re.findall(r"nDCG@10 +([\d.]+)", measured)[0]), abs=1e-4)
     assert "Rsubset@1" in published
     assert (tmp_path / ".cache" / "pgembed" / "eval").is_dir()
+
+
+def test_every_block_of_the_page_on_joint_rows_works(database_dsn: str, tmp_path: Path, models: Path) -> None:
+    page = (ROOT / "docs" / "joint-rows.md").read_text(encoding="utf-8")
+    reader = reader_of_lite(database_dsn, tmp_path, models)
+    (folder := tmp_path / "judgments").mkdir()
+    lines = [{"_id": str(n), "text": picture.stem.replace("-", " ")} for n, picture in enumerate(PICTURES, start=1)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "qrels.tsv").write_text("".join(f"{line['_id']}\t{line['_id']}\t1\n" for line in lines))
+    printed = [reader.run(kind, block) for kind, block in BLOCK.findall(page)]
+    assert reader.ran == {"bash": 4, "sql": 5, "python": 1}
+    searches, by_hand, tuned = printed[3], printed[5], printed[6]
+    assert len(searches.splitlines()) == 7
+    assert "SearchRow(id=" in searches
+    assert by_hand.count("macaw") == 2
+    assert "SELECT pgembed.attach('product', 'fused', encoder => 'lite'" in tuned
 
 
 def test_every_block_of_the_page_on_searching_works(database_dsn: str, tmp_path: Path, models: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,4 +140,50 @@ def test_a_restore_that_ended_after_the_rows_goes_on_with_its_last_section(
         conn.execute("UPDATE product SET title = 'a puppy' WHERE id = 1")
         db.work(until_idle=True)
         assert_kept(conn, storage=storage, encode=lite)
+        assert wrong(db) == []
+
+
+# Inputs side by side
+
+
+@pytest.fixture(scope="module")
+def dump_of_parts(full_server: FullServer, full_server_dsn: str, full_template: str, storage: str) -> bytes:
+    """The dump of a table whose texts and pictures stand side by side: one row has both, one no picture."""
+    photo = Path(__file__).parents[1] / "data/photos/panda.jpg"
+    with contextmanager(new_database)(full_server_dsn, full_template) as dsn:
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute("CREATE TABLE product (id integer PRIMARY KEY, title text, photo bytea)")
+            conn.execute("INSERT INTO product VALUES (1, 'a boat', %s), (2, 'a panda', NULL)", [photo.read_bytes()])
+            db = pgembed.connect(conn)
+            db.add_encoder("lite", "builtin:lite")
+            db.attach(
+                "product", "embedding", encoder="lite", fusion="concat", storage=storage,
+                text={"template": "{title}", "weight": 1}, image={"column": "photo", "weight": 3},
+            )  # fmt: skip
+            db.work(until_idle=True)
+        return full_server.run("pg_dump", "-Fc", "-Z1", dsn).stdout
+
+
+def test_inputs_side_by_side_are_searched_and_kept_true_after_a_restore(
+    full_server: FullServer, full_bare_dsn: str, dump_of_parts: bytes
+) -> None:
+    full_server.run("pg_restore", "--exit-on-error", "-d", full_bare_dsn, input=dump_of_parts)
+    by_one = """
+        SELECT (item).id FROM pgembed.search(NULL::product, (SELECT pgembed.padded('product',
+            pgembed.encode_text('lite', 'a panda'), %s)), k => 1)
+    """
+    unweighted = (
+        "SELECT (item).id FROM pgembed.search(NULL::product, (SELECT pgembed.encode_text('lite', 'a panda')), k => 1)"
+    )
+    with psycopg.connect(full_bare_dsn, autocommit=True) as conn:
+        db = pgembed.connect(conn)
+        assert conn.execute(unweighted).fetchone() is not None  # before anything looked the table up by its name
+        conn.execute("SELECT pgembed.sync()")
+        for weights, row in (('{"text": 1}', 2), ('{"image": 1}', 1)):
+            assert conn.execute(by_one, [weights]).fetchone() == (row,)
+        assert [row.id for row in db.search("product", Text("a panda"), weights={"image": 1})] == [1, 2]
+        conn.execute("UPDATE product SET title = 'a panda' WHERE id = 1")
+        db.work(until_idle=True)
+        assert db.verify("product", sample=None).ok
+        assert [row.id for row in db.search("product", Text("a panda"))] == [1, 2]
         assert wrong(db) == []

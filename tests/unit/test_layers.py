@@ -19,7 +19,7 @@ MAX_LINES = 500
 LAYERS = (
     {"errors", "_distribution"},
     {"shown"},
-    {"inputs", "embedded", "media_errors"},
+    {"inputs", "embedded", "media_errors", "fusing"},
     {"algebra", "regions", "vectors", "static_text", "buckets", "decoding", "download", "metering"},
     {"media", "encoders", "query", "rerank"},
     {"composers"},
