@@ -274,7 +274,8 @@ def _vector(target: Target, kind: Kind, *, named: bool) -> sql.Composed:
             case "vector":
                 return _sql(place(), "::", _of_vector(target, "vector"))
             case "text":
-                return _sql("pgembed.encode_text(", place(), ", ", place(), ")")
+                prefer = () if target.prefer is None else (", prefer => ", sql.Literal(target.prefer))
+                return _sql("pgembed.encode_text(", place(), ", ", place(), *prefer, ")")
             case "row":
                 return _stored(target, place)
             case ("slerp", *operands):

@@ -27,6 +27,7 @@ LAYERS = (
         "catalog",
         "composing",
         "connections",
+        "distilling",
         "estimate",
         "hybrid",
         "indexing",
