@@ -72,7 +72,7 @@ def read(name: str, sources: Sources, limit: int, seed: int) -> Plan[tuple[Encod
         works = yield from _works("w.id = (SELECT id FROM pgembed._embedding(%s::regclass, %s))", [table, target])
         if not works:
             raise InvalidInput(
-                f"The embedding {sources.embedding} reads no text.", "Name a column: --texts TABLE.COLUMN."
+                f"The embedding {sources.embedding} reads no text.", "Name a column of texts instead: TABLE.COLUMN."
             )
         long += yield from _rows(_table_of(works[0]), _input_of(works[0]), limit, seed)
     return row, Texts(long=long, queries=sources.log or (), words=sources.words or ())

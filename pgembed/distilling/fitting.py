@@ -21,7 +21,7 @@ Vectors = NDArray[np.float32]
 Whole = NDArray[np.int64]
 
 SMOOTH = 1e-3  # a of a / (a + p)
-ROUNDS = 40
+ROUNDS = 24
 PATIENCE = 4  # rounds without a better one
 BATCH = 256
 RATE_TURN, RATE_OWN = 1e-3, 2e-3
@@ -95,12 +95,12 @@ class _Adam:
 
     def step(self, table: Vectors, rows: Any, slope: Vectors, rate: float) -> None:  # noqa: ANN401
         self._steps[rows] += 1
-        self._mean[rows] += (1 - DECAY) * (slope - self._mean[rows])
-        self._square[rows] += (1 - DECAY_SQUARE) * (slope * slope - self._square[rows])
+        self._mean[rows] = mean = DECAY * self._mean[rows] + (1 - DECAY) * slope
+        self._square[rows] = square = DECAY_SQUARE * self._square[rows] + (1 - DECAY_SQUARE) * slope * slope
         steps = self._steps[rows][:, None]
-        mean = self._mean[rows] / (1 - DECAY**steps)
-        square = self._square[rows] / (1 - DECAY_SQUARE**steps)
-        table[rows] -= (self._rate * rate * mean / (np.sqrt(square) + TINY)).astype(np.float32)
+        length = (self._rate * rate / (1 - DECAY**steps)).astype(np.float32)
+        unbiased = (1 / (1 - DECAY_SQUARE**steps)).astype(np.float32)
+        table[rows] -= length * mean / (np.sqrt(unbiased * square) + TINY)
 
 
 def fit(
@@ -123,7 +123,8 @@ def fit(
     turn = np.eye(alone.shape[1], dtype=np.float32)
     own = np.zeros_like(alone)
     by_turn, by_own = _Adam(turn.shape, RATE_TURN), _Adam(own.shape, RATE_OWN)
-    best, best_table, since = float(cosines(chosen_on[0], base, chosen_on[1]).mean()), base.copy(), 0
+    judged, judged_fixed, since = chosen_on[0], chosen_on[0].sums(base), 0
+    best, best_turn, best_own = -1.0, turn, own
     for done in range(1, ROUNDS + 1):
         rate = 0.5 * (1 + math.cos(math.pi * (done - 1) / ROUNDS))
         order = chance.permutation(len(bags))
@@ -140,17 +141,17 @@ def fit(
             tokens, of_tokens = _gathered(some, slope)
             pull = of_tokens / len(rows) + PENALTY * own[tokens]
             by_own.step(own, tokens, pull.astype(np.float32, copy=False), rate)
-        table: Vectors = (base @ turn + own).astype(np.float32, copy=False)
-        mean = float(cosines(chosen_on[0], table, chosen_on[1]).mean())
+        made = normalized(judged_fixed @ turn + judged.sums(own))
+        mean = float(np.einsum("nd,nd->n", made, chosen_on[1]).mean())
         if told is not None:
             told(done, ROUNDS, mean)
         if mean > best:
-            best, best_table, since = mean, table, 0
+            best, best_turn, best_own, since = mean, turn.copy(), own.copy(), 0
         else:
             since += 1
             if since == PATIENCE:
                 break
-    return best_table
+    return (base @ best_turn + best_own).astype(np.float32, copy=False)
 
 
 def _thinned(bags: Bags, chance: np.random.Generator) -> Bags:

@@ -25,6 +25,7 @@ Say = Callable[[str, int, int], None]  # the step, how much of it is done, of ho
 LIMIT = 20_000
 LEAST = 50  # texts
 MOST_PIECES = 16  # of one text
+BAGS = 200  # texts that are made of a list of words, at least
 WORD_SHARE = 0.2  # of the texts that are bags of words of the vocabulary, where nothing was named to learn from
 NEAREST = 10
 COMPARED, AMONG = 500, 5_000  # texts whose nearest are compared, and among how many
@@ -97,7 +98,7 @@ def train(
     if min(map(len, chosen)) == 0 or sum(map(len, chosen)) < LEAST:
         raise InvalidInput(
             f"There are {sum(map(len, chosen))} texts to distill '{name}' from; at least {LEAST} are needed.",
-            "Name more: --texts TABLE.COLUMN, --embedding TABLE.TARGET, --log FILE or --words FILE.",
+            "Name more: a column (texts), an embedding, a query log (log), or a list of words (words).",
         )
     say = say or (lambda step, done, of: None)
     alone = _encoded(encoder, pieces.alone, "encoding the vocabulary", say)
@@ -140,7 +141,7 @@ def _groups(texts: Texts, pieces: WordPiece, limit: int, chance: random.Random) 
         room -= len(bags)
     if words:
         bags += words[:room]
-        bags += bags_of(words, min(2 * len(words), max(0, room - len(words))), chance)
+        bags += bags_of(words, min(max(BAGS, 2 * len(words)), max(0, room - len(words))), chance)
     groups = [[text] for text in dict.fromkeys([*queries[: max(0, room)], *bags])]
     room = limit - len(groups)
     if long and room > 0:
