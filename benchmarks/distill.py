@@ -1,6 +1,6 @@
 """Queries by a distilled static side against the encoder's own, on Cranfield:  python -m benchmarks.distill [--quick]
 
-MiniLM encodes the 1,400 abstracts; `pgembed encoder distill` learns from 12,000 pieces of them, and from no query.
+MiniLM encodes the 1,400 abstracts; `pgembed encoder distill` learns from 8,000 pieces of them, and from no query.
 Queries 1 to 150 are then encoded by MiniLM and by `pgembed.encode_text(…, prefer => 'static')`, and both search the
 same exactly encoded abstracts: nDCG@10, the share of its value that is kept, how many of the ten nearest are the same,
 and how long a query takes. Beside them, what sums of token vectors give that were not trained, plain and with
@@ -30,7 +30,7 @@ from pgembed.static_text import StaticText
 from pgembed.vectors import pack_one, register_packed
 
 QUERIES = 150
-TEXTS = 12_000
+TEXTS = 8_000
 QUICK_ABSTRACTS, QUICK_TEXTS = 350, 3_000
 TIMED = 100
 SEARCH = "SELECT id FROM abstract ORDER BY minilm <=> {}::vector LIMIT 10"

@@ -20,8 +20,3 @@ CREATE TABLE pgembed.distilled (
 
 def upgrade() -> None:
     op.execute(DISTILLED)
-
-
-def downgrade() -> None:
-    op.execute("DELETE FROM pgembed.static_text WHERE model IN (SELECT model FROM pgembed.distilled)")
-    op.execute("DROP TABLE IF EXISTS pgembed.distilled")

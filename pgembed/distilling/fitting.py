@@ -3,8 +3,9 @@
 A token's vector is ``weight * alone @ turn + own``: what the encoder makes of the token by itself (as model2vec
 begins), weighted by how rare it is (smooth inverse frequency, Arora, Liang and Ma 2017: ``a / (a + p)``), turned by one
 matrix that all tokens share, and a part of its own. The turn carries over to words that no text has; the part of its
-own is held small by a penalty, so that words of few texts stay near where they began. Trained by Adam (Kingma and Ba
-2015) on the cosine with the encoder's vectors; the best round on texts of ``chosen_on`` is kept.
+own is held small by a penalty, so that words of few texts stay near where they began. The turn begins as that of least
+squares; both are trained by Adam (Kingma and Ba 2015) on the cosine with the encoder's vectors, and the best round on
+texts of ``chosen_on`` is kept.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Whole = NDArray[np.int64]
 SMOOTH = 1e-3  # a of a / (a + p)
 ROUNDS = 24
 PATIENCE = 4  # rounds without a better one
-BATCH = 256
+BATCH, SMALLEST_BATCH, STEPS = 256, 16, 32  # few texts are taken in smaller batches: so many a round
+RIDGE = 0.1  # of the mean square of a direction
 RATE_TURN, RATE_OWN = 1e-3, 2e-3
 PENALTY = 1e-3  # of the parts of their own, for each time that a token is seen
 DROPPED = 0.1  # of the tokens of a text, so that no word leans on another
@@ -58,6 +60,11 @@ class Bags:
         starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
         within: Whole = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(starts, lengths)
         return Bags(self.tokens[np.repeat(self.starts[rows], lengths) + within], starts)
+
+    def renumbered(self) -> tuple[Whole, Bags]:
+        """The tokens that occur, in order, and the texts with their numbers among these."""
+        seen, numbers = np.unique(self.tokens, return_inverse=True)
+        return seen, Bags(numbers, self.starts)
 
     def sums(self, table: Vectors) -> Vectors:
         """The sum of the vectors of each text's tokens: ``(n, dim)``."""
@@ -120,18 +127,24 @@ def fit(
     """
     chance = np.random.default_rng(seed)
     base = alone * weights_of(bags, len(alone))[:, None]
-    turn = np.eye(alone.shape[1], dtype=np.float32)
-    own = np.zeros_like(alone)
+    seen, inner = bags.renumbered()
+    seen_base = base[seen]
+    turn = _turn(normalized(inner.sums(seen_base)), wanted)
+    batch = min(BATCH, max(SMALLEST_BATCH, len(bags) // STEPS))
+    own = np.zeros((len(seen) + 1, alone.shape[1]), dtype=np.float32)  # the last row is of tokens that no text has
     by_turn, by_own = _Adam(turn.shape, RATE_TURN), _Adam(own.shape, RATE_OWN)
-    judged, judged_fixed, since = chosen_on[0], chosen_on[0].sums(base), 0
+    judged_fixed, since = chosen_on[0].sums(base), 0
+    place = np.full(len(alone), len(seen))
+    place[seen] = np.arange(len(seen))
+    judged = Bags(place[chosen_on[0].tokens], chosen_on[0].starts)
     best, best_turn, best_own = -1.0, turn, own
     for done in range(1, ROUNDS + 1):
         rate = 0.5 * (1 + math.cos(math.pi * (done - 1) / ROUNDS))
         order = chance.permutation(len(bags))
-        for first in range(0, len(order), BATCH):
-            rows = order[first : first + BATCH]
-            some = _thinned(bags.some(rows), chance)
-            fixed = some.sums(base)
+        for first in range(0, len(order), batch):
+            rows = order[first : first + batch]
+            some = _thinned(inner.some(rows), chance)
+            fixed = some.sums(seen_base)
             sums = fixed @ turn + some.sums(own)
             lengths = np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-6)
             found = sums / lengths
@@ -151,7 +164,15 @@ def fit(
             since += 1
             if since == PATIENCE:
                 break
-    return (base @ best_turn + best_own).astype(np.float32, copy=False)
+    table: Vectors = (base @ best_turn).astype(np.float32, copy=False)
+    table[seen] += best_own[:-1]
+    return table
+
+
+def _turn(sums: Vectors, wanted: Vectors) -> Vectors:
+    """The matrix that turns sums of length 1 into what is wanted, by least squares, held near to none (ridge)."""
+    held = RIDGE * len(sums) / sums.shape[1] * np.eye(sums.shape[1])
+    return np.linalg.solve(sums.T @ sums + held, sums.T @ wanted + held).astype(np.float32)
 
 
 def _thinned(bags: Bags, chance: np.random.Generator) -> Bags:

@@ -20,7 +20,7 @@ import pgembed
 from pgembed import Text
 from pgembed.cli.main import app
 from pgembed.distilling.wordpiece import wordpiece_of
-from pgembed.encoders import Encoder, Modality, Settings, load_encoder
+from pgembed.encoders import Encoder, EncoderPolicy, Modality, Settings, load_encoder
 from pgembed.errors import CatalogError, EncoderMismatch, InvalidInput, PgembedError
 from tests.full_server import FullServer
 from tests.roles import open_shop
@@ -89,8 +89,8 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> dict[str, WordEncoder]:
     found = {f"word:{name}": WordEncoder(name) for name in ("small", "other", "pictures")}
     found["word:free"] = WordEncoder("free", tokenizer=None)
 
-    def load(spec: str, settings: Settings | None = None, **policy: Any) -> Encoder:
-        return found[spec] if spec.startswith("word:") else load_encoder(spec, settings, **policy)
+    def load(spec: str, settings: Settings | None = None, *, policy: EncoderPolicy | None = None) -> Encoder:
+        return found[spec] if spec.startswith("word:") else load_encoder(spec, settings, policy=policy)
 
     monkeypatch.setattr("pgembed.catalog.load_encoder", load)
     monkeypatch.setattr("pgembed.encoders.load_encoder", load)
