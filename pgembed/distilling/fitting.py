@@ -172,7 +172,8 @@ def fit(
 def _turn(sums: Vectors, wanted: Vectors) -> Vectors:
     """The matrix that turns sums of length 1 into what is wanted, by least squares, held near to none (ridge)."""
     held = RIDGE * len(sums) / sums.shape[1] * np.eye(sums.shape[1])
-    return np.linalg.solve(sums.T @ sums + held, sums.T @ wanted + held).astype(np.float32)
+    turn: Vectors = np.asarray(np.linalg.solve(sums.T @ sums + held, sums.T @ wanted + held), dtype=np.float32)
+    return turn
 
 
 def _thinned(bags: Bags, chance: np.random.Generator) -> Bags:

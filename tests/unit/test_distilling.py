@@ -7,6 +7,8 @@ import random
 import numpy as np
 import pytest
 
+from pgembed.cli import encoder_distill
+from pgembed.distilling import LIMIT
 from pgembed.distilling.fitting import Bags, cosines, fit, normalized, weights_of
 from pgembed.distilling.pieces import bags_of, pieces_of
 
@@ -81,3 +83,7 @@ def test_training_finds_vectors_whose_sums_are_wanted() -> None:
     assert cosines(unseen, alone, normalized(unseen.sums(true))).mean() < 0.5
     assert max(told) > 0.97
     assert cosines(judged, table, normalized(judged.sums(true))).mean() == pytest.approx(max(told), abs=1e-5)
+
+
+def test_the_command_has_the_limit_of_the_library() -> None:
+    assert encoder_distill.LIMIT == LIMIT  # the command does not import it, which would take its time for --help
