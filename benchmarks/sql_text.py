@@ -1,9 +1,11 @@
-"""Texts encoded for SQL by all routes: inside Postgres, from the query cache, and by a worker (benchmarks.sql_queries).
+"""Texts encoded for SQL by all routes: inside Postgres, by an encoder's own static side or one distilled from another;
+from the query cache, by a worker that is asked or was asked before, and with the vector given (benchmarks.sql_queries).
 
 Those encoded inside Postgres against the same tokenizer and table in Python: as fast as asked, and the same.
 
 How long `pgembed.encode_text` takes for eight words with the round trip, beside a no-op's round trip; how many texts
 get the same tokens as from the `tokenizers` library; the largest difference in any component of a vector.
+The distilled side has the vectors of `builtin:lite` here: how near one comes to its encoder is for benchmarks.distill.
 Texts: all of PGEMBED_DATA, and random Unicode strings.
 """
 
@@ -27,6 +29,16 @@ WORDS = 8
 SEED = 20240501
 FUZZ, FUZZ_QUICK = 40_000, 8_000
 BATCH = 500
+DISTILLED = (
+    "INSERT INTO pgembed.static_text SELECT 'distilled:benchmark', s.fingerprint, s.dim, s.settings"
+    " FROM pgembed.static_text AS s JOIN pgembed.encoder AS e ON e.static_text = s.model",
+    "INSERT INTO pgembed.token SELECT 'distilled:benchmark', t.token, t.vector"
+    " FROM pgembed.token AS t JOIN pgembed.encoder AS e ON e.static_text = t.model",
+    "SELECT pgembed.add_encoder('distilled', 'none:benchmark', dim => 256,"
+    " modalities => '{text}', fingerprint => 'none')",
+    "SELECT pgembed.set_distilled('distilled', 'distilled:benchmark', 'none', 1, '{}')",
+    "VACUUM (ANALYZE) pgembed.token",
+)
 # What tokenizers get wrong: case that changes length or looks at its neighbours, marks, spaces and controls of all
 # kinds, ligatures, joiners, ideographs, syllables that decompose, brackets and quotes.
 AWKWARD = (
@@ -125,6 +137,8 @@ def measure_speed(dsn: str, sources: dict[str, list[str]], times: int) -> list[d
     lengths |= {length: [" ".join(words[:length])] for length in (100, 1000, 10_000)}
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("SELECT pgembed.add_encoder('benchmark', 'builtin:lite')")
+        for statement in DISTILLED:
+            conn.execute(statement)
     rows: list[dict[str, object]] = []
 
     def measure(name: str, statement: str, texts: list[str], times: int) -> None:
@@ -141,6 +155,8 @@ def measure_speed(dsn: str, sources: dict[str, list[str]], times: int) -> list[d
     measure("no-op", "SELECT %s::text", [lengths[WORDS][0]], times)
     for length, texts in lengths.items():
         measure(f"{length} words", "SELECT pgembed.encode_text('benchmark', %s)", texts, times if length < 100 else 10)
+    distilled = "SELECT pgembed.encode_text('distilled', %s, prefer => 'static')"
+    measure(f"{WORDS} words, distilled", distilled, lengths[WORDS], times)
     return rows
 
 

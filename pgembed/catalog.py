@@ -38,6 +38,7 @@ class EncoderRow:
     static_text: str | None
     created_at: datetime
     languages: str | None = None  # of its words, where it tells
+    distilled: dict[str, Any] | None = None  # of the static side that was distilled from it: how it stands
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,10 @@ class Finding:
 def encoders() -> Plan[list[EncoderRow]]:
     """Every registered encoder, by name."""
     rows = yield Call(
-        sql.SQL("SELECT e.*, v.languages FROM pgembed.encoder e JOIN pgembed.encoders v USING (name) ORDER BY name")
+        sql.SQL(
+            "SELECT e.*, v.languages, v.distilled FROM pgembed.encoder e JOIN pgembed.encoders v USING (name)"
+            " ORDER BY name"
+        )
     )
     return [EncoderRow(**row) for row in rows]
 
@@ -131,7 +135,10 @@ def encoders() -> Plan[list[EncoderRow]]:
 def encoder(name: str) -> Plan[EncoderRow]:
     """One registered encoder; the error for an unknown one names those there are."""
     rows = yield Call(
-        sql.SQL("SELECT e.*, v.languages FROM pgembed._encoder(%s) e JOIN pgembed.encoders v USING (name)"), [name]
+        sql.SQL(
+            "SELECT e.*, v.languages, v.distilled FROM pgembed._encoder(%s) e JOIN pgembed.encoders v USING (name)"
+        ),
+        [name],
     )
     return EncoderRow(**rows[0])
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import psycopg
 
-from pgembed import catalog, indexing, sampling, schema
+from pgembed import catalog, distilling, indexing, sampling, schema
 from pgembed.building import Asked, Query
 from pgembed.calibration import Calibration, calibrate
 from pgembed.catalog import EncoderRow, FailedRow, FailureReason, FailureRow, Finding, InputSpec, LeftOver, StatusRow
 from pgembed.connections import Connections, SyncSource, conninfo
+from pgembed.distilling import Distilled
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
 from pgembed.estimate import Estimate, estimate
@@ -21,7 +22,7 @@ from pgembed.hybrid import Fused, Method, Rerank, hybrid
 from pgembed.inputs import Expression, Input
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run
-from pgembed.query import SearchRow
+from pgembed.query import Prefer, SearchRow
 from pgembed.searching import Searcher
 from pgembed.told import in_own_words
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
@@ -41,16 +42,18 @@ def connect(
     *,
     media: MediaPolicy | None = None,
     encoders: EncoderPolicy | None = None,
+    prefer: Prefer | None = None,
 ) -> Pgembed:
     """A client for a database: a connection string, a psycopg connection or pool, or None for PGEMBED_DSN,
     DATABASE_URL or libpq's own variables.
 
     ``media`` says which pictures queries may name (default: any path and bytes, no URL), and ``encoders`` what may be
-    loaded (default: every kind installed, files below the model directory, no server). Raises InvalidInput for a string
-    that is no connection string; the connection itself is made at the first call.
+    loaded (default: every kind installed, files below the model directory, no server). ``prefer="static"`` has texts of
+    searches encoded in Postgres, by what ``distill_encoder`` made, nearly as the model would. Raises InvalidInput for a
+    string that is no connection string; the connection itself is made at the first call.
     """
     source = conninfo(database) if database is None or isinstance(database, str) else database
-    return Pgembed(Connections(source), Searcher(media, encoders))
+    return Pgembed(Connections(source), Searcher(media, encoders, prefer))
 
 
 class Pgembed:
@@ -136,6 +139,37 @@ class Pgembed:
     def remove_encoder(self, name: str) -> None:
         """Remove an encoder that no embedding uses. Raises CatalogError."""
         self._run(catalog.remove_encoder(name))
+
+    def distill_encoder(
+        self,
+        name: str,
+        *,
+        texts: str | None = None,
+        embedding: str | None = None,
+        log: Sequence[str] | None = None,
+        words: Sequence[str] | None = None,
+        limit: int = distilling.LIMIT,
+        held_out: float = 0.1,
+        seed: int = 0,
+        on_progress: distilling.Say | None = None,
+    ) -> Distilled:
+        """Give a text encoder a static side, so that SQL makes vectors of queries without a worker, where it is asked
+        to: ``prefer => 'static'``. It replaces the one before, and tells how near it comes on texts held out.
+
+        Learns from the texts of ``texts`` (``TABLE.COLUMN``), of ``embedding`` (``TABLE.TARGET``), from queries of a
+        ``log`` and from ``words``; without any, from the encoder's own embeddings and its tokenizer's words. At most
+        ``limit`` texts are encoded. ``on_progress`` is told of a step, how much is done, and of how much. Raises
+        InvalidInput where there are too few texts, CatalogError for an encoder without text, or static already.
+        """
+        sources = distilling.Sources(texts, embedding, log, words)
+        row, found = self._run(distilling.read(name, sources, limit, seed))
+        model = self._searcher.load(row)
+        trained = distilling.train(model, name, found, limit=limit, held_out=held_out, seed=seed, say=on_progress)
+        return self._run(distilling.store(row, trained))
+
+    def drop_distilled(self, name: str) -> None:
+        """Take the static side that was distilled from an encoder away. Raises CatalogError where there is none."""
+        self._run(distilling.drop(name))
 
     def attach(
         self,
@@ -361,14 +395,15 @@ class Pgembed:
         wide: bool = False,
         exact: bool = False,
         weights: Mapping[str, float] | None = None,
+        prefer: Prefer | None = None,
     ) -> list[SearchRow]:
         """The ``limit`` rows nearest to a query, best first: ``row.score``, ``row.id``, ``row.title``, …
 
         ``where`` is SQL on the table's columns with psycopg's ``%s`` or ``%(name)s`` for ``params``; as many rows come
         back as match, up to ``limit``. ``columns`` chooses what is read; without it all but bytea and vector columns,
         and those too where ``wide``. ``exact`` uses no vector index. ``weights`` say how much each input of a row
-        counts, ``{"text": 0.3, "image": 0.7}``, in an embedding with fusion ``"concat"``. Raises InvalidQuery,
-        CatalogError, MediaError.
+        counts, ``{"text": 0.3, "image": 0.7}``, in an embedding with fusion ``"concat"``. ``prefer`` is as of
+        ``connect``. Raises InvalidQuery, CatalogError, MediaError.
         """
         plan = self._searcher.search(
             table,
@@ -381,6 +416,7 @@ class Pgembed:
             wide=wide,
             exact=exact,
             weights=weights,
+            prefer=prefer,
         )
         return self._run(plan)
 

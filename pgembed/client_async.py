@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pgembed import catalog, sampling, schema
+from pgembed import catalog, distilling, sampling, schema
 from pgembed.building import Asked, AsyncQuery
 from pgembed.calibration import Calibration, calibrate
 from pgembed.catalog import EncoderRow, FailedRow, FailureReason, FailureRow, Finding, InputSpec, LeftOver, StatusRow
 from pgembed.client import Pgembed, RoleKind, mode_of
 from pgembed.connections import AsyncConnections, AsyncSource, Connections, conninfo
+from pgembed.distilling import Distilled
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
 from pgembed.estimate import Estimate, estimate
@@ -20,7 +21,7 @@ from pgembed.hybrid import Fused, Method, Rerank, hybrid
 from pgembed.inputs import Expression, Input
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run_async
-from pgembed.query import SearchRow
+from pgembed.query import Prefer, SearchRow
 from pgembed.searching import Searcher
 from pgembed.told import in_own_words
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
@@ -38,10 +39,11 @@ def connect_async(
     *,
     media: MediaPolicy | None = None,
     encoders: EncoderPolicy | None = None,
+    prefer: Prefer | None = None,
 ) -> AsyncPgembed:
     """The same for asyncio: ``async with pgembed.connect_async() as db: await db.search(…)``."""
     source = conninfo(database) if database is None or isinstance(database, str) else database
-    return AsyncPgembed(AsyncConnections(source), Searcher(media, encoders))
+    return AsyncPgembed(AsyncConnections(source), Searcher(media, encoders, prefer))
 
 
 class AsyncPgembed:
@@ -122,6 +124,33 @@ class AsyncPgembed:
     async def remove_encoder(self, name: str) -> None:
         """See Pgembed.remove_encoder."""
         await self._run(catalog.remove_encoder(name))
+
+    async def distill_encoder(
+        self,
+        name: str,
+        *,
+        texts: str | None = None,
+        embedding: str | None = None,
+        log: Sequence[str] | None = None,
+        words: Sequence[str] | None = None,
+        limit: int = distilling.LIMIT,
+        held_out: float = 0.1,
+        seed: int = 0,
+        on_progress: distilling.Say | None = None,
+    ) -> Distilled:
+        """See Pgembed.distill_encoder; ``on_progress`` is called in a thread."""
+        sources = distilling.Sources(texts, embedding, log, words)
+        row, found = await self._run(distilling.read(name, sources, limit, seed))
+
+        def trained() -> distilling.Trained:
+            model = self._searcher.load(row)
+            return distilling.train(model, name, found, limit=limit, held_out=held_out, seed=seed, say=on_progress)
+
+        return await self._run(distilling.store(row, await asyncio.to_thread(trained)))
+
+    async def drop_distilled(self, name: str) -> None:
+        """See Pgembed.drop_distilled."""
+        await self._run(distilling.drop(name))
 
     async def attach(
         self,
@@ -291,6 +320,7 @@ class AsyncPgembed:
         wide: bool = False,
         exact: bool = False,
         weights: Mapping[str, float] | None = None,
+        prefer: Prefer | None = None,
     ) -> list[SearchRow]:
         """See Pgembed.search."""
         plan = self._searcher.search(
@@ -304,6 +334,7 @@ class AsyncPgembed:
             wide=wide,
             exact=exact,
             weights=weights,
+            prefer=prefer,
         )
         return await self._run(plan)
 

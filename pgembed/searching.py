@@ -16,7 +16,7 @@ from pgembed.catalog import EncoderRow
 from pgembed.composing import holds_change, without_changes
 from pgembed.encoders import Encoder, EncoderPolicy, load_encoder, load_registered
 from pgembed.encoders.composer import ComposerEncoder
-from pgembed.errors import CatalogError, InvalidQuery
+from pgembed.errors import CatalogError, InvalidInput, InvalidQuery
 from pgembed.fusing import folded
 from pgembed.inputs import Expression, Image, Input, Row, Screenshot, Text, Vector
 from pgembed.media import MediaPolicy, MediaReader
@@ -24,6 +24,7 @@ from pgembed.plans import Call, Compute, Plan
 from pgembed.query import (
     Column,
     Compiler,
+    Prefer,
     SearchPlan,
     SearchRow,
     Side,
@@ -69,14 +70,25 @@ class _Known:
     read_at: float
 
 
+def checked_preference(prefer: Prefer | None) -> Prefer | None:
+    """How texts are encoded where there are two ways. Raises InvalidInput for a third."""
+    if prefer not in (None, "exact", "static"):
+        raise InvalidInput(
+            f"prefer is {prefer!r}, which is no way to encode a query.",
+            "Ways: exact, the encoder itself; static, the token vectors that were distilled from it.",
+        )
+    return prefer
+
+
 class Searcher:
     """Prepares and runs searches; holds the encoders that queries have needed so far."""
 
-    def __init__(self, media: MediaPolicy | None, policy: EncoderPolicy | None) -> None:
+    def __init__(self, media: MediaPolicy | None, policy: EncoderPolicy | None, prefer: Prefer | None = None) -> None:
+        self.prefer: Prefer | None = checked_preference(prefer)
         self.media = media or MediaPolicy(any_path=True)
         self.policy = policy or EncoderPolicy.from_environment()
         self._encoders: dict[str, Encoder] = {}  # by fingerprint, or by the spec that a query named
-        self._known: dict[tuple[str, str | None], _Known] = {}
+        self._known: dict[tuple[str, str | None, Prefer | None], _Known] = {}
         self._lock = threading.Lock()
         self.rounds = Rounds()
 
@@ -110,10 +122,11 @@ class Searcher:
         query: Expression,
         *,
         embedding: str | None = None,
+        prefer: Prefer | None = None,
         **options: Any,  # noqa: ANN401
     ) -> Plan[SearchPlan]:
         """Look up the embedding, encode the inputs that need a model here, and compile (Compiler.compile's options)."""
-        known = yield from self._known_of(table, embedding)
+        known = yield from self._known_of(table, embedding, prefer)
         if holds_change(query):
             query = yield from self._without_changes(known, query)
         inputs = to_encode(known.compiler.target, query)
@@ -136,7 +149,8 @@ class Searcher:
         asked: list[Expression] = []
         for query in queries:
             asked.append((yield from self._without_changes(known, query)) if holds_change(query) else query)
-        inputs = dict.fromkeys(item for query in asked for item in query.inputs if not isinstance(item, Vector | Row))
+        in_sql = (Vector, Row, Text) if known.compiler.target.prefer == "static" else (Vector, Row)
+        inputs = dict.fromkeys(item for query in asked for item in query.inputs if not isinstance(item, in_sql))
         encoded = (yield from self._encoded(known.encoder, tuple(inputs))) if inputs else dict[Input, Any]()
         found: list[NDArray[np.float32]] = []
         for query in asked:
@@ -152,13 +166,14 @@ class Searcher:
         """What the catalog says of a table's embedding."""
         return (yield from self._known_of(table, embedding)).compiler.target
 
-    def _known_of(self, table: str, embedding: str | None) -> Plan[_Known]:
-        known = self._known.get((table, embedding))
+    def _known_of(self, table: str, embedding: str | None, prefer: Prefer | None = None) -> Plan[_Known]:
+        prefer = checked_preference(prefer) or self.prefer
+        known = self._known.get((table, embedding, prefer))
         if known is None or time.monotonic() - known.read_at > REMEMBERED:
-            known = yield from self._look_up(table, embedding)
+            known = yield from self._look_up(table, embedding, prefer)
         return known
 
-    def _look_up(self, table: str, embedding: str | None) -> Plan[_Known]:
+    def _look_up(self, table: str, embedding: str | None, prefer: Prefer | None) -> Plan[_Known]:
         rows = yield Call(TARGET, [table, embedding])
         if not rows:
             raise CatalogError(
@@ -177,7 +192,8 @@ class Searcher:
             columns=tuple(Column(column["name"], column["wide"]) for column in row["columns"]),
             keys=tuple(key["name"] for key in row["key_columns"]),
             metric=row["metric_of_vectors"],
-            static_text=encoder.static_text is not None,
+            static_text=encoder.static_text is not None or prefer == "static",
+            prefer="static" if encoder.static_text is None and prefer == "static" else None,
             vector_schema=row["vector_schema"],
             row_security=row["row_security"],
             half=row["half"],
@@ -188,7 +204,7 @@ class Searcher:
             side=row["side"] and Side(row["side"]["schema"], row["side"]["table"], tuple(row["side"]["keys"])),
         )
         known = _Known(Compiler(target), encoder, time.monotonic())
-        self._known[table, embedding] = known
+        self._known[table, embedding, prefer] = known
         return known
 
     def _without_changes(self, known: _Known, query: Expression) -> Plan[Expression]:

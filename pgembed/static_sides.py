@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -52,11 +52,15 @@ def stored(encoder: Encoder) -> Plan[None]:
         )
     known = yield Call(sql.SQL("SELECT 1 AS known FROM pgembed.static_text WHERE model = %s"), [side.model])
     if not known:
-        yield from _written(side)
-    yield from _checked(encoder, side)
+        yield from written(side)
+    yield from checked(
+        encoder.spec, side, lambda text, role: encoder.encode_text([text], role=role)[0],
+        hint="Correct its settings, or let its static_side() be None; texts are then encoded in Python.",
+    )  # fmt: skip
 
 
-def _written(side: StaticText) -> Plan[None]:
+def written(side: StaticText) -> Plan[None]:
+    """Write a static text side that is not there yet, with its token vectors."""
     yield Call(
         sql.SQL("INSERT INTO pgembed.static_text (model, fingerprint, dim, settings) VALUES (%s, %s, %s, %s)"),
         [side.model, side.fingerprint, side.dim, Jsonb(dict(side.settings))],
@@ -88,8 +92,11 @@ def _numbers(vector: np.ndarray[Any, Any]) -> str:
     return "{" + ",".join(f"{number:.9g}" for number in vector.tolist()) + "}"
 
 
-def _checked(encoder: Encoder, side: StaticText) -> Plan[None]:
-    """In both roles: SQL encodes queries and, in instant mode, rows."""
+def checked(
+    name: str, side: StaticText, encode: Callable[[str, Role], np.ndarray[Any, Any]], *, hint: str
+) -> Plan[None]:
+    """Raise EncoderError with the first text of a sample of which SQL makes another vector than ``encode``, or other
+    tokens. In both roles: SQL encodes queries and, in instant mode, rows."""
     for text in _sample(side):
         rows = yield Call(
             sql.SQL(
@@ -101,7 +108,7 @@ def _checked(encoder: Encoder, side: StaticText) -> Plan[None]:
         found = None if rows[0]["vector"] is None else np.array(rows[0]["vector"][1:-1].split(","), dtype=np.float32)
         for role in ROLES:
             try:
-                (vector,) = encoder.encode_text([text], role=role)
+                vector = encode(text, role)
                 tokens = side.split(text)
             except InvalidInput:
                 vector, tokens = None, []
@@ -114,9 +121,8 @@ def _checked(encoder: Encoder, side: StaticText) -> Plan[None]:
             else:
                 continue
             raise EncoderError(
-                f"The static text side of '{encoder.spec}' is not the same in SQL: for the {role} {text!r},"
-                f" {difference}.",
-                "Correct its settings, or let its static_side() be None; texts are then encoded in Python.",
+                f"The static text side of '{name}' is not the same in SQL: for the {role} {text!r}, {difference}.",
+                hint,
             )
 
 

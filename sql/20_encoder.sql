@@ -107,6 +107,7 @@ AS $$
 DECLARE
     users text;
     registered pgembed.encoder := pgembed._encoder(name);
+    distilled text := (SELECT d.model FROM pgembed.distilled AS d WHERE d.encoder = registered.name);
 BEGIN
     SELECT string_agg(pg_catalog.format('%I.%I.%I', schema_name, table_name, target), ', ') INTO users
     FROM pgembed.embedding AS e WHERE e.encoder = remove_encoder.name;
@@ -116,8 +117,20 @@ BEGIN
             HINT = 'Detach them first: SELECT pgembed.detach(''table'', ''target'');';
     END IF;
     DELETE FROM pgembed.encoder AS e WHERE e.name = remove_encoder.name;
-    DELETE FROM pgembed.static_text AS s WHERE s.model = registered.static_text
+    PERFORM pgembed._drop_unused_side(registered.static_text);
+    PERFORM pgembed._drop_unused_side(distilled);
+END
+$$;
+
+-- Remove a static text side with its token vectors where nothing has it. Called by remove_encoder and where a
+-- distilled one is replaced or taken away.
+CREATE OR REPLACE FUNCTION pgembed._drop_unused_side(model text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    DELETE FROM pgembed.static_text AS s WHERE s.model = _drop_unused_side.model COLLATE "C"
         AND NOT EXISTS (SELECT FROM pgembed.encoder AS e WHERE e.static_text = s.model)
+        AND NOT EXISTS (SELECT FROM pgembed.distilled AS d WHERE d.model = s.model)
         AND NOT EXISTS (SELECT FROM pgembed.shipped_encoder AS h WHERE h.static_text = s.model);
 END
 $$;
@@ -141,10 +154,13 @@ BEGIN
 END
 $$;
 
--- The registered encoders, for people.
+-- The registered encoders, for people. `distilled` tells of the static side that was distilled from it; NULL without.
 CREATE OR REPLACE VIEW pgembed.encoders AS
 SELECT e.name, e.spec, e.space, e.dim, e.modalities, e.metric, e.static_text IS NOT NULL AS text_in_sql,
-    left(e.fingerprint, 12) AS fingerprint, count(m.id) AS embeddings, s.settings ->> 'language' AS languages
+    left(e.fingerprint, 12) AS fingerprint, count(m.id) AS embeddings, s.settings ->> 'language' AS languages,
+    (SELECT jsonb_build_object('model', d.model, 'stale', d.fingerprint <> e.fingerprint, 'texts', d.texts,
+            'agreement', d.agreement, 'made_at', d.made_at)
+        FROM pgembed.distilled AS d WHERE d.encoder = e.name) AS distilled
 FROM pgembed.encoder AS e
 LEFT JOIN pgembed.static_text AS s ON s.model = e.static_text
 LEFT JOIN pgembed.embedding AS m ON m.encoder = e.name

@@ -1,5 +1,6 @@
--- Query vectors: encode_text and its kin. They look first in the static text side, then in the query cache, and then
--- ask a worker, where dblink is switched on; where it is not, prepare asks before.
+-- Query vectors: encode_text and its kin. They look first in the static text side (a distilled one only where it is
+-- preferred: 31_distilled.sql), then in the query cache, and then ask a worker, where dblink is switched on; where it
+-- is not, prepare asks before.
 
 -- What the query cache knows an input by: SHA-256 of encoder, fingerprint, modality (each ended by a zero byte) and
 -- the input's bytes. Called by _query_vector, and by whoever fills the cache.
@@ -121,40 +122,65 @@ BEGIN
 END
 $$;
 
--- The vector of a query text; never NULL. Write it as a scalar subquery, so that it runs once:
--- ORDER BY embedding <=> (SELECT pgembed.encode_text('shop', 'a red shoe')) LIMIT 10.
-CREATE OR REPLACE FUNCTION pgembed.encode_text(encoder text, query text) RETURNS @extschema:vector@.vector
+-- The vector that a static text side makes of a query; never NULL. A notice tells where it knows little of it.
+-- Called by encode_text.
+CREATE OR REPLACE FUNCTION pgembed._static_query(encoder text, side text, query text, hint text)
+RETURNS @extschema:vector@.vector
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+AS $$
+DECLARE
+    shown text := CASE WHEN length(query) <= 80 THEN query ELSE left(query, 80) || '…' END;
+    tokens text[] := pgembed.static_tokens(side, query);
+    languages text;
+    result @extschema:vector@.vector := pgembed._sum_of_tokens(side, tokens);
+BEGIN
+    IF result IS NULL OR @extschema:vector@.vector_norm(result) = 0 THEN
+        SELECT s.settings ->> 'language' INTO languages FROM pgembed.static_text AS s WHERE s.model = side COLLATE "C";
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = pg_catalog.format('The text ''%s'' has no word that ''%s'' knows.', shown, side),
+            HINT = coalesce(hint, pg_catalog.format('Write it in %s words, or use an encoder for its language.',
+                coalesce(languages, 'other')));
+    ELSIF pgembed._mostly_unknown(query, tokens) THEN
+        SELECT s.settings ->> 'language' INTO languages FROM pgembed.static_text AS s WHERE s.model = side COLLATE "C";
+        RAISE NOTICE USING
+            MESSAGE = pg_catalog.format(CASE WHEN hint IS NULL THEN 'Encoder ''%s'' does not know most words of this query.'
+                ELSE 'The static side of encoder ''%s'' does not know most words of this query.' END, encoder),
+            HINT = coalesce(hint, pg_catalog.format('Its words are %s; what it finds may have little to do with the query. For other '
+                'languages use a multilingual encoder.', coalesce(languages, 'those of its vocabulary')));
+    END IF;
+    RETURN result;
+END
+$$;
+
+-- The vector of a query text; never NULL. Where the encoder has a distilled static side, prefer => 'static' has that
+-- make it, inside Postgres, nearly as the encoder would; 'exact', the default, never does. A text side that is static
+-- by itself is exact, and used either way. Where `prefer` is NULL the setting pgembed.prefer says it.
+CREATE OR REPLACE FUNCTION pgembed.encode_text(encoder text, query text, prefer text) RETURNS @extschema:vector@.vector
 LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 AS $$
 DECLARE
     registered pgembed.encoder := pgembed._query_encoder(encoder, 'text', btrim(query) = '');
-    shown text := CASE WHEN length(query) <= 80 THEN query ELSE left(query, 80) || '…' END;
-    tokens text[];
-    languages text;
-    result @extschema:vector@.vector;
+    preferred text := pgembed._preferred(prefer);
 BEGIN
-    IF registered.static_text IS NULL THEN
-        RETURN pgembed._query_vector(registered, 'text', convert_to(query, 'UTF8'),
-            pg_catalog.format('text of %s characters', length(query)));
+    IF registered.static_text IS NOT NULL THEN
+        RETURN pgembed._static_query(encoder, registered.static_text, query, NULL);
+    ELSIF preferred = 'static' THEN
+        RETURN pgembed._static_query(encoder, pgembed._distilled_side(registered), query,
+            'Have it encoded exactly: prefer => ''exact''.');
     END IF;
-    tokens := pgembed.static_tokens(registered.static_text, query);
-    result := pgembed._sum_of_tokens(registered.static_text, tokens);
-    IF result IS NULL OR @extschema:vector@.vector_norm(result) = 0 THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = pg_catalog.format('The text ''%s'' has no word that ''%s'' knows.', shown,
-                registered.static_text),
-            HINT = pg_catalog.format('Write it in %s words, or use an encoder for its language.', coalesce(
-                (SELECT s.settings ->> 'language' FROM pgembed.static_text AS s
-                    WHERE s.model = registered.static_text), 'other'));
-    ELSIF pgembed._mostly_unknown(query, tokens) THEN
-        SELECT s.settings ->> 'language' INTO languages
-        FROM pgembed.static_text AS s WHERE s.model = registered.static_text;
-        RAISE NOTICE USING
-            MESSAGE = pg_catalog.format('Encoder ''%s'' does not know most words of this query.', encoder),
-            HINT = pg_catalog.format('Its words are %s; what it finds may have little to do with the query. For other languages use '
-                'a multilingual encoder.', coalesce(languages, 'those of its vocabulary'));
-    END IF;
-    RETURN result;
+    RETURN pgembed._query_vector(registered, 'text', convert_to(query, 'UTF8'),
+        pg_catalog.format('text of %s characters', length(query)));
+END
+$$;
+
+-- The same, as the setting pgembed.prefer says. Write it as a scalar subquery, so that it runs once:
+-- ORDER BY embedding <=> (SELECT pgembed.encode_text('shop', 'a red shoe')) LIMIT 10.
+-- A function of its own, so that views that call it outlast an upgrade.
+CREATE OR REPLACE FUNCTION pgembed.encode_text(encoder text, query text) RETURNS @extschema:vector@.vector
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+AS $$
+BEGIN
+    RETURN pgembed.encode_text(encoder, query, NULL);
 END
 $$;
 

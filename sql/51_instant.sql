@@ -30,6 +30,11 @@ BEGIN
             MESSAGE = format('mode => ''instant'' encodes inside Postgres, which does texts and no other input: %s.',
                 others),
             HINT = 'Leave mode out: a worker encodes then. Or attach two embeddings, one for the text.';
+    ELSIF model.static_text IS NULL AND EXISTS (SELECT FROM pgembed.distilled AS d WHERE d.encoder = model.name) THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = format('mode => ''instant'' keeps vectors exact, and the static side of encoder ''%s'' is distilled: it comes '
+                'near its vectors, for queries.', model.name),
+            HINT = 'Leave mode out: a worker encodes then. Or use an encoder with a static text side, such as builtin:lite.';
     ELSIF model.static_text IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
             MESSAGE = format('mode => ''instant'' encodes inside Postgres, and the texts of encoder ''%s'' (%s) are encoded in '

@@ -133,6 +133,7 @@ BEGIN
             ('encoder', '{worker,reader}', '{SELECT}', NULL),
             ('missed', '{worker}', '{SELECT}', NULL),
             ('static_text', '{worker,reader}', '{SELECT}', NULL),
+            ('distilled', '{worker,reader}', '{SELECT}', NULL),
             ('token', '{worker,reader}', '{SELECT}', NULL),
             ('encoders', '{worker,reader}', '{SELECT}', NULL),
             ('charged', '{worker}', '{SELECT}', NULL),

@@ -36,6 +36,8 @@ BEGIN
         FROM pgembed.encoders AS e WHERE e.languages IS NOT NULL;
         RETURN QUERY SELECT pg_catalog.format('encoder ''%s'' in SQL', e.name), x.* FROM pgembed.encoders AS e
         CROSS JOIN LATERAL pgembed._examine_queries(e.name, e.text_in_sql) AS x;
+        RETURN QUERY SELECT pg_catalog.format('encoder ''%s'' static side', e.name), x.* FROM pgembed.encoders AS e
+        CROSS JOIN LATERAL pgembed._examine_distilled(e.name, e.distilled) AS x WHERE e.distilled IS NOT NULL;
     END IF;
     FOR embedding IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
         CONTINUE WHEN 'worker' <> ALL (kinds);

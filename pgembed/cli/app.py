@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,7 @@ from pgembed.errors import InvalidInput
 if TYPE_CHECKING:
     from pgembed.client import Pgembed
     from pgembed.encoders import EncoderPolicy
+    from pgembed.query import Prefer as Preference
 
 
 class WrongUsage(InvalidInput):
@@ -63,6 +65,13 @@ Target = Annotated[
 ]
 
 
+class Prefer(StrEnum):
+    """How words are encoded, where there are two ways."""
+
+    exact = "exact"
+    static = "static"
+
+
 class Settings:
     """What the options before the command say, and those of commands that load encoders."""
 
@@ -101,9 +110,11 @@ def options(
     settings.dsn = dsn
 
 
-def database() -> Pgembed:
+def database(prefer: Preference | None = None) -> Pgembed:
     """The client for the database that the options name; it loads the encoders that they allow."""
     from pgembed.client import connect  # here, as all that takes long to load: --help and the Tab key do without it
     from pgembed.media import MediaPolicy
 
-    return connect(settings.dsn, media=MediaPolicy(any_path=True, allow_urls=True), encoders=settings.encoders)
+    return connect(
+        settings.dsn, media=MediaPolicy(any_path=True, allow_urls=True), encoders=settings.encoders, prefer=prefer
+    )

@@ -9,6 +9,7 @@ import shlex
 COMMANDS = {
     "add_encoder": "pgembed encoder add {} {}",
     "remove_encoder": "pgembed encoder remove {}",
+    "drop_distilled": "pgembed encoder distill {} --drop",
     "attach": "pgembed attach {} {} --encoder ENCODER --text '{{column}}' --image COLUMN",
     "detach": "pgembed detach {} {}",
     "retry": "pgembed retry {} --embedding {}",
@@ -21,7 +22,7 @@ _CALL = re.compile(r"SELECT pgembed\.(\w+)\(([^)]*)\);?")
 _LITERAL = re.compile(r"(?<!=> )'((?:[^']|'')*)'")
 # Arguments, JSON and views that hints name, and the options and commands for them.
 _OTHERS = (
-    (re.compile(r"\b(embedding|stale|storage|mode) => '?(\w+)'?"), r"--\1 \2"),
+    (re.compile(r"\b(embedding|stale|storage|mode|prefer) => '?(\w+)'?"), r"--\1 \2"),
     (re.compile(r'\{"(text|image|screenshot)": \{"column": "(\w+)"\}\}'), r"--\1 \2"),
     (re.compile(r'"as": "(path|url)"'), r"--image-as \1"),
     (re.compile(r"SELECT \* FROM pgembed\.(failures|status);"), r"pgembed \1,"),

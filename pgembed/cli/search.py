@@ -13,7 +13,7 @@ import typer
 
 from pgembed.cli import completion
 from pgembed.cli.allowed import loads_encoders
-from pgembed.cli.app import Json, TableName, Target, WrongUsage, app, database, examples
+from pgembed.cli.app import Json, Prefer, TableName, Target, WrongUsage, app, database, examples
 from pgembed.cli.keys import key_of
 from pgembed.cli.output import console, errors, print_json, print_table
 
@@ -91,6 +91,10 @@ def search(
         typer.Option(help="Show only these columns; may be repeated.", autocompletion=completion.column),
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare every row; use no vector index.")] = False,
+    prefer: Annotated[
+        Prefer | None,
+        typer.Option(help="static: words are encoded in Postgres, by what encoder distill made. Default: exact."),
+    ] = None,
     contact_sheet: Annotated[Path | None, typer.Option(help="Write the pictures found: out.html or out.png.")] = None,
     picture: Annotated[
         str | None,
@@ -125,7 +129,7 @@ def search(
     query = _composed(
         query, positive, [minus_weight * part for part in negative], [_text(part) for part in without or []]
     )
-    with database() as db:
+    with database("static" if prefer is Prefer.static else None) as db:
         if by_words and not words:
             raise WrongUsage("--words looks for words, and there are none.", 'Give some: "red shoe" --words')
         if (recall or inputs) and not explain:

@@ -66,6 +66,11 @@ class Encoder(ABC):
         """The text side as a table of token vectors, where it is no more than that: SQL then encodes texts too."""
         return None
 
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer of its texts as the package ``tokenizers`` writes it, where it has one; ``pgembed encoder
+        distill`` takes it for the words of a static side."""
+        return None
+
     @property
     def static_text(self) -> str | None:
         """The name of the static text side in the database."""

@@ -133,6 +133,10 @@ class OnnxEncoder(Encoder):
         vectors = self._joined(self._batches["text"].run(order, encode, work))  # pyright: ignore[reportArgumentType]
         return vectors[np.argsort(order)]
 
+    def tokenizer_json(self) -> str | None:
+        """That of the manifest's text side."""
+        return None if self._tokens is None else self._tokens.json
+
     @property
     def _image_side(self) -> ImageSide:
         if self.manifest.image is None:

@@ -87,6 +87,11 @@ class Tokens:
         self._clean = clean
         self._replace = replace
 
+    @property
+    def json(self) -> str:
+        """The tokenizer alone, as its file has it."""
+        return str(self._tokenizer.to_str())
+
     def ids(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids ``(n, length)``, padded; and how many of each text's are no padding, ``(n,)``."""
         found = self._tokenizer.encode_batch([self._clean(text) for text in texts])

@@ -170,6 +170,11 @@ class SentenceTransformerEncoder(Encoder):
         """Pictures to search with."""
         return self._embed([{"image": picture} for picture in pixels], "query")
 
+    def tokenizer_json(self) -> str | None:
+        """That of the model, where it is one of the package tokenizers."""
+        backend = getattr(self._model.tokenizer, "backend_tokenizer", None)
+        return None if backend is None else str(backend.to_str())
+
     def _embed_texts(self, texts: Sequence[str], role: Role) -> Vectors:
         # Bare strings that look like an address or a path of a picture would be fetched and read by the library.
         return self._embed([{"text": text} for text in texts], role)

@@ -202,6 +202,11 @@ class TransformersEncoder(Encoder):
             return picture
         return {key: value[0] for key, value in self._viewer(images=[picture], return_tensors="pt").items()}
 
+    def tokenizer_json(self) -> str | None:
+        """That of the model, where it is one of the package tokenizers."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return None if backend is None else str(backend.to_str())
+
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Texts of rows, in the prompt for documents, cut where they are too long -> ``(n, dim) float32``."""
         return self._one_each(self._run_texts(texts, "document"))

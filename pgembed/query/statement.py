@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from psycopg import sql
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Parameters = Sequence[Any] | Mapping[str, Any]
 Values = tuple[Any, ...] | dict[str, Any]
+Prefer = Literal["exact", "static"]
 
 _PLACEHOLDER = re.compile(r"%(?:\((?P<name>[^)]*)\)[sbt]|(?P<plain>[sbt])|(?P<percent>%))")
 
@@ -89,6 +90,7 @@ class Target:
     keys: tuple[str, ...] = ()
     metric: Metric = "cosine"
     static_text: bool = False
+    prefer: Prefer | None = None  # how it computes them, where there are two ways
     vector_schema: str | None = None
     half: bool = False  # the column is a halfvec
     side: Side | None = None  # where the vectors do not stand in the rows

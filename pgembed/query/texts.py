@@ -274,7 +274,8 @@ def _vector(target: Target, kind: Kind, *, named: bool) -> sql.Composed:
             case "vector":
                 return _sql(place(), "::", _of_vector(target, "vector"))
             case "text":
-                text = _sql("pgembed.encode_text(", place(), ", ", place(), ")")
+                prefer = () if target.prefer is None else (", prefer => ", sql.Literal(target.prefer))
+                text = _sql("pgembed.encode_text(", place(), ", ", place(), *prefer, ")")
                 return _sql("pgembed._padded(", text, ", ", _shares(target), ")") if target.parts else text
             case "row":
                 return _stored(target, place)

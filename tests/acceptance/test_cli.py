@@ -310,8 +310,8 @@ def test_every_command_that_loads_registered_encoders_takes_the_same_options() -
         if {option for parameter in command.params for option in parameter.opts} >= ALLOW
     }
     assert taking == {
-        "worker", "search", "verify", "attach", "encoder test", "encoder export", "train composer", "eval run",
-        "eval cir",
+        "worker", "search", "verify", "attach", "encoder test", "encoder distill", "encoder export", "train composer",
+        "eval run", "eval cir",
     }  # fmt: skip
 
 

@@ -337,6 +337,7 @@ def test_functions_that_read_tables_are_never_immutable(database: Connection) ->
         ("encode_image", "s", "r"),
         ("encode_screenshot", "s", "r"),
         ("encode_text", "s", "r"),
+        ("encode_text", "s", "r"),  # with what is preferred
         ("static_tokens", "s", "s"),
         ("static_vector", "s", "s"),
     ]
@@ -376,13 +377,13 @@ SEARCH = "SELECT id FROM product ORDER BY embedding <=> (SELECT pgembed.encode_t
 def calls(conn: Connection, statement: str) -> object:
     """How often a statement calls encode_text."""
     conn.execute("SET track_functions = 'all'")
-    conn.execute("SELECT pg_stat_reset_single_function_counters('pgembed.encode_text'::regproc)")
+    conn.execute("SELECT pg_stat_reset_single_function_counters('pgembed.encode_text(text, text)'::regprocedure)")
     conn.execute(statement.encode()).fetchall()
     conn.execute("SELECT pg_stat_force_next_flush()")
     return one(
         conn,
         "SELECT coalesce(sum(calls), 0)::integer FROM pg_stat_user_functions"
-        " WHERE schemaname = 'pgembed' AND funcname = 'encode_text'",
+        " WHERE funcid = 'pgembed.encode_text(text, text)'::regprocedure",
     )
 
 

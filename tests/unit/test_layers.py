@@ -28,6 +28,7 @@ LAYERS = (
         "catalog",
         "composing",
         "connections",
+        "distilling",
         "estimate",
         "hybrid",
         "indexing",

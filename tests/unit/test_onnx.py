@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from pgembed.cli.main import main
+from pgembed.distilling.wordpiece import wordpiece_for
 from pgembed.encoders import Needs, load_encoder, onnx, onnx_export
 from pgembed.encoders.onnx import OnnxEncoder
 from pgembed.encoders.onnx_export import Exported, export
@@ -110,6 +111,12 @@ def test_facts(exported: Exported, torch_encoder: OpenClipEncoder) -> None:
     assert exported.command("shop") == words
     assert exported.manifest.source is not None
     assert exported.manifest.source.fingerprint == torch_encoder.fingerprint
+
+
+def test_its_tokenizer_is_that_of_its_folder(exported: Exported) -> None:
+    encoder = OnnxEncoder.load(str(exported.folder), {})
+    assert json.loads(str(encoder.tokenizer_json()))["model"]["type"] == "BPE"
+    assert wordpiece_for(encoder).origin == "builtin:lite"  # SQL follows WordPiece alone
 
 
 def test_it_runs_without_torch(exported: Exported) -> None:

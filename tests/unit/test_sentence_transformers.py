@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
+from pgembed.distilling.wordpiece import wordpiece_for
 from pgembed.encoders import EncoderPolicy, Needs, load_encoder
 from pgembed.encoders.base import what_differs
 from pgembed.encoders.sentence_transformers import SentenceTransformerEncoder
@@ -107,6 +108,16 @@ def test_facts(minilm: SentenceTransformerEncoder) -> None:
     assert (minilm.normalized, minilm.metric) == (True, "cosine")
     with pytest.raises(UnsupportedModality, match="takes text, not image"):
         minilm.encode_image(pictures())
+
+
+def test_its_words_can_be_those_of_a_static_side(minilm: SentenceTransformerEncoder) -> None:
+    found = wordpiece_for(minilm)
+    assert found.origin == minilm.spec
+    assert len(found.vocabulary) > 29_000
+    assert not [token for token in found.vocabulary[1:] if token.startswith("[") and len(token) > 1]
+    text = "A fire-fighter's naïve CAFÉ, 3.14"
+    own = minilm._model.tokenizer(text, add_special_tokens=False)
+    assert found.tokenizer.encode(text).tokens == minilm._model.tokenizer.convert_ids_to_tokens(own["input_ids"])
 
 
 def test_a_batch_is_what_its_members_are_alone(minilm: SentenceTransformerEncoder) -> None:
