@@ -135,6 +135,8 @@ BEGIN
             ('static_text', '{worker,reader}', '{SELECT}', NULL),
             ('token', '{worker,reader}', '{SELECT}', NULL),
             ('encoders', '{worker,reader}', '{SELECT}', NULL),
+            ('direction', '{reader}', '{SELECT}', NULL),
+            ('views', '{reader}', '{SELECT}', NULL),
             ('charged', '{worker}', '{SELECT}', NULL),
             ('status', '{worker,writer,reader}', '{SELECT}', NULL),
             ('failures', '{worker,writer,reader}', '{SELECT}', NULL),
