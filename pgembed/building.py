@@ -57,6 +57,7 @@ class Asked:
     columns: tuple[str, ...] | None = None
     wide: bool = False
     exact: bool = False
+    neutral: str | None = None
     limit: int = 10
     least: float | None = None
     after: str | None = None
@@ -80,6 +81,7 @@ class Asked:
         return {
             "embedding": self.embedding, "where": where or None, "params": self.params, "limit": self.limit,
             "columns": self.columns, "wide": self.wide, "exact": self.exact, "joins": self.joins, "joined": self.joined,
+            "neutral": self.neutral,
         } | more  # fmt: skip
 
     def good(self, rows: list[SearchRow]) -> list[SearchRow]:
@@ -92,7 +94,7 @@ class Asked:
         contents = [(getattr(one, "content", None), repr(getattr(one, "mask", None))) for one in inputs]
         parts = (
             self.table, repr(self.query), contents, self.embedding, self.wheres, repr(self.params), self.joins,
-            repr(self.joined),
+            repr(self.joined), *([] if self.neutral is None else [self.neutral]),
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
@@ -185,6 +187,11 @@ class Building:
     def exact(self) -> Self:
         """Compare all rows that match, and use no vector index."""
         return self._with(exact=True)
+
+    def neutral(self, view: str) -> Self:
+        """A view of the space that is not to count: it is taken out of query and rows, so that rows that differ in it
+        alone have the same score. Without a filter, an index by ``pgembed.neutral_index_sql`` serves it."""
+        return self._with(neutral=view)
 
     def wide(self) -> Self:
         """Read bytea and vector columns too."""

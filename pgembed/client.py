@@ -24,6 +24,7 @@ from pgembed.plans import Parameters, Plan, run
 from pgembed.query import SearchRow
 from pgembed.searching import Searcher
 from pgembed.told import in_own_words
+from pgembed.views.client import Views
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
 
@@ -49,7 +50,7 @@ def connect(
     return Pgembed(Connections(source), Searcher(media, encoders))
 
 
-class Pgembed:
+class Pgembed(Views):
     """A database with pgembed in it. Use it as a context manager, or close() it."""
 
     def __init__(self, connections: Connections, searcher: Searcher) -> None:
@@ -340,12 +341,14 @@ class Pgembed:
         columns: Sequence[str] | None = None,
         wide: bool = False,
         exact: bool = False,
+        neutral: str | None = None,
     ) -> list[SearchRow]:
         """The ``limit`` rows nearest to a query, best first: ``row.score``, ``row.id``, ``row.title``, …
 
         ``where`` is SQL on the table's columns with psycopg's ``%s`` or ``%(name)s`` for ``params``; as many rows come
         back as match, up to ``limit``. ``columns`` chooses what is read; without it all but bytea and vector columns,
-        and those too where ``wide``. ``exact`` uses no vector index. Raises InvalidQuery, CatalogError, MediaError.
+        and those too where ``wide``. ``exact`` uses no vector index. ``neutral`` names a view that is not to count: it
+        is taken out of query and rows. Raises InvalidQuery, CatalogError, MediaError.
         """
         plan = self._searcher.search(
             table,
@@ -357,6 +360,7 @@ class Pgembed:
             columns=columns,
             wide=wide,
             exact=exact,
+            neutral=neutral,
         )
         return self._run(plan)
 

@@ -23,6 +23,7 @@ from pgembed.plans import Parameters, Plan, run_async
 from pgembed.query import SearchRow
 from pgembed.searching import Searcher
 from pgembed.told import in_own_words
+from pgembed.views.client import AsyncViews
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
 
@@ -40,7 +41,7 @@ def connect_async(
     return AsyncPgembed(AsyncConnections(source), Searcher(media, encoders))
 
 
-class AsyncPgembed:
+class AsyncPgembed(AsyncViews):
     """The same methods for asyncio; models run in threads, so that the event loop goes on."""
 
     def __init__(self, connections: AsyncConnections, searcher: Searcher) -> None:
@@ -276,6 +277,7 @@ class AsyncPgembed:
         columns: Sequence[str] | None = None,
         wide: bool = False,
         exact: bool = False,
+        neutral: str | None = None,
     ) -> list[SearchRow]:
         """See Pgembed.search."""
         plan = self._searcher.search(
@@ -288,6 +290,7 @@ class AsyncPgembed:
             columns=columns,
             wide=wide,
             exact=exact,
+            neutral=neutral,
         )
         return await self._run(plan)
 

@@ -106,7 +106,9 @@ def _parts(
     the length is what makes the shares of the best row add up.
     """
     terms = query.terms
-    is_sum = len(terms) > 1 and plan.target.metric == "cosine"
+    neutral = plan.shape.neutral
+    # without a view, a sum is longer or shorter than its terms without it add up to
+    is_sum = len(terms) > 1 and plan.target.metric == "cosine" and neutral is None
     told = [(repr(term.input), term.weight, term.input) for term in terms] if is_sum else [
         (repr(one), 1.0, one) for one in dict.fromkeys(query.inputs)
     ]  # fmt: skip
@@ -118,7 +120,7 @@ def _parts(
     options: dict[str, Any] = {
         "embedding": plan.target.column, "where": sql.SQL(" OR ").join([sql.SQL("({})").format(one)] * len(keys)),
         "params": [value for key in keys for value in key], "limit": len(keys), "columns": [], "exact": True,
-        "places": True,
+        "places": True, "neutral": neutral and neutral.view,
     }  # fmt: skip
     similar: list[dict[tuple[Any, ...], float]] = []
     for _, _, term in told:

@@ -31,6 +31,7 @@ from pgembed.query import (
 )
 from pgembed.regions import blend, cut
 from pgembed.rounds import REMEMBERED, Rounds
+from pgembed.views.resolving import found_views, views_in, with_views, without_view
 from pgembed.worker import VerifyOptions
 
 if TYPE_CHECKING:
@@ -107,14 +108,23 @@ class Searcher:
         query: Expression,
         *,
         embedding: str | None = None,
+        neutral: str | None = None,
         **options: Any,  # noqa: ANN401
     ) -> Plan[SearchPlan]:
-        """Look up the embedding, encode the inputs that need a model here, and compile (Compiler.compile's options)."""
+        """Look up the embedding, encode the inputs that need a model here, and compile (Compiler.compile's options).
+
+        ``neutral`` names a view that is taken out of query and rows.
+        """
         known = yield from self._known_of(table, embedding)
+        if names := views_in(query, neutral):
+            views = yield from found_views(known.compiler.target, names)
+            query = with_views(query, views)
+            if neutral is not None:
+                query, options["neutral"] = without_view(query, views[neutral])
         if holds_change(query):
             query = yield from self._without_changes(known, query)
         inputs = to_encode(known.compiler.target, query)
-        vectors = (yield from self._encoded(known.encoder, inputs)) if inputs else None
+        vectors = (yield from self.encoded(known.encoder, inputs)) if inputs else None
         return known.compiler.compile(query, vectors, **options)
 
     def search(self, table: str, query: Expression, **options: Any) -> Plan[list[SearchRow]]:  # noqa: ANN401
@@ -170,7 +180,7 @@ class Searcher:
 
         def vectors(queries: Sequence[Expression]) -> Plan[list[NDArray[Any]]]:
             inputs = tuple(dict.fromkeys(item for query in queries for item in to_encode(target, query)))
-            encoded = (yield from self._encoded(known.encoder, inputs)) if inputs else dict[Input, Any]()
+            encoded = (yield from self.encoded(known.encoder, inputs)) if inputs else dict[Input, Any]()
             statement = known.compiler.vectors(queries, encoded)
             row: dict[str, list[float]] = (yield Call(statement.text, statement.values))[0]
             return [np.array(numbers, dtype=np.float32) for numbers in row.values()]
@@ -196,7 +206,8 @@ class Searcher:
                 self._encoders[spec] = load_encoder(spec, policy=self.policy)
             return self._encoders[spec]
 
-    def _encoded(self, row: EncoderRow, inputs: Sequence[Input]) -> Plan[Mapping[Input, NDArray[np.float32]]]:
+    def encoded(self, row: EncoderRow, inputs: Sequence[Input]) -> Plan[Mapping[Input, NDArray[np.float32]]]:
+        """The vectors of texts and pictures, ``(dim,)`` each, by the model of a registered encoder."""
         return (yield Compute(lambda: self._encode(row, inputs)))
 
     def _encode(self, row: EncoderRow, inputs: Sequence[Input]) -> Mapping[Input, NDArray[np.float32]]:

@@ -327,7 +327,8 @@ CREATE OR REPLACE FUNCTION pgembed._vectors_target(
     OUT encoder text,
     OUT space text,
     OUT dim integer,
-    OUT half boolean
+    OUT half boolean,
+    OUT keys text
 )
 LANGUAGE plpgsql STABLE
 AS $$
@@ -344,6 +345,7 @@ BEGIN
     space := found.space;
     dim := found.dim;
     half := found.half;
+    keys := pgembed._search_keys(found.relation, found.key_columns);
     IF side IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_table',
             MESSAGE = pg_catalog.format('The side table that holds the vectors %I of %s is gone.', target, source),
@@ -385,5 +387,39 @@ BEGIN
             MESSAGE = format('%s is not one expression on %s: %s.', quote_literal(expression), source, refused),
             HINT = 'Give one expression on its columns: gender, or name || '' '' || vendor.';
     END IF;
+END
+$$;
+
+-- Rows to probe a view on: the values of expressions as text, and the vector at unit length as numbers. At most
+-- `sample` rows that match the filter, in an order that the seed decides. Called by Python.
+CREATE OR REPLACE FUNCTION pgembed._view_sample(
+    relation regclass,
+    expressions text[],
+    embedding text DEFAULT NULL,
+    filter text DEFAULT NULL,
+    params jsonb DEFAULT NULL,
+    sample integer DEFAULT 5000,
+    seed integer DEFAULT 0
+) RETURNS TABLE (told text[], numbers float4[])
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    target CONSTANT record := pgembed._vectors_target(relation, embedding);
+    condition text := '';
+    read text;
+BEGIN
+    PERFORM pgembed._check_expression(target.source, e) FROM unnest(expressions) AS e;
+    read := (SELECT string_agg(E'(' || e || E'\n)::text', ', ' ORDER BY n)
+        FROM unnest(expressions) WITH ORDINALITY AS o (e, n));
+    IF filter IS NOT NULL OR params IS NOT NULL THEN
+        condition := pgembed._filter_condition(target.source, filter, params);
+    END IF;
+    RETURN QUERY EXECUTE format(
+        'SELECT r."pgembed told", r."pgembed unit"::float4[] FROM (SELECT ARRAY[%s]::text[] AS "pgembed told", '
+        '@extschema:vector@.l2_normalize(%s) AS "pgembed unit", md5(concat_ws(''|'', $2%s)) AS "pgembed place" '
+        'FROM %s WHERE %s%s) AS r WHERE @extschema:vector@.vector_norm(r."pgembed unit") > 0 '
+        'ORDER BY r."pgembed place" LIMIT $4', read, target.vector_sql, target.keys,
+        target.source || target.side, target.present, condition)
+        USING NULL::@extschema:vector@.vector, seed, params, sample;
 END
 $$;

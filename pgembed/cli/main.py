@@ -21,6 +21,7 @@ from pgembed.cli import (
     search,
     train,
     verify,
+    view,
     waiting,
     work,
 )
@@ -39,6 +40,7 @@ COMMANDS = (
     waiting,
     altering,
     verify,
+    view,
     work,
     evaluate,
     evaluate_cir,

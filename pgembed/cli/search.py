@@ -35,6 +35,7 @@ class Method(StrEnum):
         'pgembed search product "red shoe" --words',
         'pgembed search product --image dress.jpg --minus "in blue" --contact-sheet found.html',
         'pgembed search product --like 17 --like 23 --unlike 4 --without "a person"',
+        'pgembed search product "a doctor" --neutral gender',
         'pgembed search product --image dress.jpg --to "in red" --was "in blue" --by recolour',
         "pgembed search product --query query.json",
         'pgembed search product "a red shoe" --minus "in blue" --where "price < 50" --explain',
@@ -51,6 +52,20 @@ def search(
     unlike: Annotated[list[str] | None, typer.Option(help="A row to move away from; may be repeated.")] = None,
     without: Annotated[
         list[str] | None, typer.Option(help="Words that are not to count at all, either way; may be repeated.")
+    ] = None,
+    without_view: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A view that is not to count in the query; rows keep theirs. May be repeated.",
+            autocompletion=completion.view,
+        ),
+    ] = None,
+    neutral: Annotated[
+        str | None,
+        typer.Option(
+            help="A view that is not to count at all: it is taken out of query and rows.",
+            autocompletion=completion.view,
+        ),
     ] = None,
     to: Annotated[
         str | None, typer.Option(help="What the picture or row shall become, in words: a composer changes it.")
@@ -106,17 +121,23 @@ def search(
         positive.append(_weighted(words_weight, _text(words)))
     negative = [*map(_text, minus or []), *_rows(unlike, "--unlike")]
     query = _composed(
-        query, positive, [minus_weight * part for part in negative], [_text(part) for part in without or []]
+        query,
+        positive,
+        [minus_weight * part for part in negative],
+        [*map(_text, without or []), *map(_view, without_view or [])],
     )
     with database() as db:
         if by_words and not words:
             raise WrongUsage("--words looks for words, and there are none.", 'Give some: "red shoe" --words')
+        if by_words and neutral is not None:
+            raise WrongUsage("--neutral takes a view out of vectors, and --words looks for words.", "Leave one out.")
         if by_words and (sql or explain or contact_sheet is not None):
             raise WrongUsage("--words gives rows, not --sql, --explain or --contact-sheet.", "Leave one of them out.")
         asked = db.query(table).near(query, embedding=target).limit(limit)
         asked = asked.where(where) if where is not None else asked
         asked = asked.select(*column) if column else asked
         asked = asked.exact() if exact else asked
+        asked = asked.neutral(neutral) if neutral is not None else asked
         if sql:
             sys.stdout.write(asked.compile().as_string() + "\n")
             return
@@ -202,6 +223,12 @@ def _text(words: str) -> Expression:
     from pgembed.inputs import Text
 
     return Text(words)
+
+
+def _view(name: str) -> Expression:
+    from pgembed.algebra import View
+
+    return View(name)
 
 
 def _weighted(weight: float, expression: Expression) -> Expression:

@@ -3,9 +3,9 @@
 from pgembed.query.compiler import EF_SEARCH, Compiler, Place, SearchPlan, compile_search, to_encode
 from pgembed.query.rows import SearchRow, reranked, search_row_factory
 from pgembed.query.statement import Column, Side, Statement, Target, quoted, unused
-from pgembed.query.texts import PLACE, check_condition
+from pgembed.query.texts import PLACE, Neutral, check_condition
 
 __all__ = [
-    "EF_SEARCH", "PLACE", "Column", "Compiler", "Place", "SearchPlan", "SearchRow", "Side", "Statement", "Target",
-    "check_condition", "compile_search", "quoted", "reranked", "search_row_factory", "to_encode", "unused",
+    "EF_SEARCH", "PLACE", "Column", "Compiler", "Neutral", "Place", "SearchPlan", "SearchRow", "Side", "Statement",
+    "Target", "check_condition", "compile_search", "quoted", "reranked", "search_row_factory", "to_encode", "unused",
 ]  # fmt: skip

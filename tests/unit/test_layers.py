@@ -41,6 +41,7 @@ LAYERS = (
         "searching",
         "static_sides",
         "told",
+        "views",
         "worker",
     },
     {"client"},
