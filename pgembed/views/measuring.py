@@ -161,7 +161,7 @@ def _overlap(before: Vectors, after: Vectors) -> float:
         return 1.0
     own, shared = np.arange(len(before)), 0
     for (places, one), (_, other) in zip(_blocks(before, before, own), _blocks(after, after, own), strict=True):
-        nearest = [np.argsort(-similar, axis=1, kind="stable")[:, :k] for similar in (one, other)]
+        nearest = [np.argpartition(-similar, k - 1, axis=1)[:, :k] for similar in (one, other)]
         shared += sum(len(set(nearest[0][n]) & set(nearest[1][n])) for n in range(len(places)))
     return shared / (k * len(before))
 
