@@ -126,10 +126,12 @@ def _measured(
     )
     has_value = np.array([value is not None for value in told["attribute"]])
     kept = [Kept(f"overlap@{NEIGHBOURS} of neighbours", len(vectors), 1.0, _overlap(vectors, neutral))]
-    same = np.array(told["same"] if "same" in told else [str(n) for n in range(len(vectors))], dtype=object)
+    values = told["same"] if "same" in told else [str(n) for n in range(len(vectors))]
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    same = np.array([-1 if value is None else numbers[value] for value in values])
     parts = ((f"without {attribute}", ~has_value), (f"with {attribute}", has_value))
     for part, chosen in parts:
-        places = np.array([n for n in np.flatnonzero(chosen) if same[n] is not None], dtype=np.intp)
+        places = np.array([n for n in np.flatnonzero(chosen) if same[n] >= 0], dtype=np.intp)
         if "same" in told and len(places):
             found = [_nearest_same(some, same, places) for some in (vectors, neutral)]
             kept.append(Kept(f"nearest row has the same value of same, rows {part}", len(places), *found))

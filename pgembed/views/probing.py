@@ -162,6 +162,6 @@ def _hits(vectors: Vectors, labels: NDArray[Any], tested: NDArray[np.bool_], cla
     hits: list[NDArray[Any]] = []
     for ridge in RIDGES:
         scores = seen @ (towards / (variances + ridge * max(variances.mean(), 1e-12))[:, None])
-        scores = scores.reshape(len(seen), columns, classes) + usual
+        scores = np.round(scores.reshape(len(seen), columns, classes) + usual, 6)  # the rest is float4's rounding
         hits.append((scores.argmax(axis=2) == labels[tested]).sum(axis=0))
     return np.stack(hits)

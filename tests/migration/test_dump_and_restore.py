@@ -44,6 +44,9 @@ def dump(full_server: FullServer, full_server_dsn: str, full_template: str, stor
             db.add_encoder("lite", "builtin:lite")
             db.attach("product", "embedding", encoder="lite", text="{title}", storage=storage)
             db.work(until_idle=True)
+            db.learn_view("fruit", table="product", these="id = 1", those="id = 2")
+            (statement,) = conn.execute("SELECT pgembed.neutral_index_sql('product', 'fruit')").fetchall()
+            conn.execute(statement[0].encode())
             conn.execute("INSERT INTO product VALUES (3, 'a wooden chair')")
         return full_server.run("pg_dump", "-Fc", "-Z1", dsn).stdout
 
@@ -68,6 +71,17 @@ def test_restored_database_is_kept_true(restored: Connection) -> None:
     db.work(until_idle=True)
     assert restored.execute(SEARCH).fetchone() == ("a puppy",)
     assert db.search("product", Text("wooden furniture"), limit=1)[0].id == 3
+
+
+def test_restored_views_and_their_indexes_serve(restored: Connection) -> None:
+    db = pgembed.connect(restored)
+    (view,) = db.views()
+    assert (view.name, view.encoder, view.directions, view.learnt_from["rows"]) == ("fruit", "lite", 1, [1, 1])
+    index = "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE pg_get_indexdef(indexrelid) LIKE '%neutralize%'"
+    assert len(restored.execute(index.encode()).fetchall()) == 1
+    rows = db.search("product", Text("a dog in the snow"), neutral="fruit", limit=2)
+    assert rows[0].score == pytest.approx(rows[1].score, abs=0.5)
+    assert rows[0].id == 2
 
 
 # Without triggers
