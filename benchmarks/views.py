@@ -7,10 +7,10 @@ the two lightest, dark: the two darkest) are learnt on noto, twemoji and fluent,
 was learnt from. Two probes: one that is fitted to openmoji's own drawings and cross-validated, with what shows the same
 thing in one fold ("own"), and one that is fitted to the three vendors and read on openmoji ("theirs"). For comparison,
 views that were learnt on one half of openmoji's things are probed on the other half ("half"), and a view of gender that
-was learnt from captions is probed on the names, as texts ("names"). At chance: not above what 95 % of the probes
-of shuffled labels reach. Kept: R@1 of openmoji's drawings that have nothing of the attribute, found by their name,
-before and after; and of the ten nearest drawings of each, how many are still among them. ``--quick`` takes every third
-drawing.
+was learnt from captions is probed on the names, as texts ("names"). At chance: no further from it, above or below, than
+what 95 % of the probes of shuffled labels stay below. Kept: R@1 of openmoji's drawings that have nothing of the
+attribute, found by their name, before and after; and of the ten nearest drawings of each, how many are still among them.
+``--quick`` takes every third drawing.
 """
 
 from __future__ import annotations

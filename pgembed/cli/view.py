@@ -169,7 +169,7 @@ def view_probe(
 ) -> None:
     """Probe a view: what a linear classifier reads of an attribute before and after it is taken out, and what is kept.
 
-    At chance means that shuffled labels are read as well: the accuracy is below what 95 % of shuffles stay below.
+    At chance means that the accuracy is no further from chance, above or below, than what 95 % of shuffles stay below.
     """
     with database() as db:
         found = db.probe_view(

@@ -30,8 +30,8 @@ class ProbeResult:
 
     @property
     def at_chance(self) -> bool:
-        """Whether shuffled labels are read as well."""
-        return self.accuracy <= self.bound
+        """Whether it reads no more than from shuffled labels; what is far below chance is read too, the wrong way."""
+        return abs(self.accuracy - self.chance) <= self.bound - self.chance
 
 
 def linear_probe(

@@ -302,7 +302,8 @@ def test_a_view_is_probed(cli: Cli, database: psycopg.Connection) -> None:
     database.execute("CREATE TABLE thing (id serial PRIMARY KEY, title text, colour text, kind text)")
     database.execute(
         "INSERT INTO thing (title, colour, kind) SELECT 'a ' || c || ' ' || k, c, k"
-        " FROM unnest('{red,blue}'::text[]) AS c, unnest('{shoe,car,house,dress,apple,boat,bird,flower,hat,chair,door,book}'::text[]) AS k"
+        " FROM unnest('{red,blue}'::text[]) AS c,"
+        " unnest('{shoe,car,house,dress,apple,boat,bird,flower,hat,chair,door,book}'::text[]) AS k"
     )
     cli("encoder", "add", "lite", "builtin:lite")
     cli("attach", "thing", "embedding", "--encoder", "lite", "--text", "title")
