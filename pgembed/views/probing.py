@@ -161,7 +161,8 @@ def _hits(vectors: Vectors, labels: NDArray[Any], tested: NDArray[np.bool_], cla
     seen = (vectors[tested] - mean) @ axes
     hits: list[NDArray[Any]] = []
     for ridge in RIDGES:
-        scores = seen @ (towards / (variances + ridge * max(variances.mean(), 1e-12))[:, None])
-        scores = np.round(scores.reshape(len(seen), columns, classes) + usual, 6)  # the rest is float4's rounding
-        hits.append((scores.argmax(axis=2) == labels[tested]).sum(axis=0))
+        weights: Vectors = towards / (variances + ridge * max(float(variances.mean()), 1e-12))[:, None]
+        scores: Vectors = (seen @ weights).reshape(len(seen), columns, classes) + usual
+        told: NDArray[Any] = np.round(scores, 6).argmax(axis=2)  # what is less is float4's rounding
+        hits.append((told == labels[tested]).sum(axis=0))
     return np.stack(hits)
