@@ -449,14 +449,15 @@ def test_a_probe_tells_that_the_attribute_is_gone_and_the_rest_kept(db: pgembed.
 
 
 def test_a_probe_can_be_fitted_to_some_rows_and_read_on_others(column_db: pgembed.Pgembed, database: Any) -> None:  # noqa: ANN401
-    database.execute(
-        "INSERT INTO product SELECT 100 + id + 12 * n, title, colour, thing FROM product, generate_series(0, 5) AS n"
-    )
+    for number, (thing, colour) in enumerate((thing, colour) for thing in THINGS[6:] for colour in COLOURS):
+        database.execute(
+            "INSERT INTO product VALUES (%s, %s, %s, %s)", [12 + number, f"a {colour} {thing}", colour, thing]
+        )
     column_db.work(until_idle=True)
     column_db.learn_view("colour", encoder="lite", these=[Text("red")], those=[Text("blue")])
-    found = column_db.probe_view("colour", "product", "colour", fit="id >= 130", where="thing <> 'boat'")
-    assert found.before.accuracy == 1
-    assert found.after.at_chance
+    found = column_db.probe_view("colour", "product", "colour", fit="id % 4 < 2")
+    assert (found.before.rows, found.before.accuracy > 0.9) == (2 * len(THINGS), True)
+    assert found.after.accuracy < 0.75 < found.before.accuracy
 
 
 @pytest.mark.parametrize(
