@@ -22,7 +22,19 @@ if _other_may_be_there():
     refuse_the_other()
 
 if TYPE_CHECKING:
-    from pgembed.algebra import centroid, changed, mmr, reject, rocchio, slerp, swap, unit
+    from pgembed.algebra import (
+        View,
+        centroid,
+        changed,
+        equalize,
+        mmr,
+        neutralize,
+        reject,
+        rocchio,
+        slerp,
+        swap,
+        unit,
+    )
     from pgembed.client import Pgembed, connect
     from pgembed.client_async import AsyncPgembed, connect_async
     from pgembed.encoders import EncoderPolicy
@@ -41,12 +53,15 @@ __all__ = [
     "Screenshot",
     "Text",
     "Vector",
+    "View",
     "centroid",
     "changed",
     "connect",
     "connect_async",
+    "equalize",
     "from_json",
     "mmr",
+    "neutralize",
     "reject",
     "rocchio",
     "slerp",
@@ -61,7 +76,19 @@ _HOMES = {
     "pgembed.client_async": {"AsyncPgembed", "connect_async"},
     "pgembed.encoders": {"EncoderPolicy"},
     "pgembed.errors": {"PgembedError"},
-    "pgembed.algebra": {"centroid", "changed", "mmr", "reject", "rocchio", "slerp", "swap", "unit"},
+    "pgembed.algebra": {
+        "View",
+        "centroid",
+        "changed",
+        "equalize",
+        "mmr",
+        "neutralize",
+        "reject",
+        "rocchio",
+        "slerp",
+        "swap",
+        "unit",
+    },
     "pgembed.inputs": {"Expression", "Image", "Row", "Screenshot", "Text", "Vector"},
     "pgembed.query.wire": {"from_json", "to_json"},
 }

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pgembed.errors import InvalidQuery
-from pgembed.inputs import Expression, Input, Operand, Sum, Term
+from pgembed.inputs import Expression, Input, InputModality, Operand, Sum, Term
 
 ALPHA, BETA, GAMMA = 1.0, 0.75, 0.15  # Rocchio's weights, as Manning, Raghavan and Schütze 2008 give them (9.1.1)
 SWAP_WEIGHT = 1.0
@@ -117,13 +117,7 @@ class Reject(Operation):
         return (self.operand, *self.directions)
 
     def of(self, directions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-        rest, basis = directions[0], list[NDArray[np.float64]]()
-        for vector in directions[1:]:
-            for _ in range(2):  # once more takes away what rounding left
-                for axis in basis:
-                    vector = vector - (vector @ axis) * axis
-            if (length := float(np.linalg.norm(vector))) > _DEPENDENT:
-                basis.append(vector / length)
+        rest, basis = directions[0], orthonormal(directions[1:])
         for _ in range(2):
             for axis in basis:
                 rest = rest - (rest @ axis) * axis
@@ -136,6 +130,59 @@ class Reject(Operation):
 
     def __repr__(self) -> str:
         return f"reject({', '.join(map(repr, self.operands))})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Equalized(Operation):
+    """One member of a set that was evened out over ``directions``. See ``equalize``."""
+
+    members: tuple[Expression, ...]
+    directions: tuple[Expression, ...]
+    place: int
+
+    @property
+    def operands(self) -> tuple[Expression, ...]:
+        return (*self.members, *self.directions)
+
+    def of(self, directions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        members, basis = np.stack(directions[: len(self.members)]), orthonormal(directions[len(self.members) :])
+        mean = members.mean(axis=0)
+        shared = mean - sum((mean @ axis) * axis for axis in basis)
+        sides = [sum(((member - mean) @ axis) * axis for axis in basis) for member in members]
+        for member, side in zip(self.members, sides, strict=True):  # of all: what SQL computes, it computes for all
+            if float(np.linalg.norm(side)) <= _NOTHING:
+                raise InvalidQuery(
+                    f"{member!r} does not differ from the others of {self!r} in the directions.",
+                    'Give members on different sides, like Text("he") and Text("she").',
+                )
+        side = sides[self.place]
+        point = shared + math.sqrt(max(0.0, 1 - float(shared @ shared))) * side / np.linalg.norm(side)
+        return point / np.linalg.norm(point)
+
+    def __repr__(self) -> str:
+        directions = "".join(f", {each!r}" for each in self.directions)
+        return f"equalize([{', '.join(map(repr, self.members))}]{directions})[{self.place}]"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class View(Input):
+    """A view of the space that is searched, by its name; the catalog has its directions.
+
+    ``reject(query, View("gender"))`` takes all of them out, ``query + 0.4 * View("gender")`` goes along the first.
+    """
+
+    modality: ClassVar[InputModality] = "view"
+    name: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidQuery(f"View({self.name!r}) names no view.", "Give the name that it was learnt under.")
+
+    def direction(self, encode: Encode) -> NDArray[np.float64]:
+        raise InvalidQuery(f"{self!r} has its directions only in the database.", "Search with it: db.search(…).")
+
+    def __repr__(self) -> str:
+        return f"View({self.name!r})"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -185,6 +232,43 @@ def reject(expression: Expression, *directions: Expression) -> Expression:
     return Reject(expression, directions) if directions else unit(expression)
 
 
+def neutralize(expression: Expression, *directions: Expression) -> Expression:
+    """``reject`` under the name that Bolukbasi et al. 2016 gave it: what has nothing of the directions."""
+    return reject(expression, *directions)
+
+
+def equalize(members: Sequence[Expression], *directions: Expression) -> tuple[Expression, ...]:
+    """The members of a set ("he", "she") as directions that differ in ``directions`` alone, each by the same length.
+
+    What has nothing of the directions is then equally near to all of them. Bolukbasi et al. 2016. Raises InvalidQuery
+    for fewer than two members or no direction; members that do not differ in the directions cannot be evened out.
+    """
+    for each in (*_several(members, "equalize"), *directions):
+        _require(each, "equalize")
+    if len(members) < 2 or not directions:
+        raise InvalidQuery(
+            f"equalize was given {len(members)} members and {len(directions)} directions.",
+            "Give it two members at least, and a direction.",
+        )
+    return tuple(Equalized(tuple(members), directions, place) for place in range(len(members)))
+
+
+def orthonormal(directions: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """An orthonormal basis of directions ``(dim,)``; one that depends on those before it is passed over.
+
+    Modified Gram-Schmidt, each projection twice.
+    """
+    basis: list[NDArray[np.float64]] = []
+    for direction in directions:
+        rest = direction / np.linalg.norm(direction)
+        for _ in range(2):  # once more takes away what rounding left
+            for axis in basis:
+                rest = rest - (rest @ axis) * axis
+        if (length := float(np.linalg.norm(rest))) > _DEPENDENT:
+            basis.append(rest / length)
+    return basis
+
+
 def swap(expression: Expression, old: Expression, new: Expression, weight: float = SWAP_WEIGHT) -> Expression:
     """This, but ``new`` in place of ``old``: the expression, and ``weight`` times the direction from old to new."""
     for each in (expression, old, new):
@@ -229,7 +313,7 @@ def rocchio(
 
     Without a query it is "more like these, unlike those". Rocchio 1971. Raises InvalidQuery where nothing is given.
     """
-    for each in (*(() if query is None else (query,)), *_several(liked), *_several(disliked)):
+    for each in (*(() if query is None else (query,)), *_several(liked, "rocchio"), *_several(disliked, "rocchio")):
         _require(each, "rocchio")
     terms: list[Term] = []
     if query is not None:
@@ -278,9 +362,9 @@ def mmr(
     return chosen
 
 
-def _several(expressions: Sequence[Expression]) -> Sequence[Expression]:
+def _several(expressions: Sequence[Expression], name: str) -> Sequence[Expression]:
     if isinstance(expressions, Expression):
-        raise TypeError(f"rocchio takes lists of what was liked and disliked: [{expressions!r}].")
+        raise TypeError(f"{name} takes lists of expressions: [{expressions!r}].")
     return expressions
 
 

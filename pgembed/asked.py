@@ -69,6 +69,7 @@ class Asked:
     columns: tuple[str, ...] | None = None
     wide: bool = False
     exact: bool = False
+    neutral: str | None = None
     limit: int = 10
     least: float | None = None
     after: str | None = None
@@ -105,6 +106,11 @@ class Asked:
                 "weighing is for a query to one embedding, and this one has several legs.",
                 "Attach the inputs apart, and give each near a weight.",
             )
+        if self.neutral is not None:
+            raise InvalidQuery(
+                "neutral is for a query to one embedding, and this one has several legs.",
+                'Take the view out of a query: near(query.without(View("…"))).',
+            )
         words = self.words
         options = self.options()
         return Fused(
@@ -138,7 +144,7 @@ class Asked:
             "embedding": self.nears[0].embedding if self.nears else None,
             "where": where or None, "params": self.params, "limit": self.limit,
             "columns": self.columns, "wide": self.wide, "exact": self.exact, "joins": self.joins, "joined": self.joined,
-            "weights": self.input_weights,
+            "weights": self.input_weights, "neutral": self.neutral,
         } | more  # fmt: skip
 
     def good(self, rows: list[SearchRow]) -> list[SearchRow]:
@@ -153,7 +159,7 @@ class Asked:
         parts = (
             self.table, repr(near and near.query), contents, near and near.embedding, self.wheres,
             repr(self.params), self.joins, repr(self.joined),
-            self.input_weights and sorted(self.input_weights.items()),
+            self.input_weights and sorted(self.input_weights.items()), self.neutral,
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 

@@ -128,6 +128,11 @@ class Building:
         """Compare all rows that match, and use no vector index."""
         return self._with(exact=True)
 
+    def neutral(self, view: str) -> Self:
+        """A view of the space that is not to count: it is taken out of query and rows, so that rows that differ in it
+        alone have the same score. Without a filter, an index by ``pgembed.neutral_index_sql`` serves it."""
+        return self._with(neutral=view)
+
     def wide(self) -> Self:
         """Read bytea and vector columns too."""
         return self._with(wide=True)

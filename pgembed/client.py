@@ -25,6 +25,7 @@ from pgembed.plans import Parameters, Plan, run
 from pgembed.query import Prefer, SearchRow
 from pgembed.searching import Searcher
 from pgembed.told import in_own_words
+from pgembed.views.client import Views
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
 
@@ -56,7 +57,7 @@ def connect(
     return Pgembed(Connections(source), Searcher(media, encoders, prefer))
 
 
-class Pgembed:
+class Pgembed(Views):
     """A database with pgembed in it. Use it as a context manager, or close() it."""
 
     def __init__(self, connections: Connections, searcher: Searcher) -> None:
@@ -396,6 +397,7 @@ class Pgembed:
         exact: bool = False,
         weights: Mapping[str, float] | None = None,
         prefer: Prefer | None = None,
+        neutral: str | None = None,
     ) -> list[SearchRow]:
         """The ``limit`` rows nearest to a query, best first: ``row.score``, ``row.id``, ``row.title``, …
 
@@ -403,7 +405,8 @@ class Pgembed:
         back as match, up to ``limit``. ``columns`` chooses what is read; without it all but bytea and vector columns,
         and those too where ``wide``. ``exact`` uses no vector index. ``weights`` say how much each input of a row
         counts, ``{"text": 0.3, "image": 0.7}``, in an embedding with fusion ``"concat"``. ``prefer`` is as of
-        ``connect``. Raises InvalidQuery, CatalogError, MediaError.
+        ``connect``. ``neutral`` names a view that is not to count: it is taken out of query and rows. Raises
+        InvalidQuery, CatalogError, MediaError.
         """
         plan = self._searcher.search(
             table,
@@ -417,6 +420,7 @@ class Pgembed:
             exact=exact,
             weights=weights,
             prefer=prefer,
+            neutral=neutral,
         )
         return self._run(plan)
 

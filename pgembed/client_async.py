@@ -24,6 +24,7 @@ from pgembed.plans import Parameters, Plan, run_async
 from pgembed.query import Prefer, SearchRow
 from pgembed.searching import Searcher
 from pgembed.told import in_own_words
+from pgembed.views.client import AsyncViews
 from pgembed.worker import Progress, Summary, Verification, Worker, WorkerOptions, verify
 from pgembed.worker.verification import SAMPLE
 
@@ -46,7 +47,7 @@ def connect_async(
     return AsyncPgembed(AsyncConnections(source), Searcher(media, encoders, prefer))
 
 
-class AsyncPgembed:
+class AsyncPgembed(AsyncViews):
     """The same methods for asyncio; models run in threads, so that the event loop goes on."""
 
     def __init__(self, connections: AsyncConnections, searcher: Searcher) -> None:
@@ -321,6 +322,7 @@ class AsyncPgembed:
         exact: bool = False,
         weights: Mapping[str, float] | None = None,
         prefer: Prefer | None = None,
+        neutral: str | None = None,
     ) -> list[SearchRow]:
         """See Pgembed.search."""
         plan = self._searcher.search(
@@ -335,6 +337,7 @@ class AsyncPgembed:
             exact=exact,
             weights=weights,
             prefer=prefer,
+            neutral=neutral,
         )
         return await self._run(plan)
 

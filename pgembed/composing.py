@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pgembed.algebra import Changed, Operation, Reject, Slerp, Unit
+from pgembed.algebra import Changed, Equalized, Operation, Reject, Slerp, Unit
 from pgembed.inputs import Expression, Input, Operand, Sum, Term, Vector
 from pgembed.plans import Compute, Plan
 
@@ -59,6 +59,12 @@ def without_changes(query: Expression, space: str, vectors: VectorsOf, composer:
             for direction in query.directions:
                 directions.append((yield from settled(direction)))
             return Reject(first, tuple(directions))
+        case Equalized():
+            operands = []
+            for operand in query.operands:
+                operands.append((yield from settled(operand)))
+            count = len(query.members)
+            return Equalized(tuple(operands[:count]), tuple(operands[count:]), query.place)
         case _:
             terms: list[Term] = []
             for term in query.terms:

@@ -261,9 +261,11 @@ def _parts(
     the length is what makes the shares of the best row add up.
     """
     terms = query.terms
+    neutral = plan.shape.neutral
     # side by side all terms have one length, whatever the weights, but for rows and vectors given
     even = bool(plan.target.parts) and not any(isinstance(one, Row | Vector) for one in query.inputs)
-    is_sum = len(terms) > 1 and (plan.target.metric == "cosine" or even)
+    # without a view, a sum is longer or shorter than its terms without it add up to
+    is_sum = len(terms) > 1 and (plan.target.metric == "cosine" or even) and neutral is None
     told = [(repr(term.input), term.weight, term.input) for term in terms] if is_sum else [
         (repr(one), 1.0, one) for one in dict.fromkeys(query.inputs)
     ]  # fmt: skip
@@ -275,7 +277,7 @@ def _parts(
     options: dict[str, Any] = {
         "embedding": plan.target.column, "where": sql.SQL(" OR ").join([sql.SQL("({})").format(one)] * len(keys)),
         "params": [value for key in keys for value in key], "limit": len(keys), "columns": [], "exact": True,
-        "places": True, "weights": plan.weights,
+        "places": True, "weights": plan.weights, "neutral": neutral and neutral.view,
     }  # fmt: skip
     similar: list[dict[tuple[Any, ...], float]] = []
     for _, _, term in told:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 SourceKind = Literal["bytes", "path", "url", "picture"]
-InputModality = Literal["text", "image", "screenshot", "vector", "row"]
+InputModality = Literal["text", "image", "screenshot", "vector", "row", "view"]
 
 _LARGEST_BOX = 1e9  # pixels; not a number is not less either
 _CANCELS = 1e-6  # of the sum of the weights: what is left then is the rounding of float32, not a direction

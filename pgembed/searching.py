@@ -33,6 +33,7 @@ from pgembed.query import (
 )
 from pgembed.regions import blend, cut
 from pgembed.rounds import REMEMBERED, Rounds
+from pgembed.views.resolving import found_views, views_in, with_views, without_view
 from pgembed.worker import VerifyOptions
 
 if TYPE_CHECKING:
@@ -123,14 +124,28 @@ class Searcher:
         *,
         embedding: str | None = None,
         prefer: Prefer | None = None,
+        neutral: str | None = None,
         **options: Any,  # noqa: ANN401
     ) -> Plan[SearchPlan]:
-        """Look up the embedding, encode the inputs that need a model here, and compile (Compiler.compile's options)."""
+        """Look up the embedding, encode the inputs that need a model here, and compile (Compiler.compile's options).
+
+        ``neutral`` names a view that is taken out of query and rows.
+        """
         known = yield from self._known_of(table, embedding, prefer)
+        if names := views_in(query, neutral):
+            views = yield from found_views(known.compiler.target, names)
+            query = with_views(query, views)
+            if neutral is not None:
+                if (target := known.compiler.target).parts:
+                    raise InvalidQuery(
+                        f"The inputs of {target.name} stand side by side, and no view is taken out of such rows.",
+                        "Use views in the query, or an embedding that sums its inputs.",
+                    )
+                query, options["neutral"] = without_view(query, views[neutral])
         if holds_change(query):
             query = yield from self._without_changes(known, query)
         inputs = to_encode(known.compiler.target, query)
-        vectors = (yield from self._encoded(known.encoder, inputs)) if inputs else None
+        vectors = (yield from self.encoded(known.encoder, inputs)) if inputs else None
         return known.compiler.compile(query, vectors, **options)
 
     def search(self, table: str, query: Expression, **options: Any) -> Plan[list[SearchRow]]:  # noqa: ANN401
@@ -148,10 +163,12 @@ class Searcher:
         known = yield from self._known_of(table, embedding)
         asked: list[Expression] = []
         for query in queries:
+            if names := views_in(query):
+                query = with_views(query, (yield from found_views(known.compiler.target, names)))
             asked.append((yield from self._without_changes(known, query)) if holds_change(query) else query)
         in_sql = (Vector, Row, Text) if known.compiler.target.prefer == "static" else (Vector, Row)
         inputs = dict.fromkeys(item for query in asked for item in query.inputs if not isinstance(item, in_sql))
-        encoded = (yield from self._encoded(known.encoder, tuple(inputs))) if inputs else dict[Input, Any]()
+        encoded = (yield from self.encoded(known.encoder, tuple(inputs))) if inputs else dict[Input, Any]()
         found: list[NDArray[np.float32]] = []
         for query in asked:
             vector = known.compiler.vector(query, encoded)
@@ -213,7 +230,7 @@ class Searcher:
 
         def vectors(queries: Sequence[Expression]) -> Plan[list[NDArray[Any]]]:
             inputs = tuple(dict.fromkeys(item for query in queries for item in to_encode(target, query)))
-            encoded = (yield from self._encoded(known.encoder, inputs)) if inputs else dict[Input, Any]()
+            encoded = (yield from self.encoded(known.encoder, inputs)) if inputs else dict[Input, Any]()
             statement = known.compiler.vectors(queries, encoded)
             row: dict[str, list[float]] = (yield Call(statement.text, statement.values))[0]
             found = [np.array(numbers, dtype=np.float32) for numbers in row.values()]
@@ -240,7 +257,8 @@ class Searcher:
                 self._encoders[spec] = load_encoder(spec, policy=self.policy)
             return self._encoders[spec]
 
-    def _encoded(self, row: EncoderRow, inputs: Sequence[Input]) -> Plan[Mapping[Input, NDArray[np.float32]]]:
+    def encoded(self, row: EncoderRow, inputs: Sequence[Input]) -> Plan[Mapping[Input, NDArray[np.float32]]]:
+        """The vectors of texts and pictures, ``(dim,)`` each, by the model of a registered encoder."""
         return (yield Compute(lambda: self.encode(row, inputs)))
 
     def encode(self, row: EncoderRow, inputs: Sequence[Input]) -> Mapping[Input, NDArray[np.float32]]:

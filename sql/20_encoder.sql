@@ -100,7 +100,7 @@ BEGIN
 END
 $$;
 
--- Remove an encoder that no embedding uses, and its token vectors where nothing else has them.
+-- Remove an encoder that no embedding and no view uses, and its token vectors where nothing else has them.
 CREATE OR REPLACE FUNCTION pgembed.remove_encoder(name text) RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -115,6 +115,13 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',
             MESSAGE = pg_catalog.format('Encoder ''%s'' is used by %s.', name, users),
             HINT = 'Detach them first: SELECT pgembed.detach(''table'', ''target'');';
+    END IF;
+    SELECT string_agg(d.name, ', ' ORDER BY d.name) INTO users
+    FROM pgembed.direction AS d WHERE d.encoder = remove_encoder.name;
+    IF users IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',
+            MESSAGE = pg_catalog.format('Views were learnt with encoder ''%s'': %s.', name, users),
+            HINT = 'Drop them first: SELECT pgembed.drop_view(''view'');';
     END IF;
     DELETE FROM pgembed.encoder AS e WHERE e.name = remove_encoder.name;
     PERFORM pgembed._drop_unused_side(registered.static_text);

@@ -136,6 +136,8 @@ BEGIN
             ('distilled', '{worker,reader}', '{SELECT}', NULL),
             ('token', '{worker,reader}', '{SELECT}', NULL),
             ('encoders', '{worker,reader}', '{SELECT}', NULL),
+            ('direction', '{reader}', '{SELECT}', NULL),
+            ('views', '{reader}', '{SELECT}', NULL),
             ('charged', '{worker}', '{SELECT}', NULL),
             ('status', '{worker,writer,reader}', '{SELECT}', NULL),
             ('failures', '{worker,writer,reader}', '{SELECT}', NULL),

@@ -18,6 +18,7 @@ COLUMN = """
 SELECT attname FROM pg_catalog.pg_attribute
 WHERE attrelid = pg_catalog.to_regclass(%(table)s) AND attnum > 0 AND NOT attisdropped"""
 ENCODER = "SELECT name FROM pgembed.encoder"
+VIEW = "SELECT name FROM pgembed.direction"
 ROLE = "SELECT rolname::text FROM pg_catalog.pg_roles WHERE NOT pg_catalog.starts_with(rolname, 'pg_')"
 
 
@@ -44,6 +45,11 @@ def column(ctx: typer.Context, incomplete: str) -> list[str]:
 def encoder(ctx: typer.Context, incomplete: str) -> list[str]:
     """The registered encoders."""
     return _names(ctx, ENCODER, incomplete)
+
+
+def view(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The views of spaces."""
+    return _names(ctx, VIEW, incomplete)
 
 
 def role(ctx: typer.Context, incomplete: str) -> list[str]:

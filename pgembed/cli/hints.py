@@ -15,6 +15,8 @@ COMMANDS = {
     "retry": "pgembed retry {} --embedding {}",
     "resume": "pgembed resume {} --embedding {}",
     "reconcile": "pgembed reconcile {} --embedding {}",
+    "drop_view": "pgembed view drop {}",
+    "learn_view": "pgembed view learn --help",
     "grant_role": "pgembed grant {} {}",
     "revoke_role": "pgembed revoke {} {}",
 }

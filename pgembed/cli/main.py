@@ -23,6 +23,7 @@ from pgembed.cli import (
     train,
     tune,
     verify,
+    view,
     waiting,
     work,
 )
@@ -42,6 +43,7 @@ COMMANDS = (
     waiting,
     altering,
     verify,
+    view,
     work,
     evaluate,
     evaluate_cir,

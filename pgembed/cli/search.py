@@ -39,6 +39,7 @@ class Method(StrEnum):
         'pgembed search product "red shoe" --words',
         'pgembed search product --image dress.jpg --minus "in blue" --contact-sheet found.html',
         'pgembed search product --like 17 --like 23 --unlike 4 --without "a person"',
+        'pgembed search product "a doctor" --neutral gender',
         'pgembed search product --image dress.jpg --to "in red" --was "in blue" --by recolour',
         "pgembed search product --query query.json",
         'pgembed search product "a red shoe" --minus "in blue" --where "price < 50" --explain',
@@ -56,6 +57,20 @@ def search(
     unlike: Annotated[list[str] | None, typer.Option(help="A row to move away from; may be repeated.")] = None,
     without: Annotated[
         list[str] | None, typer.Option(help="Words that are not to count at all, either way; may be repeated.")
+    ] = None,
+    without_view: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A view that is not to count in the query; rows keep theirs. May be repeated.",
+            autocompletion=completion.view,
+        ),
+    ] = None,
+    neutral: Annotated[
+        str | None,
+        typer.Option(
+            help="A view that is not to count at all: it is taken out of query and rows.",
+            autocompletion=completion.view,
+        ),
     ] = None,
     to: Annotated[
         str | None, typer.Option(help="What the picture or row shall become, in words: a composer changes it.")
@@ -127,7 +142,10 @@ def search(
         positive.append(_weighted(words_weight, _text(words)))
     negative = [*map(_text, minus or []), *_rows(unlike, "--unlike")]
     query = _composed(
-        query, positive, [minus_weight * part for part in negative], [_text(part) for part in without or []]
+        query,
+        positive,
+        [minus_weight * part for part in negative],
+        [*map(_text, without or []), *map(_view, without_view or [])],
     )
     with database("static" if prefer is Prefer.static else None) as db:
         if by_words and not words:
@@ -136,12 +154,15 @@ def search(
             raise WrongUsage(f"{'--recall' if recall else '--inputs'} tells more of --explain.", "Give --explain too.")
         if by_words and input_weight:
             raise WrongUsage("--words takes no --input-weight.", "Leave one of them out.")
+        if by_words and neutral is not None:
+            raise WrongUsage("--neutral takes a view out of vectors, and --words looks for words.", "Leave one out.")
         asked = db.query(table).near(query, embedding=target).limit(limit)
         asked = asked.where(where) if where is not None else asked
         asked = asked.select(*column) if column else asked
         asked = asked.exact() if exact else asked
         asked = asked.hybrid(words).fuse(method.value) if by_words and words else asked
         asked = asked.weighing(**_input_weights(input_weight)) if input_weight else asked
+        asked = asked.neutral(neutral) if neutral is not None else asked
         if sql:
             sys.stdout.write(asked.compile().as_string() + "\n")
             return
@@ -227,6 +248,12 @@ def _text(words: str) -> Expression:
     from pgembed.inputs import Text
 
     return Text(words)
+
+
+def _view(name: str) -> Expression:
+    from pgembed.algebra import View
+
+    return View(name)
 
 
 def _weighted(weight: float, expression: Expression) -> Expression:

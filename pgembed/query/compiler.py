@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from psycopg import sql
 
-from pgembed.algebra import Changed, Reject, Slerp, Unit
+from pgembed.algebra import Changed, Equalized, Reject, Slerp, Unit, View
 from pgembed.errors import InvalidQuery
 from pgembed.fusing import factors, padded
 from pgembed.inputs import Expression, Input, Row, Text, Vector
 from pgembed.query.statement import Parameters, Statement, Target, Values
-from pgembed.query.texts import CANDIDATES, Kind, Shape, Texts, after_names, as_arrays, names
+from pgembed.query.texts import CANDIDATES, Kind, Neutral, Shape, Texts, after_names, as_arrays, names
 from pgembed.vectors import PackedVector, pack_one, unpack_one
 
 if TYPE_CHECKING:
@@ -197,6 +197,7 @@ class Compiler:
         after: Place | None = None,
         places: bool = False,
         weights: Mapping[str, float] | None = None,
+        neutral: Neutral | None = None,
     ) -> SearchPlan:
         """The statements that find the ``limit`` rows nearest to ``query``, best first.
 
@@ -209,7 +210,9 @@ class Compiler:
         ``joins`` are SQL, ``JOIN brand ON …``, with the parameters ``joined``; then ``columns`` may hold expressions
         with a name, ``brand.name AS brand``, as they may without. ``after`` gives the rows that come after a place, and
         ``places`` that of each row, in columns whose names begin with PLACE. ``weights`` say how much each input of a
-        row counts, where these stand side by side. Raises InvalidQuery.
+        row counts, where these stand side by side. ``neutral`` is taken out of every row; out of the query it has been
+        taken before. An index serves that only without a filter, for as many rows as one round gives. Raises
+        InvalidQuery.
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidQuery(f"The limit is the number of rows wanted, at least 1, not {limit!r}.")
@@ -237,6 +240,7 @@ class Compiler:
             joins_have_params=bool(joined),
             after=None if after is None else after.shown,
             places=places,
+            neutral=neutral,
         )
         texts = self._texts.get(shape)
         if texts is None:
@@ -253,6 +257,7 @@ class Compiler:
         if isinstance(given, dict) and (taken := given.keys() & {*bound, CANDIDATES, *after_names(self.target)}):
             raise InvalidQuery(f"Parameters may not be named {', '.join(sorted(taken))}: pgembed names its own so.")
         filtered = where is not None or bool(joins) or self.target.row_security
+        exact = exact or (neutral is not None and (filtered or limit + (shape.after or 0) > EF_SEARCH))
         return SearchPlan(limit, self.target, shape, texts, bound, given, exact, filtered, last, weights)
 
     def vectors(self, queries: Sequence[Expression], vectors: Mapping[Input, NDArray[Any]]) -> Statement:
@@ -315,6 +320,10 @@ def _written(
             return _call("slerp", target, query.operands, known, query.t)
         case Reject():
             return _call("reject", target, query.operands, known)
+        case Equalized():
+            parts = [_call("list", target, some, known) for some in (query.members, query.directions)]
+            values = [value for _, some in parts for value in some]
+            return ("equalize", *(kind for kind, _ in parts)), [*values, query.place + 1]
         case Changed():
             query.resolve(lambda input: cast("NDArray[Any]", known[input]))  # raises: pgembed.composing goes before
             raise AssertionError(query)
@@ -341,6 +350,8 @@ def _known(target: Target, input: Input, vectors: Mapping[Input, NDArray[Any]]) 
         vector = np.asarray(given)
     elif isinstance(input, Vector):
         vector = input.values
+    elif isinstance(input, View):
+        raise InvalidQuery(f"{input!r} has its directions only in the database.", "Search with it: db.search(…).")
     elif isinstance(input, Row) or (isinstance(input, Text) and target.static_text):
         return None
     else:

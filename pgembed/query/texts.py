@@ -48,6 +48,13 @@ _QUOTED = re.compile(
 _OPEN_QUOTE = re.compile(rf"['\"]|(?<![{_IN_NAME}])(?:[eE]\0|{_TAG})")  # what is left where one is not closed
 
 
+class Neutral(NamedTuple):
+    """A view that rows are compared without: its name, and its directions as Postgres writes an array of vectors."""
+
+    view: str
+    directions: str
+
+
 class Shape(NamedTuple):
     """What the SQL of a search depends on, beside its target."""
 
@@ -62,6 +69,7 @@ class Shape(NamedTuple):
     joins_have_params: bool = False
     after: int | None = None  # rows before those wanted; what comes after a place that the last parameters name
     places: bool = False  # the rows tell theirs
+    neutral: Neutral | None = None
 
 
 class Texts:
@@ -95,6 +103,9 @@ class Texts:
             for join in shape.joins
         )
         self._own_vector = quoted(_SIDE_VECTOR) if target.side else self._own(target.column)
+        self._compared = self._own_vector
+        if shape.neutral is not None:
+            self._compared = _without(target, self._own_vector, shape.neutral)
         self._present = self._where = _present(target, self._own_vector)
         self._matches = sql.SQL("true")
         if shape.where is not None:
@@ -229,7 +240,7 @@ class Texts:
         """
         target = self._target
         half = ("::", _of_vector(target, "halfvec")) if target.half else ()
-        distance = _sql(self._own_vector, *_operator(target), "(SELECT ", vector, ")", *half)
+        distance = _sql(self._compared, *_operator(target), "(SELECT ", vector, ")", *half)
         if exact:
             distance = _sql("0 + (", distance, ")")
         read = [*self._read, _sql(distance, " AS ", self._distance)]
@@ -287,6 +298,11 @@ def _vector(target: Target, kind: Kind, *, named: bool) -> sql.Composed:
             case ("reject", operand, *directions):
                 first = written(operand)
                 return _sql("pgembed.reject(", first, ", ARRAY[", sql.SQL(", ").join(map(written, directions)), "])")
+            case ("equalize", *lists):
+                members, directions = map(written, lists)
+                return _sql("(pgembed.equalize(", members, ", ", directions, "))[", place(), "::integer]")
+            case ("list", *items):
+                return _sql("ARRAY[", sql.SQL(", ").join(map(written, items)), "]")
             case (_, *operands):
                 terms = sql.SQL(", ").join([written(operand) for operand in operands])
                 return _sql("pgembed.compose(ARRAY[", terms, "], ", place(), "::float8[])")
@@ -312,6 +328,16 @@ def _stored(target: Target, place: Callable[[], sql.Placeholder]) -> sql.Compose
     return _sql(
         "coalesce((", vector, "), pgembed._raise(", place(),
         ", 'Search by a row that is there and encoded.', NULL::", of_vector, "))",
+    )  # fmt: skip
+
+
+def _without(target: Target, column: sql.Composable, neutral: Neutral) -> sql.Composed:
+    """The vector of a row without a view, as ``pgembed._neutral_sql`` writes it: as it is indexed."""
+    vector, kind = _of_vector(target, "vector"), _of_vector(target, "halfvec" if target.half else "vector")
+    plain = _sql(column, "::", vector) if target.half else _sql(column)
+    return _sql(
+        "(pgembed.neutralize(", plain, ", ", sql.Literal(neutral.directions), "::", vector, "[])::", kind, "(",
+        sql.Literal(target.dim), "))",
     )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
     {"text": "in red"}                       {"image": "dress.jpg", "kind": "path", "box": [10, 20, 200, 300]}
     {"vector": [0.1, 0.2], "space": "shop"}  {"row": [17]}
     {"sum": [[1, {"image": …}], [0.8, {"unit": {"sum": …}}]]}
-    {"slerp": [a, b], "t": 0.3}              {"reject": [a, b, …]}
+    {"slerp": [a, b], "t": 0.3}              {"reject": [a, b, …]}        {"view": "gender"}
+    {"equalize": [a, b], "by": [c, …], "place": 0}
     {"changed": [reference, to, was], "by": "recolour"}, also without was
 
 What comes from outside is data: nothing but these forms is read, its size is bounded, and a file is opened only where
@@ -19,7 +20,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
-from pgembed.algebra import SHIPPED_COMPOSER, Changed, Reject, Slerp, Unit, changed, reject, slerp, unit
+from pgembed.algebra import (
+    SHIPPED_COMPOSER,
+    Changed,
+    Equalized,
+    Reject,
+    Slerp,
+    Unit,
+    View,
+    changed,
+    equalize,
+    reject,
+    slerp,
+    unit,
+)
 from pgembed.errors import InvalidInput, InvalidQuery
 from pgembed.inputs import Expression, Image, Input, Operand, Row, Screenshot, Sum, Term, Text, Vector
 from pgembed.shown import shortened
@@ -31,7 +45,7 @@ MOST = 50
 DEEPEST = 20
 _BIGINT = 2**63
 _PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds of Pillow's modes
-_FORMS = "text, image, screenshot, vector, row, sum, unit, slerp, reject and changed"
+_FORMS = "text, image, screenshot, vector, row, view, sum, unit, slerp, reject, equalize and changed"
 
 
 def to_json(query: Expression) -> dict[str, Any]:
@@ -54,12 +68,17 @@ def to_json(query: Expression) -> dict[str, Any]:
                     f"{query!r} cannot be JSON: {odd[0]!r} is neither text nor a whole number.", "Give its text."
                 )
             return {"row": [*query.key]}
+        case View():
+            return {"view": query.name}
         case Unit():
             return {"unit": to_json(query.operand)}
         case Slerp():
             return {"slerp": [to_json(query.start), to_json(query.end)], "t": query.t}
         case Reject():
             return {"reject": [to_json(operand) for operand in query.operands]}
+        case Equalized():
+            members, directions = ([to_json(each) for each in some] for some in (query.members, query.directions))
+            return {"equalize": members, "by": directions, "place": query.place}
         case Changed():
             return {"changed": [to_json(operand) for operand in query.operands], "by": query.by}
         case _:
@@ -136,6 +155,9 @@ class _Reader:
             raise InvalidQuery(f"{place} holds {_shown(odd[0])}, which is neither text nor a whole number.")
         return Row(*key)
 
+    def view(self, fields: Mapping[str, Any], place: str, _: int) -> Input:
+        return View(_of(fields["view"], str, place))
+
     def sum(self, fields: Mapping[str, Any], place: str, depth: int) -> Expression:
         terms: list[Term] = []
         for item, where in _items(fields["sum"], place, 1):
@@ -155,6 +177,14 @@ class _Reader:
 
     def reject(self, fields: Mapping[str, Any], place: str, depth: int) -> Expression:
         return reject(*self.each(fields["reject"], place, depth))
+
+    def equalize(self, fields: Mapping[str, Any], place: str, depth: int) -> Expression:
+        members = self.each(fields["equalize"], place, depth)
+        by = [self.expression(*item, depth + 1) for item in _items(fields.get("by"), f"{place}'s by", 1)]
+        number = fields.get("place")
+        if type(number) is not int or not 0 <= number < len(members):
+            raise InvalidQuery(f"{place}'s place is {_shown(number)}, not that of one of its {len(members)} members.")
+        return equalize(members, *by)[number]
 
     def changed(self, fields: Mapping[str, Any], place: str, depth: int) -> Expression:
         reference, to, *was = self.each(fields["changed"], place, depth, most=3)
@@ -193,7 +223,7 @@ class _Reader:
         return text
 
 
-_INPUTS = frozenset(("text", "image", "screenshot", "vector", "row"))
+_INPUTS = frozenset(("text", "image", "screenshot", "vector", "row", "view"))
 _OF_PICTURES = ("kind", "box", "mask")
 _READERS = {
     "text": ((), _Reader.text),
@@ -201,10 +231,12 @@ _READERS = {
     "screenshot": (_OF_PICTURES, _Reader.screenshot),
     "vector": (("space",), _Reader.vector),
     "row": ((), _Reader.row),
+    "view": ((), _Reader.view),
     "sum": ((), _Reader.sum),
     "unit": ((), _Reader.unit),
     "slerp": (("t",), _Reader.slerp),
     "reject": ((), _Reader.reject),
+    "equalize": (("by", "place"), _Reader.equalize),
     "changed": (("by",), _Reader.changed),
 }
 

@@ -285,6 +285,81 @@ def test_encoder_commands(shop: Cli) -> None:
     shop("encoder", "remove", "shop")
 
 
+def test_view_commands(shop: Cli) -> None:
+    learnt = shop(
+        "view", "learn", "bear", "--encoder", "shop", "--these", "a panda", "--these", "a bear", "--those", "a bird",
+        "--those", "a hen", "--paired", "--components", "2",
+    )  # fmt: skip
+    assert "View 'bear': 2 directions in the space of 'shop', by pairs; from 2 and 2 vectors, 2 pairs." in learnt
+    rows = json.loads(
+        shop("view", "learn", "cheap", "--table", "product", "--these", "id < 6", "--those", "id >= 6", "--json")
+    )
+    assert (rows["action"], rows["method"], rows["learnt_from"]["rows"]) == (
+        "view learn",
+        "centroids",
+        [6, len(PHOTOS) - 6],
+    )
+    listed = shop("view", "list")
+    assert "bear" in listed
+    assert f"6 and {len(PHOTOS) - 6} rows of product" in listed
+    assert json.loads(shop("view", "list", "--json"))[0]["name"] == "bear"
+    assert "learnt_from" in shop("view", "show", "cheap")
+    plain, without, neutral = (
+        json.loads(shop("search", "product", "a panda", "--limit", "12", "--json", *more))
+        for more in ((), ("--without-view", "bear"), ("--neutral", "bear"))
+    )
+    assert plain[0]["title"] == "panda"
+    scores = [{row["title"]: row["score"] for row in some} for some in (plain, without, neutral)]
+    assert scores[0]["panda"] > max(scores[1]["panda"], scores[2]["panda"])
+    told = shop("search", "product", "a panda", "--neutral", "bear", "--sql")
+    assert "neutralize" in told
+    assert "is dropped" in shop("view", "drop", "bear")
+    error = shop("search", "product", "a panda", "--neutral", "bear", fails=1)
+    assert "There is no view named 'bear'." in error
+    assert "hint: There are: cheap" in error
+
+
+def test_a_view_is_probed(cli: Cli, database: psycopg.Connection) -> None:
+    database.execute("CREATE TABLE thing (id serial PRIMARY KEY, title text, colour text, kind text)")
+    database.execute(
+        "INSERT INTO thing (title, colour, kind) SELECT 'a ' || c || ' ' || k, c, k"
+        " FROM unnest('{red,blue}'::text[]) AS c,"
+        " unnest('{shoe,car,house,dress,apple,boat,bird,flower,hat,chair,door,book}'::text[]) AS k"
+    )
+    cli("encoder", "add", "lite", "builtin:lite")
+    cli("attach", "thing", "embedding", "--encoder", "lite", "--text", "title")
+    cli("worker", "--until-idle")
+    cli("view", "learn", "colour", "--encoder", "lite", "--these", "red", "--those", "blue")
+    arguments = (
+        "view", "probe", "colour", "--table", "thing", "--attribute", "colour", "--group", "kind", "--same", "kind",
+        "--ask", "title",
+    )  # fmt: skip
+    table = cli(*arguments)
+    assert re.search(r"before +24 +2 +1.000 +0.500 +0.\d+ +no", table)
+    assert re.search(r"without colour \(1\) +24 +2 +0.\d+ +0.500 +0.\d+ +yes", table)
+    assert "R@1 by words, rows with colour" in table
+    found = json.loads(cli(*arguments, "--json"))
+    assert (found["before"]["at_chance"], found["after"]["at_chance"], found["after"]["rows"]) == (False, True, 24)
+    assert found["kept"][0]["measure"] == "overlap@10 of neighbours"
+    said = cli("view", "probe", "colour", "--table", "thing", "--attribute", "nothing", fails=1)
+    assert "error: 'nothing' is not one expression on thing" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--these", "a", "--those", "b"),
+        ("--these", "a", "--those", "b", "--table", "t", "--encoder", "e"),
+        ("--these", "a", "--these", "c", "--those", "b", "--table", "t"),
+        ("--these", "a", "--those", "b", "--table", "t", "--paired"),
+        ("--these", "a", "--those", "b", "--encoder", "e", "--pair", "id"),
+        ("--those", "b", "--encoder", "e"),
+    ],
+)
+def test_what_no_view_is_learnt_from_is_wrong_usage(cli: Cli, arguments: tuple[str, ...]) -> None:
+    cli("view", "learn", "v", *arguments, fails=2)
+
+
 def test_install_version_uninstall(cli: Cli) -> None:
     assert cli("--version").startswith("0.")
     cli("install")

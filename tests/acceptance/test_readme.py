@@ -235,6 +235,21 @@ def test_every_block_of_the_page_on_searching_works(database_dsn: str, tmp_path:
     assert "its image" in explained
 
 
+def test_every_block_of_the_page_on_views_works(database_dsn: str, tmp_path: Path, models: Path) -> None:
+    page = (ROOT / "docs" / "views.md").read_text(encoding="utf-8")
+    reader = reader_of_lite(database_dsn, tmp_path, models)
+    kinds = ("bash", "sql", "python")
+    printed = [reader.run(kind, block) for kind, block in BLOCK.findall(page) if kind in kinds]
+    assert {kind: number - (kind == "sql") * 2 for kind, number in reader.ran.items()} == {
+        "bash": 3,
+        "sql": 2,
+        "python": 2,
+    }
+    assert "View 'colour': 1 direction in the space of 'lite', by pairs" in printed[0]
+    assert len(printed[3].splitlines()) == 5
+    assert "CREATE INDEX CONCURRENTLY" in printed[5]
+
+
 def test_every_block_of_the_page_on_composed_queries_works(database_dsn: str, tmp_path: Path, models: Path) -> None:
     page = (ROOT / "docs" / "composed.md").read_text(encoding="utf-8")
     reader = reader_of_lite(database_dsn, tmp_path, models)

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from psycopg.conninfo import conninfo_to_dict
 
-from pgembed.algebra import mmr, reject, rocchio, slerp, swap
+from pgembed.algebra import equalize, mmr, neutralize, reject, rocchio, slerp, swap
 from pgembed.embedded import EmbeddedServer
 from pgembed.errors import InvalidQuery
 from pgembed.inputs import Expression, Input, Text, Vector
@@ -137,6 +137,13 @@ def test_operations_of_python_are_those_of_sql(
         (slerp(A, B, t), "pgembed.slerp(%s::vector, %s, %s)", (a, b, t)),
         (reject(A, B), "pgembed.reject(%s::vector, ARRAY[%s::vector])", (a, b)),
         (reject(A, B, C), "pgembed.reject(%s::vector, ARRAY[%s::vector, %s])", (a, b, c)),
+        (neutralize(A, B, C), "pgembed.neutralize(%s::vector, ARRAY[%s::vector, %s])", (a, b, c)),
+        (equalize([A, B], C)[0], "(pgembed.equalize(ARRAY[%s::vector, %s], ARRAY[%s::vector]))[1]", (a, b, c)),
+        (
+            equalize([A, B], C, D)[1],
+            "(pgembed.equalize(ARRAY[%s::vector, %s], ARRAY[%s::vector, %s]))[2]",
+            (a, b, c, d),
+        ),
         (swap(A, B, C, weight), "pgembed.swap(%s::vector, %s, %s, %s)", (a, b, c, weight)),
         (swap(A, B, C), "pgembed.swap(%s::vector, %s, %s)", (a, b, c)),
         (
@@ -149,6 +156,9 @@ def test_operations_of_python_are_those_of_sql(
         try:
             expected = python(expression, known)
         except InvalidQuery:
+            if "neutralize" in statement:  # what stands in an index raises for no row
+                assert ask(database, f"SELECT {statement} IS NULL", *values)
+                continue
             with pytest.raises(psycopg.errors.InvalidParameterValue):
                 ask(database, f"SELECT {statement}::text", *values)
             continue
@@ -239,6 +249,56 @@ def test_reject_is_numpy_s(database: Connection, directions: list[Array], data: 
     assert_near(units @ found, np.zeros(len(units)))
 
 
+@property_test
+@given(st.integers(3, 12).flatmap(lambda dim: st.lists(vectors(dim), min_size=1, max_size=3)), st.data())
+def test_orthonormal_and_neutralize_are_numpy_s(
+    database: Connection, directions: list[Array], data: st.DataObject
+) -> None:
+    v = data.draw(vectors(len(directions[0])))
+    basis, sizes, _ = np.linalg.svd(np.array([unit(d) for d in directions]).T, full_matrices=False)
+    assume(sizes.min() > 0.2)
+    found = database.execute(
+        "SELECT d::text FROM unnest(pgembed.orthonormal(%s::vector[])) AS d", [[*map(text, directions)]]
+    )
+    axes = np.array([[float(x) for x in d[1:-1].split(",")] for (d,) in found])
+    assert_near(axes @ axes.T, np.eye(len(directions)))
+    assert_near(axes.T @ axes, basis @ basis.T)
+    rest = unit(v) - basis @ (basis.T @ unit(v))
+    assume(np.linalg.norm(rest) > 0.2)
+    assert_near(ask(database, "SELECT pgembed.neutralize(%s::vector, %s::vector[])::text", v, directions), unit(rest))
+
+
+@property_test
+@given(st.integers(3, 12).flatmap(lambda dim: st.lists(vectors(dim), min_size=4, max_size=4)))
+def test_what_is_equalized_differs_in_the_directions_alone(database: Connection, given_: list[Array]) -> None:
+    he, she, axis, other = map(unit, given_)
+    assume(abs((he - she) @ axis) > 0.2)
+    rest = other - (other @ axis) * axis
+    assume(np.linalg.norm(rest) > 0.2)
+    made = [
+        ask(
+            database, f"SELECT ((pgembed.equalize(ARRAY[%s::vector, %s], ARRAY[%s::vector]))[{n}])::text", he, she, axis
+        )
+        for n in (1, 2)
+    ]
+    assert_near(np.array([np.linalg.norm(v) for v in made]), np.ones(2))
+    difference = made[0] - made[1]
+    np.testing.assert_allclose(difference, (difference @ axis) * axis, atol=1e-5)
+    assert made[0] @ unit(rest) == pytest.approx(made[1] @ unit(rest), abs=1e-5)
+    assert np.sign(difference @ axis) == np.sign((he - she) @ axis)
+
+
+def test_neutralize_gives_null_for_what_has_nothing_else(database: Connection) -> None:
+    for v in ("'[2,0]'", "'[0,0]'", "NULL"):
+        assert ask(database, f"SELECT pgembed.neutralize({v}, ARRAY['[1,0]'::vector]) IS NULL")
+    assert ask(database, "SELECT pgembed.neutralize('[1,0]', NULL) IS NULL")
+    assert_near(ask(database, "SELECT pgembed.neutralize('[3,0]', '{}')::text"), np.array([1, 0]))
+    plan = database.execute(
+        "EXPLAIN (VERBOSE) SELECT pgembed.neutralize(v, '{\"[2,0]\"}') FROM (VALUES ('[1,1]'::vector), (NULL)) AS t (v)"
+    ).fetchall()
+    assert "'{\"[1,0]\"}'" in str(plan).replace("\\'", "'")  # the basis is made once, at planning
+
+
 def test_reject_passes_over_directions_that_depend_on_others(database: Connection) -> None:
     found = ask(database, 'SELECT pgembed.reject(\'[1,1,1]\', \'{"[1,0,0]","[-2,0,0]","[1,1,0]","[3,1,0]"}\')::text')
     assert_near(found, np.array([0, 0, 1]))
@@ -325,6 +385,14 @@ def test_null_gives_null_so_that_rows_without_a_vector_pass(database: Connection
         ("reject('[0,0]', '{}')", "NULL or zero"),
         ("reject('[1,0]', '{NULL}')", "NULL or zero"),
         ("reject('[1,1]', ARRAY['[1,0]', '[1,2]']::vector[])", "nothing is left"),
+        ("orthonormal(ARRAY['[1,0]', '[0,0]']::vector[])", "Direction 2 of 2 is zero"),
+        ("orthonormal('{NULL}')", "Direction 1 of 1 is NULL"),
+        ("neutralize('[1,0]', ARRAY['[1,0]', '[1,0,0]']::vector[])", "different dimensions: 2 and 3"),
+        ("equalize(ARRAY['[1,0]'::vector], ARRAY['[1,0]'::vector])", "given 1 vectors, and needs two"),
+        ("equalize(ARRAY['[1,0]', '[0,1]']::vector[], '{}')", "was given no direction"),
+        ("equalize(ARRAY['[1,0]', NULL]::vector[], ARRAY['[1,0]'::vector])", "Vector 2 of 3 is NULL"),
+        ("equalize(ARRAY['[1,0]', '[0,0]']::vector[], ARRAY['[1,0]'::vector])", "Vector 2 of 3 is zero"),
+        ("equalize(ARRAY['[1,0]', '[2,0]']::vector[], ARRAY['[1,0]'::vector])", "Vector 1 of 2 does not differ"),
         ("centroid(v) FROM (VALUES ('[1,0]'::vector), ('[-1,0]')) AS t (v)", "cancel"),
         ("rrf('{0,1}')", "ranks {0,1}"),
         ("rrf('{1,2}', '{1}')", "ranks {1,2} and the weights {1}"),

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 import pgembed
-from pgembed import Text, schema
-from pgembed.errors import CatalogError, PgembedError
+from pgembed import Text, View, reject, schema
+from pgembed.errors import CatalogError, InvalidInput, PgembedError
 from pgembed.worker import Worker, WorkerOptions
 from tests.fakes import Connection, Log
 from tests.full_server import FullServer
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.full_server
 
 DENIED = r"permission denied|must be owner of"
 SEARCH = "SELECT (item).id FROM pgembed.search(NULL::shop.product, (SELECT pgembed.encode_text('lite', 'red shoe')){})"
+NEUTRAL = SEARCH.format(", 'odd'").replace("search", "search_neutral")
 ATTACH = "SELECT pgembed.attach('shop.secret', 'embedding', 'lite', '{{\"text\": \"title\"}}')"
 
 # Each statement, and the kinds that may run it; all others are told that they may not.
@@ -44,6 +45,13 @@ STATEMENTS = {
     "DELETE FROM pgembed.distilled": "owner",
     "SELECT pgembed._cached('lite', '\\x00')": "owner reader",
     "SELECT * FROM pgembed.encoders": "owner worker reader",
+    "SELECT * FROM pgembed.views": "owner reader",
+    "SELECT pgembed.view_directions('odd')": "owner reader",
+    NEUTRAL: "owner reader",
+    "SELECT pgembed.add_view('more', 'lite', ARRAY(SELECT pgembed.encode_text('lite', 'red')))": "owner",
+    "SELECT pgembed.learn_view('more', 'shop.product', 'id = 1', 'id = 2')": "owner",
+    "SELECT pgembed.drop_view('odd')": "owner",
+    "DELETE FROM pgembed.direction": "owner",
     "SELECT * FROM pgembed.estimate('shop.product', 'more', 'lite', '{{\"text\": \"title\"}}')": "owner worker reader",
     # looking
     "SELECT * FROM pgembed.status": "owner worker writer reader",
@@ -149,6 +157,7 @@ def outcome(conn: Connection, statement: object) -> str | None:
 def test_a_role_may_do_what_its_kind_does_and_is_denied_all_else(shop: Shop, kind: str) -> None:
     with shop.db("owner") as db:
         db.add_encoder("lite2", "builtin:lite")
+        db.learn_view("odd", encoder="lite", these=[Text("red")], those=[Text("blue")])
     statements = STATEMENTS | (OF_SIDE if shop.storage == "side" else OF_COLUMN)
     wrong: list[str] = []
     with shop.as_role(kind) as conn:
@@ -177,6 +186,31 @@ def test_a_reader_searches_from_python_and_waits(shop: Shop) -> None:
         assert (status.rows, status.ready, status.queued, status.claimed, status.failed) == (3, 3, None, None, 0)
         assert db.wait("shop.product") == []
         assert all(finding.ok for finding in db.doctor())
+
+
+def test_a_reader_uses_views_and_probes_them_on_rows_that_it_sees(shop: Shop) -> None:
+    with shop.db("owner") as db:
+        db.learn_view("colour", table="shop.product", these="id = 1", those="id = 2")
+    with shop.as_role("owner") as conn:
+        conn.execute(
+            "ALTER TABLE shop.product ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON shop.product USING (id < 3)"
+        )
+    with shop.db("reader") as db:
+        assert [row.name for row in db.views()] == ["colour"]
+        assert {row.id for row in db.search("shop.product", Text("red shoe"), neutral="colour", limit=9)} == {1, 2}
+        assert db.search("shop.product", reject(Text("red shoe"), View("colour")), limit=1)[0].id == 1
+        with pytest.raises(InvalidInput, match="1 rows of '1' are too few"):
+            db.probe_view("colour", "shop.product", "id")
+        for refused in (
+            lambda: db.learn_view("more", table="shop.product", these="id = 1", those="id = 2"),
+            lambda: db.learn_view("more", encoder="lite", these=[Text("red")], those=[Text("blue")]),
+            lambda: db.drop_view("colour"),
+        ):
+            with pytest.raises(CatalogError, match="that is for the owner of pgembed"):
+                refused()
+        for attribute in ("(SELECT title FROM shop.secret)", "pg_read_file('/etc/passwd')"):
+            with pytest.raises(CatalogError, match="permission denied"):
+                db.probe_view("colour", "shop.product", attribute)
 
 
 def test_a_writer_waits_for_its_rows(shop: Shop) -> None:

@@ -45,6 +45,9 @@ def dump(full_server: FullServer, full_server_dsn: str, full_template: str, stor
             db.add_encoder("lite", "builtin:lite")
             db.attach("product", "embedding", encoder="lite", text="{title}", storage=storage)
             db.work(until_idle=True)
+            db.learn_view("fruit", table="product", these="id = 1", those="id = 2")
+            (statement,) = conn.execute("SELECT pgembed.neutral_index_sql('product', 'fruit')").fetchall()
+            conn.execute(statement[0].encode())
             conn.execute("INSERT INTO product VALUES (3, 'a wooden chair')")
         return full_server.run("pg_dump", "-Fc", "-Z1", dsn).stdout
 
@@ -69,6 +72,18 @@ def test_restored_database_is_kept_true(restored: Connection) -> None:
     db.work(until_idle=True)
     assert restored.execute(SEARCH).fetchone() == ("a puppy",)
     assert db.search("product", Text("wooden furniture"), limit=1)[0].id == 3
+
+
+def test_restored_views_and_their_indexes_serve(restored: Connection) -> None:
+    db = pgembed.connect(restored)
+    (view,) = db.views()
+    assert (view.name, view.encoder, view.directions, view.learnt_from["rows"]) == ("fruit", "lite", 1, [1, 1])
+    index = "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE pg_get_indexdef(indexrelid) LIKE '%neutralize%'"
+    assert len(restored.execute(index.encode()).fetchall()) == 1
+    neutral = SEARCH.replace("pgembed.search(", "pgembed.search_neutral(").replace(", k", ", 'fruit', k")
+    assert restored.execute(neutral.encode()).fetchone() is not None
+    db.work(until_idle=True)  # which finds the tables again
+    assert {row.id for row in db.search("product", Text("a dog"), neutral="fruit", limit=9)} == {1, 2, 3}
 
 
 # Without triggers

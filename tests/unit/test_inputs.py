@@ -22,7 +22,7 @@ from pgvector import HalfVector, SparseVector
 from pgvector import Vector as PgVector
 
 from pgembed import inputs as inputs_module
-from pgembed.algebra import centroid, changed, mmr, reject, rocchio, slerp, swap, unit
+from pgembed.algebra import View, centroid, changed, equalize, mmr, neutralize, reject, rocchio, slerp, swap, unit
 from pgembed.errors import InvalidInput, InvalidQuery
 from pgembed.inputs import Expression, Image, Input, Row, Screenshot, Sum, Term, Text, Vector, batches
 from pgembed.query.wire import from_json, to_json
@@ -84,7 +84,7 @@ keys = st.one_of(st.integers(-(2**63), 2**63 - 1), st.text("ab", min_size=1))
 rows = st.lists(keys, min_size=1, max_size=2).map(lambda key: Row(*key))
 
 operations = st.recursive(
-    st.one_of(inputs, rows),
+    st.one_of(inputs, rows, st.just(View("gender"))),
     lambda inner: st.one_of(
         st.builds(lambda a, b: a - b, inner, inner),
         st.builds(lambda w, a: w * a, weights, inner),
@@ -92,6 +92,7 @@ operations = st.recursive(
         st.builds(slerp, inner, inner, st.floats(-1, 2)),
         st.builds(reject, inner, inner, inner),
         st.builds(swap, inner, inner, inner),
+        st.builds(lambda a, b, c: equalize([a, b], c)[1], inner, inner, inner),
         st.builds(lambda a, b, c: changed(a, to=b, was=c, by="red"), inner, inner, st.one_of(st.none(), inner)),
         st.builds(lambda a, b, c: rocchio(a, liked=[b], disliked=[c]), inner, inner, inner),
     ),
@@ -458,6 +459,13 @@ for _ in range(60):
         ({"image": "QQ==", "box": [1, 2, 3]}, "box has 3 entries, and 4 are wanted"),
         ({"image": "QQ==", "mask": {"text": "a"}}, "mask is not an image"),
         ({"image": "QQ==", "mask": {"image": "/m.png", "kind": "path"}}, "names a file"),
+        ({"view": 7}, "query.view is 7, not text"),
+        ({"view": " "}, "names no view"),
+        ({"equalize": [{"text": "a"}], "by": [{"view": "v"}], "place": 0}, "at least 2 are wanted"),
+        ({"equalize": [{"text": "a"}] * 2, "by": [], "place": 0}, "by has 0 entries"),
+        ({"equalize": [{"text": "a"}] * 2, "by": [{"view": "v"}], "place": 2}, "place is 2, not that of one of its 2"),
+        ({"equalize": [{"text": "a"}] * 2, "by": [{"view": "v"}]}, "place is None"),
+        ({"sum": [[1, {"view": str(n)}] for n in range(51)]}, "has more than 50 inputs"),
         ({"image": "a", "kind": "blob"}, "has the kind 'blob'"),
         (DEEP, "is more than 20 levels deep"),
         ({"sum": [[1, {"text": str(n)}] for n in range(51)]}, "has more than 50 inputs"),
@@ -477,6 +485,9 @@ def test_operations_resolve_to_directions() -> None:
     assert resolve(reject(y, x, x, 2 * x)) == pytest.approx([0, 1])
     assert resolve(swap(x, x, y)) == pytest.approx(resolve(x + unit(y - x)))
     assert resolve(rocchio(x, liked=[y, y], disliked=[x])) == pytest.approx(resolve(0.85 * x + 0.75 * y))
+    assert neutralize(x, y) == reject(x, y)
+    he, she = (resolve(each) for each in equalize([3 * x + 4 * y, 4 * y - x], x))
+    assert he == pytest.approx([-she[0], she[1]])
     assert resolve(centroid(x, y, 5 * y)) == pytest.approx(resolve(x + 2 * y))
     assert unit(x) is x
     assert reject(x) is x
@@ -496,6 +507,11 @@ def test_operations_resolve_to_directions() -> None:
         (lambda: resolve(changed(Text("x"), to=Text("y"))), "has a vector only where its composer is loaded"),
         (lambda: resolve(Row(1) + Text("x")), r"Row\(1\) has a vector only in the database"),
         (lambda: Row(), "names no row"),
+        (lambda: View(""), "names no view"),
+        (lambda: resolve(reject(Text("x"), View("gender"))), "has its directions only in the database"),
+        (lambda: equalize([Text("x")], Text("y")), "given 1 members and 1 directions"),
+        (lambda: equalize([Text("x"), Text("y")]), "given 2 members and 0 directions"),
+        (lambda: resolve(equalize([Text("x"), 2 * Text("x")], Text("x"))[0]), "does not differ from the others"),
         (lambda: Row(None), "names no row"),
         (lambda: mmr([[1, 0]], [0.5, 0.4], 1), "1 vectors|2 scores"),
         (lambda: mmr([[1, 0]], [0.5], 0), "asked for 0 rows"),
@@ -518,6 +534,7 @@ def test_operations_take_expressions() -> None:
         "centroid": lambda: centroid(Text("a"), a),
         "changed": lambda: changed(Text("a"), to=a),
         "rocchio": lambda: rocchio(liked=[a]),
+        "equalize": lambda: equalize([Text("a"), Text("b")], a),
     }
     for name, call in calls.items():
         with pytest.raises(TypeError, match=f"{name} takes expressions, not str"):
