@@ -20,7 +20,7 @@ view = typer.Typer(
     help="Learn, list, show, probe and drop views of a space: directions that searches take out or go along.",
     epilog=examples(
         'pgembed view learn gender --encoder lite --these "a man" --those "a woman"',
-        'pgembed search product "a doctor" --neutral gender',
+        "pgembed view list",
     ),
     no_args_is_help=True,
 )

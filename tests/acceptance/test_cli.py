@@ -386,7 +386,7 @@ def test_every_command_that_loads_registered_encoders_takes_the_same_options() -
     }
     assert taking == {
         "worker", "search", "verify", "attach", "encoder test", "encoder distill", "encoder export", "train composer",
-        "eval run", "eval cir",
+        "tune", "eval run", "eval cir", "view learn", "view probe",
     }  # fmt: skip
 
 
