@@ -143,7 +143,7 @@ DECLARE
 BEGIN
     place := pgembed._vectors_of(attached);
     vectors := (pgembed._view_in(view, target.source, target.target, target.encoder, target.space)).vectors;
-    operators := pgembed._operator_class(attached.encoder);
+    operators := pgembed._operator_class(attached);
     RETURN format('CREATE INDEX %s ON %s USING hnsw (%s @extschema:vector@.%s) WITH (m = %s, ef_construction = %s)',
         CASE WHEN (SELECT c.relkind = 'p' FROM pg_catalog.pg_class AS c WHERE c.oid = place.relation) THEN ''
             ELSE 'CONCURRENTLY' END,
