@@ -126,7 +126,7 @@ class AttachEmbeddingOp(PgembedOp):
     ) -> None:
         """Attach an embedding, as ``Pgembed.attach`` does: the call returns at once, workers fill it.
 
-        ``options`` are ``mode``, ``stale`` and ``storage``.
+        ``options`` are ``mode``, ``stale``, ``storage`` and ``fusion``.
         """
         operations.invoke(cls(Place(table, target, schema), _declared(encoder, text, image, screenshot, options)))
 

@@ -80,7 +80,7 @@ def _declared(declared: Declared) -> list[str]:
             given = inputs[modality]
             short = given.get("template" if modality == "text" else "column")
             written.append(f"{modality}={(short if len(given) == 1 else given)!r}")
-    usual = {"mode": "queue", "stale": "keep", "storage": "column"}
+    usual = {"mode": "queue", "stale": "keep", "storage": "column", "fusion": "sum"}
     return written + [f"{name}={value!r}" for name, old in usual.items() if (value := getattr(declared, name)) != old]
 
 

@@ -302,7 +302,7 @@ def _written(
     if isinstance(query, Input):
         if (vector := known[query]) is not None:
             return "vector", [pack_one(np.asarray(vector, dtype=np.float32))]  # as it is: its length may count
-    elif all(known[input] is not None for input in query.inputs):
+    elif all(_is_computed(input, known[input]) for input in query.inputs):
         return "vector", [pack_one(query.resolve(lambda input: cast("NDArray[Any]", known[input])))]
     match query:
         case Text():
@@ -341,6 +341,11 @@ def _call(
 ) -> tuple[Kind, list[object]]:
     written = [_written(target, operand, known) for operand in operands]
     return (name, *(kind for kind, _ in written)), [*(value for _, some in written for value in some), *more]
+
+
+def _is_computed(input: Input, known: NDArray[Any] | None) -> bool:
+    """Whether an input's vector is there, and is its own: one that was made wide stands in no expression but SQL's."""
+    return known is not None and (not isinstance(input, Vector) or input.dim == known.size)
 
 
 def _known(target: Target, input: Input, vectors: Mapping[Input, NDArray[Any]]) -> NDArray[Any] | None:

@@ -130,14 +130,17 @@ def embedding_column(
     index: bool | VectorIndex = False,
     mode: str = "queue",
     stale: str = "keep",
-    metric: Metric = "cosine",
+    fusion: str = "sum",
+    metric: Metric | None = None,
 ) -> Any:  # noqa: ANN401
     """The column of an embedding, for a declarative model, a mixin or a ``Table``; pgembed fills it.
 
     ``encoder`` is the name of one that is registered, or an EncoderSpec, which ``create_all`` registers. The inputs,
-    ``mode`` and ``stale`` are those of ``Pgembed.attach``. ``index`` builds an HNSW index. ``metric`` is the encoder's.
-    Raises InvalidInput where there is no input.
+    ``mode``, ``stale`` and ``fusion`` are those of ``Pgembed.attach``. ``index`` builds an HNSW index. ``metric`` is
+    the encoder's, cosine where nothing is said; inputs side by side compare by inner product. Raises InvalidInput
+    where there is no input.
     """
+    metric = metric or ("ip" if fusion == "concat" else "cosine")
     if metric not in OPERATOR_CLASSES:
         raise InvalidInput(f"The metric is {metric!r}.", f"It is one of {', '.join(OPERATOR_CLASSES)}.")
     declared = Declared(
@@ -145,6 +148,7 @@ def embedding_column(
         inputs=inputs_of({"text": text, "image": image, "screenshot": screenshot}),
         mode=mode,
         stale=stale,
+        fusion=fusion,
         metric=metric,
         index=VectorIndex() if index is True else index or None,
         registered_as=None if isinstance(encoder, str) else encoder,

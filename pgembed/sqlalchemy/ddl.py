@@ -61,6 +61,7 @@ def _attach(element: AttachEmbedding, compiler: DDLCompiler, **_: Any) -> str:  
         "stale": (declared.stale, "keep"),
         "storage": (declared.storage, "column"),
         "mode": (declared.mode, "queue"),
+        "fusion": (declared.fusion, "sum"),
     }
     arguments = [
         _relation(element.schema, element.table, compiler),

@@ -43,6 +43,7 @@ class Declared:
     mode: str = "queue"
     stale: str = "keep"
     storage: str = "column"
+    fusion: str = "sum"
     metric: Metric = "cosine"
     index: VectorIndex | None = None
     registered_as: EncoderSpec | None = None
@@ -50,7 +51,7 @@ class Declared:
     @property
     def attached(self) -> tuple[str, ...]:
         """What cannot be changed but by attaching anew: two that are alike in this hold the same vectors."""
-        return self.encoder, self.inputs, self.mode, self.stale, self.storage
+        return self.encoder, self.inputs, self.mode, self.stale, self.storage, self.fusion
 
 
 def inputs_of(given: Mapping[str, InputSpec | None]) -> str:

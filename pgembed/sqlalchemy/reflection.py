@@ -18,7 +18,8 @@ Name = tuple[str, str, str]  # schema, table, target
 _INSTALLED = text("SELECT pg_catalog.to_regclass('pgembed.embedding') IS NOT NULL")
 _READABLE = text("SELECT pg_catalog.has_table_privilege('pgembed.embedding', 'SELECT')")
 _EMBEDDINGS = text(
-    "SELECT n.nspname, c.relname, e.target, e.encoder, e.inputs, e.mode, e.stale, e.storage, o.metric, o.spec,"
+    "SELECT n.nspname, c.relname, e.target, e.encoder, e.inputs, e.mode, e.stale, e.storage,"
+    " coalesce(e.fusion ->> 'method', 'sum') AS fusion, pgembed._metric(o.metric, e.fusion) AS metric, o.spec,"
     " o.settings FROM pgembed.embedding e JOIN pgembed.encoder o ON o.name = e.encoder"
     " JOIN pg_catalog.pg_class c ON c.oid = e.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
     " WHERE CAST(:relation AS pg_catalog.text) IS NULL"
@@ -37,6 +38,7 @@ def attached(connection: Connection, relation: str | None = None) -> dict[Name, 
             mode=row.mode,
             stale=row.stale,
             storage=row.storage,
+            fusion=row.fusion,
             metric=row.metric,
             registered_as=EncoderSpec(row.encoder, row.spec, row.settings),
         )

@@ -236,6 +236,7 @@ EXPRESSIONS: dict[str, Made] = {
     "slerp": lambda row, text, vector: slerp(row(4), text("a panda"), 0.4),
     "reject": lambda row, text, vector: reject(text("a panda"), text("red"), row(3)),
     "vector": lambda row, text, vector: vector(BOAT) + text("red"),
+    "vectors": lambda row, text, vector: reject(vector(BOAT), vector(text_of("red"))),
     "wide vector": lambda row, text, vector: vector(padded(BOAT, SHARES)),
 }
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     create_engine,
@@ -33,7 +34,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_col
 from sqlalchemy.pool import NullPool
 
 import pgembed
-from pgembed import Image, Row, Text, Vector
+from pgembed import Image, Row, Text, Vector, View, reject
 from pgembed.encoders import Role
 from pgembed.encoders.builtin import LiteEncoder
 from pgembed.errors import InvalidInput, InvalidQuery, MediaError
@@ -257,6 +258,31 @@ def test_core_tables_with_schemas_names_and_keys_of_all_kinds(engine: Engine, da
         metadata.drop_all(conn)
         conn.commit()
         assert conn.scalar(text("SELECT count(*) FROM pgembed.embedding")) == 0
+
+
+def test_inputs_side_by_side_and_views(engine: Engine, database_dsn: str) -> None:
+    metadata = MetaData()
+    table = Table(
+        "note",
+        metadata,
+        Column("id", Integer, primary_key=True),
+        Column("title", TextType),
+        Column("photo", LargeBinary),
+        embedding_column("e", encoder=LITE, text="title", image="photo", fusion="concat", index=True),
+    )
+    metadata.create_all(engine)
+    with engine.begin() as conn:
+        conn.execute(table.insert(), [{"id": n, "title": title} for n, title in enumerate(TITLES)])
+    query = reject(Text("a red shoe"), View("colour"))
+    with pgembed.connect(database_dsn) as db:
+        db.work(until_idle=True)
+        db.learn_view("colour", encoder="lite", these=[Text("red"), Text("blue")], those=[Text("shoe"), Text("hat")])
+        expected = db.search("note", query, limit=3)
+    with engine.connect() as conn:
+        near = table.c.e.distance(query)
+        rows = conn.execute(select(table.c.id, table.c.e.score(query)).order_by(near).limit(3)).all()
+    assert [row.id for row in expected] == [row[0] for row in rows]
+    assert np.allclose([row.score for row in expected], [row[1] for row in rows], atol=1e-6)
 
 
 def test_a_script_instead_of_a_database(database: Database) -> None:

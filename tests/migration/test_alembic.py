@@ -373,3 +373,12 @@ def test_branches_with_heads_of_their_own(project: Project, database: Connection
     command.merge(project.config, [other.revision, splice.revision])
     command.upgrade(project.config, "head")
     assert project.is_current()
+
+
+def test_inputs_side_by_side(project: Project, database: Connection) -> None:
+    project.models(PRODUCT + EMBEDDING.replace('text="{title}"', 'text="{title}", image="photo", fusion="concat"'))
+    assert "fusion='concat'" in project.revision()
+    project.upgrade()
+    (index,) = database.execute("SELECT indexdef FROM pg_indexes WHERE indexdef LIKE '%hnsw%'").fetchone() or ("",)
+    assert "vector_ip_ops" in str(index)
+    assert project.is_current()
