@@ -48,6 +48,7 @@ def main() -> int:
     hand = p50(times["by hand"])
     return report.finish(
         Figure("ratio", p50(times["db.search"]) / hand, 1.10),
+        Figure("builder", p50(times["db.query"]) / hand, 1.10),
         Figure("sql_fixed_ms", p50(times["pgembed.search"]) - hand, 0.15),
     )
 
@@ -88,6 +89,7 @@ def measure(conn: psycopg.Connection[Any], queries: NDArray[np.float32], rounds:
         "no-op": lambda n: conn.execute("SELECT 1 WHERE %(query)s IS NULL", {"query": queries[n]}).fetchall(),
         "by hand": lambda n: conn.execute(HAND, {"query": queries[n]}).fetchall(),
         "db.search": lambda n: db.search("product", expressions[n], limit=10),
+        "db.query": lambda n: db.query("product").near(expressions[n]).limit(10).rows(),
         "pgembed.search": lambda n: conn.execute(FUNCTION, {"query": queries[n]}).fetchall(),
     }
     times: dict[str, list[float]] = {name: [] for name in calls}

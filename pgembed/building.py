@@ -197,14 +197,15 @@ class Steps:
         good = sql.SQL("SELECT * FROM (\n{}\n) AS found WHERE score >= {}").format(statement.text, self._asked.least)
         return Statement(sql.Composed([good]), statement.values)
 
-    def explained(self, *, recall: bool, inputs: bool) -> Plan[Explanation]:
+    def explained(self, *, recall: bool, inputs: bool, views: bool) -> Plan[Explanation]:
         """The rows, and how they were found."""
         self._refuse_rerank("explained")
         asked = self._asked
         if asked.is_fused:
-            if inputs:
+            if inputs or views:
                 raise InvalidQuery(
-                    "What each input of a row gave is told for a query with one leg, and this one has several.",
+                    f"explain({'inputs' if inputs else 'views'}=True) is for a query with one leg, and this one has"
+                    " several.",
                     "Explain each near by itself.",
                 )
             return (yield from explained_fused((yield from self._fused(places=True)), recall=recall))
@@ -212,7 +213,7 @@ class Steps:
         query = asked.known
         return (
             yield from explained(
-                self._searcher, asked.table, query, plan, good=asked.good, recall=recall, inputs=inputs
+                self._searcher, asked.table, query, plan, good=asked.good, recall=recall, inputs=inputs, views=views
             )
         )
 
@@ -268,15 +269,16 @@ class Query(Building):
         pictures that Postgres cannot encode by itself are encoded here."""
         return self._run(self._steps.compiled())
 
-    def explain(self, *, recall: bool = False, inputs: bool = False) -> Explanation:
+    def explain(self, *, recall: bool = False, inputs: bool = False, views: bool = False) -> Explanation:
         """Run it, and tell how: the planner's estimate of the filter, how far the index was read, what each term of the
         query gave to the score of each row, the statement; of several legs, the rank and score in each, and the words
         in common.
 
         ``recall`` also compares all rows, and tells the share of the best that was found. ``inputs`` encodes the inputs
-        of each row apart, and tells what each gave to the score of a row that has several.
+        of each row apart, and tells what each gave to the score of a row that has several. ``views`` tells on which
+        named views of the space a row scores high, beside a sample of the table.
         """
-        return self._run(self._steps.explained(recall=recall, inputs=inputs))
+        return self._run(self._steps.explained(recall=recall, inputs=inputs, views=views))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -315,9 +317,9 @@ class AsyncQuery(Building):
         """See Query.compile."""
         return await self._run(self._steps.compiled())
 
-    async def explain(self, *, recall: bool = False, inputs: bool = False) -> Explanation:
+    async def explain(self, *, recall: bool = False, inputs: bool = False, views: bool = False) -> Explanation:
         """See Query.explain."""
-        return await self._run(self._steps.explained(recall=recall, inputs=inputs))
+        return await self._run(self._steps.explained(recall=recall, inputs=inputs, views=views))
 
 
 def _weight(weight: float) -> float:

@@ -16,6 +16,7 @@ from pgembed.plans import Call, Plan
 from pgembed.query import PLACE, SearchPlan, SearchRow, quoted, search_row_factory
 from pgembed.rounds import Look, Trace
 from pgembed.searching import Searcher
+from pgembed.view_scores import ViewScore, view_scores
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ class Explanation:
     of the statement that answered.
 
     For each row ``parts`` tells what each term of the query gave to its score, where there are several; ``inputs`` what
-    each input of the row gave, where that was asked; ``leg_shares`` what each leg gave that has the row, and ``words``
-    which of the words asked for it has, as the text search configuration writes them. ``recall`` is the share of the
-    rows that comparing all gives which was found, where that was asked and there are any.
+    each input of the row gave, and ``views`` on which named views it scores high, where these were asked;
+    ``leg_shares`` what each leg gave that has the row, and ``words`` which of the words asked for it has, as the text
+    search configuration writes them. ``recall`` is the share of the rows that comparing all gives which was found,
+    where that was asked and there are any.
     """
 
     plan: Literal["index", "exact", "fused"]
@@ -80,6 +82,7 @@ class Explanation:
     postgres: str
     parts: list[list[Part]] = field(default_factory=list[list[Part]])
     inputs: list[list[InputShare]] = field(default_factory=list[list[InputShare]])
+    views: list[list[ViewScore]] = field(default_factory=list[list[ViewScore]])
     legs: tuple[Leg, ...] = ()
     leg_shares: list[list[LegShare]] = field(default_factory=list[list[LegShare]])
     words: list[list[str]] = field(default_factory=list[list[str]])
@@ -91,7 +94,8 @@ class Explanation:
         return {
             "plan": self.plan, "looks": [asdict(one) for one in self.looks],
             "matching": self.matching, "total": self.total, "milliseconds": round(self.milliseconds, 3),
-            "rows": len(self.rows), "parts": _dicts(self.parts), "inputs": _dicts(self.inputs), "method": self.method,
+            "rows": len(self.rows), "parts": _dicts(self.parts), "inputs": _dicts(self.inputs),
+            "views": _dicts(self.views), "method": self.method,
             "legs": [asdict(leg) for leg in self.legs], "leg_shares": _dicts(self.leg_shares), "words": self.words,
             "recall": self.recall, "sql": self.sql, "postgres": self.postgres,
         }  # fmt: skip
@@ -114,6 +118,9 @@ class Explanation:
         if any(self.words):
             for row, words in zip(rows, self.words, strict=False):
                 row["in common"] = " ".join(words)
+        for row, high in zip(rows, self.views, strict=False):
+            if high:
+                row["high on"] = " ".join(f"{one.view} {one.score:+.3f}" for one in high)
         for row in rows:
             names += [name for name in row if name not in names]
         return {name: [row.get(name, "–") for row in rows] for name in names}
@@ -179,6 +186,7 @@ def explained(
     good: Callable[[list[SearchRow]], list[SearchRow]],
     recall: bool,
     inputs: bool,
+    views: bool,
 ) -> Plan[Explanation]:
     """Run a search whose rows tell their places, and tell how; ``good`` chooses those of its rows that are answers."""
     trace = Trace()
@@ -206,6 +214,7 @@ def explained(
         postgres=postgres,
         parts=(yield from _parts(searcher, table, query, plan, rows)),
         inputs=(yield from input_shares(searcher, table, plan, [_key(row)[1:] for row in rows])) if inputs else [],
+        views=(yield from view_scores(searcher, table, plan, [_key(row)[1:] for row in rows])) if views else [],
         recall=found,
     )
 

@@ -131,6 +131,9 @@ def search(
     inputs: Annotated[
         bool, typer.Option("--inputs", help="With --explain: encode each row's inputs apart; tell what each gave.")
     ] = False,
+    views: Annotated[
+        bool, typer.Option("--views", help="With --explain: tell the named views on which each row scores high.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Search a table by words and pictures; --minus takes something out: this picture, but not in blue."""
@@ -150,8 +153,10 @@ def search(
     with database("static" if prefer is Prefer.static else None) as db:
         if by_words and not words:
             raise WrongUsage("--words looks for words, and there are none.", 'Give some: "red shoe" --words')
-        if (recall or inputs) and not explain:
-            raise WrongUsage(f"{'--recall' if recall else '--inputs'} tells more of --explain.", "Give --explain too.")
+        more = {"--recall": recall, "--inputs": inputs, "--views": views}
+        if any(more.values()) and not explain:
+            asked_for = next(option for option, given in more.items() if given)
+            raise WrongUsage(f"{asked_for} tells more of --explain.", "Give --explain too.")
         if by_words and input_weight:
             raise WrongUsage("--words takes no --input-weight.", "Leave one of them out.")
         if by_words and neutral is not None:
@@ -167,7 +172,7 @@ def search(
             sys.stdout.write(asked.compile().as_string() + "\n")
             return
         if explain:
-            _print_explained(asked.explain(recall=recall, inputs=inputs), as_json=as_json)
+            _print_explained(asked.explain(recall=recall, inputs=inputs, views=views), as_json=as_json)
             return
         if contact_sheet is None:
             rows = [dict(row) for row in asked]

@@ -44,6 +44,7 @@ LAYERS = (
         "searching",
         "static_sides",
         "told",
+        "view_scores",
         "views",
         "worker",
     },
