@@ -13,6 +13,7 @@ from pgembed import catalog, distilling, indexing, sampling, schema
 from pgembed.building import Asked, Query
 from pgembed.calibration import Calibration, calibrate
 from pgembed.catalog import EncoderRow, FailedRow, FailureReason, FailureRow, Finding, InputSpec, LeftOver, StatusRow
+from pgembed.configuration import Configured
 from pgembed.connections import Connections, SyncSource, conninfo
 from pgembed.distilling import Distilled
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
@@ -57,7 +58,7 @@ def connect(
     return Pgembed(Connections(source), Searcher(media, encoders, prefer))
 
 
-class Pgembed(Views):
+class Pgembed(Views, Configured):
     """A database with pgembed in it. Use it as a context manager, or close() it."""
 
     def __init__(self, connections: Connections, searcher: Searcher) -> None:

@@ -22,8 +22,8 @@ from pgembed.alembic.operations import (
     DetachEmbeddingOp,
     Place,
 )
+from pgembed.declared import Declared, EncoderSpec
 from pgembed.sqlalchemy.columns import Embedding, embedding_columns, is_over, late_indexes
-from pgembed.sqlalchemy.declared import Declared, EncoderSpec
 from pgembed.sqlalchemy.reflection import attached
 
 ALLOW_DROP = "allow-drop"  # alembic -x allow-drop

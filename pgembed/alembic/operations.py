@@ -13,11 +13,11 @@ from sqlalchemy import text
 
 from pgembed import catalog, schema
 from pgembed.catalog import InputSpec
+from pgembed.declared import Declared, EncoderSpec, VectorIndex, inputs_of
 from pgembed.encoders import load_encoder
 from pgembed.errors import CatalogError
 from pgembed.plans import Plan
 from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, RegisterEncoder, RemoveEncoder
-from pgembed.sqlalchemy.declared import Declared, EncoderSpec, VectorIndex, inputs_of
 from pgembed.sqlalchemy.queries import install
 from pgembed.sqlalchemy.running import run_plan
 

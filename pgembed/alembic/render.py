@@ -24,7 +24,7 @@ from pgembed.alembic.operations import (
     RemoveEncoderOp,
     UninstallOp,
 )
-from pgembed.sqlalchemy.declared import Declared
+from pgembed.declared import Declared
 
 _COMMENTED = (
     f"# Vectors would go, and be encoded again. Where that is meant: alembic -x {ALLOW_DROP} revision --autogenerate"

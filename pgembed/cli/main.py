@@ -11,6 +11,7 @@ import typer
 
 from pgembed.cli import (
     altering,
+    configuration,
     embedding,
     encoder,
     encoder_distill,
@@ -48,6 +49,7 @@ COMMANDS = (
     evaluate,
     evaluate_cir,
     tune,
+    configuration,
 )  # importing them registers them
 PARSING_FAILED = typer.BadParameter.__mro__[2]  # ClickException, which typer itself has under no public name
 

@@ -22,12 +22,12 @@ from sqlalchemy.schema import CreateIndex, FetchedValue
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnElement
 
 from pgembed.catalog import InputSpec
+from pgembed.declared import OPERATOR_CLASSES, Declared, EncoderSpec, VectorIndex, inputs_of
 from pgembed.encoders import Metric
 from pgembed.errors import InvalidInput, InvalidQuery
 from pgembed.inputs import Expression
 from pgembed.shown import shortened
 from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, register_encoder
-from pgembed.sqlalchemy.declared import OPERATOR_CLASSES, Declared, EncoderSpec, VectorIndex, inputs_of
 from pgembed.sqlalchemy.queries import QueryVector
 
 Vector: TypeAlias = NDArray[np.float32] | list[float] | None

@@ -13,7 +13,7 @@ from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
 
 from pgembed import catalog
-from pgembed.sqlalchemy.declared import Declared, EncoderSpec
+from pgembed.declared import Declared, EncoderSpec
 from pgembed.sqlalchemy.running import run_plan
 
 

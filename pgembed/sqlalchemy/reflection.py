@@ -10,8 +10,8 @@ from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import Connection, Engine, Inspector, Table, event, text
 from sqlalchemy.engine.interfaces import ReflectedColumn
 
+from pgembed.declared import Declared, EncoderSpec, inputs_of
 from pgembed.sqlalchemy.columns import Embedding
-from pgembed.sqlalchemy.declared import Declared, EncoderSpec, inputs_of
 
 Name = tuple[str, str, str]  # schema, table, target
 

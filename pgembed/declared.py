@@ -1,4 +1,4 @@
-"""What a model says of an embedding: immutable values that can be compared, hashed and written as Python."""
+"""What a model or a file says of an embedding: immutable values that can be compared, hashed and written as Python."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ class Declared:
     metric: Metric = "cosine"
     index: VectorIndex | None = None
     registered_as: EncoderSpec | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The inputs, as ``attach`` takes them."""
+        return json.loads(self.inputs)
 
     @property
     def attached(self) -> tuple[str, ...]:
