@@ -5,8 +5,9 @@ VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 TRAIN_VENV ?= .venv-train
 ARGS ?=
-# Tests run in processes side by side, a module in one of them, each with servers of its own.
-SPREAD ?= -n auto --maxprocesses=4 --dist loadscope
+# Tests run in processes side by side, a module in one of them, each with servers of its own; those that take longest
+# begin first.
+SPREAD ?= -n auto --maxprocesses=4 --dist loadscope --no-loadscope-reorder
 NOT_RUN := $(abspath $(VENV))/tests-not-run.txt
 
 # Benchmarks and training read pictures and texts from here; tests need none of it.
@@ -27,7 +28,7 @@ test: lint ## lint, types and all tests, with a coverage figure: what CI runs
 	@rm -f $(NOT_RUN)*
 	$(VENV)/bin/coverage erase
 	PGEMBED_NOT_RUN_FILE=$(NOT_RUN).1 $(VENV)/bin/coverage run -m pytest $(SPREAD) -m "not full_server" \
-		tests/unit tests/integration tests/acceptance tests/migration
+		tests/acceptance tests/migration tests/integration tests/unit
 	PGEMBED_NOT_RUN_FILE=$(NOT_RUN).2 $(VENV)/bin/coverage run -m pytest $(SPREAD) -m full_server tests
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report --skip-covered --sort=cover
