@@ -140,6 +140,9 @@ BEGIN
 
     FOR leg IN 1 .. cardinality(legs) LOOP
         target := pgembed._search_target(row_type, legs[leg], wide);
+        IF target.side IS NULL THEN
+            PERFORM pgembed._raise_no_side(target.source, target.target);
+        END IF;
         IF vectors IS NULL OR cardinality(vectors) < leg THEN
             vectors := vectors || ARRAY[pgembed.encode_text(target.encoder, words)];
         END IF;
@@ -154,7 +157,7 @@ BEGIN
             format(CASE target.metric WHEN 'cosine' THEN '1 - (%s)' WHEN 'ip' THEN '-(%s)' ELSE '1 / (1 + (%s))' END,
                 d.distance), d.distance, source || target.side, joined, target.present,
             CASE WHEN filters[leg] IS NOT NULL THEN pgembed._filter_condition(source, filters[leg], params) END)
-        FROM (SELECT regexp_replace(target.distance, '\$1(::\S+)?$', format('$1[%s]\1', leg)) AS distance) AS d;
+        FROM (SELECT regexp_replace(target.distance, '\$1(::[^$]+)?$', format('$1[%s]\1', leg)) AS distance) AS d;
     END LOOP;
     IF words IS NOT NULL THEN
         SELECT w.* INTO matched, wanted, unwanted FROM pgembed._hybrid_words(target.relation, source, words,
