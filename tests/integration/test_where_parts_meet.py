@@ -207,3 +207,12 @@ def test_the_vector_extension_in_a_schema_with_a_percent_sign_is_refused(bare_da
     bare_database.execute('CREATE SCHEMA "100%"; CREATE EXTENSION vector SCHEMA "100%"')
     with pytest.raises(CatalogError, match="a plainer name"):
         schema.install(bare_database)
+
+
+def test_who_may_not_distil_is_told_whose_it_is(shop: Shop) -> None:
+    with shop.conn.transaction(force_rollback=True):
+        shop.conn.execute("CREATE ROLE asker; SELECT pgembed.grant_role('reader', 'asker'); SET LOCAL ROLE asker")
+        for call in ("set_distilled('f %s', 'm', 'x', 1, '{}')", "drop_distilled('f %s')"):
+            owners = pytest.raises(psycopg.errors.InsufficientPrivilege, match="that is for the owner of pgembed")
+            with owners, shop.conn.transaction():
+                shop.run(f"SELECT pgembed.{call}")
