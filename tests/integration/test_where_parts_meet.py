@@ -188,6 +188,12 @@ def test_a_side_table_that_is_gone_is_told_by_every_search(database: Connection)
             shop.run(f"SELECT {call}")
 
 
+def test_words_alone_find_rows_of_a_restored_table(shop: Shop) -> None:
+    shop.conn.execute("UPDATE pgembed.embedding SET relation = relation::bigint + 1000000")  # as after a restore
+    found = shop.run(f"SELECT pgembed.hybrid(NULL::{TABLE}, 'shoe', queries => '{{}}')")
+    assert len(found) == 10
+
+
 def test_the_vector_extension_in_a_schema_with_a_space(bare_database: Connection) -> None:
     bare_database.execute('CREATE SCHEMA "my ext"; CREATE EXTENSION vector SCHEMA "my ext"')
     schema.install(bare_database)
