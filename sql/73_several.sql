@@ -9,9 +9,10 @@
 -- prototype  names the table by its row type: NULL::product.
 -- queries    by the name of the embedding, or as an array of objects with "embedding", in which it may come twice. A
 --            query is a text; an array of numbers; or an object with one of "text", "vector" (numbers, or a vector's
---            text), "row" (a key, or an array of its values: the vector that the row has there) and "sum"
---            ([[weight, query], ...]), as pgembed.to_json writes them, and beside it "weight" (1) and "filter" (for
---            this query alone). Texts are encoded by pgembed.encode_text with the embedding's encoder.
+--            text; "space" may stand beside it), "row" (a key, or an array of its values: the vector that the row has
+--            there), "view" (its first direction) and "sum" ([[weight, query], ...]), as pgembed.to_json writes them,
+--            and beside it "weight" (1) and "filter" (for this query alone). Texts are encoded by pgembed.encode_text
+--            with the embedding's encoder.
 -- method, filter, params, depth, wide, exact  as of hybrid, which this calls: each query is a leg.
 --
 -- Each leg uses its own index and gives depth candidates; then every candidate is scored, or ranked, in every leg by
@@ -111,12 +112,18 @@ BEGIN
         WHEN 'array' THEN kind := 'vector';
             content := query;
         WHEN 'object' THEN
-            SELECT min(q.key), (array_agg(q.value))[1] INTO kind, content FROM jsonb_each(query) AS q
-            HAVING count(*) = 1;
+            SELECT min(q.key), (array_agg(q.value))[1] INTO kind, content
+            FROM jsonb_each(CASE WHEN query ? 'vector' THEN query - 'space' ELSE query END) AS q HAVING count(*) = 1;
         ELSE NULL;
     END CASE;
     IF kind = 'text' AND jsonb_typeof(content) = 'string' THEN
         RETURN pgembed._fitted(pgembed.encode_text(target.encoder, content #>> '{}'), target.dim, target.shares);
+    ELSIF kind = 'view' AND jsonb_typeof(content) = 'string' THEN
+        RETURN pgembed._fitted((pgembed._view_in(content #>> '{}', target.source, target.target, target.encoder,
+            target.space)).vectors[1], target.dim, target.shares);
+    ELSIF kind = 'vector' AND query ->> 'space' <> target.space THEN
+        fault := format('The vector is one of space %s; %s.%I holds vectors of ''%s'' (space %s).', query ->> 'space',
+            target.source, target.target, target.encoder, target.space);
     ELSIF kind = 'vector' AND jsonb_typeof(content) IN ('array', 'string') THEN
         BEGIN
             RETURN pgembed._fitted((content #>> '{}')::@extschema:vector@.vector, target.dim, target.shares);
@@ -145,8 +152,8 @@ BEGIN
     RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
         MESSAGE = coalesce(fault, format('%s is no query of %I.', coalesce(left(query::text, 60), 'NULL'),
             target.target)),
-        HINT = 'A query is a text, an array of numbers, or one of {"text": ...}, {"vector": [...]}, {"row": key} and '
-            '{"sum": [[1, query], ...]}, with "weight" and "filter" beside it.';
+        HINT = 'A query is a text, an array of numbers, or one of {"text": ...}, {"vector": [...]}, {"row": key}, '
+            '{"view": name} and {"sum": [[1, query], ...]}, with "weight" and "filter" beside it.';
 END
 $$;
 

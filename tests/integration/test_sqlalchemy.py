@@ -318,6 +318,8 @@ def test_bad_input(filled: Engine) -> None:
         Product.embedding.distance("a dog")
     with pytest.raises(InvalidQuery, match="k is 0"):
         Product.embedding.nearest(Text("a dog"), 0)
+    with pytest.raises(InvalidQuery, match="k is '2'"):
+        Product.embedding.nearest(Text("a dog"), "2")  # pyright: ignore[reportArgumentType]
     with filled.connect() as conn, pytest.raises(InvalidQuery, match="holds vectors of 'lite'"):
         conn.execute(select(Product.id).order_by(Product.embedding.distance(Vector([1.0], space="other"))))
     with filled.connect() as conn, pytest.raises(MediaError, match=r"nowhere\.png"):

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgembed import schema
+from pgembed import Vector, View, schema, to_json
 from pgembed.errors import CatalogError
 from tests.fakes import DIM as FAKE
 from tests.fakes import Connection, vector_of
@@ -117,6 +117,18 @@ def several(shop: Shop, queries: object) -> list[tuple[Any, ...]]:
 def test_a_sum_of_a_row_and_numbers_where_inputs_stand_side_by_side(shop: Shop) -> None:
     found = several(shop, {CONCAT: {"sum": [[1, {"row": "3"}], [1e-6, json.loads(ONE)]]}})
     assert found[0][0] == "3"
+
+
+def test_what_to_json_writes_of_vectors_and_views_is_a_query(shop: Shop) -> None:
+    shop.conn.execute("SELECT pgembed.add_view('v', 'f %s', ARRAY[%s::vector])".replace("f %s", "f %%s"), [ONE])
+    (space,) = shop.run("SELECT space FROM pgembed.encoder")[0]
+    plain = several(shop, {SUM: json.loads(ONE), CONCAT: json.loads(ONE)})
+    spaced = to_json(Vector(json.loads(ONE), space=space))
+    assert several(shop, {SUM: spaced, CONCAT: to_json(View("v"))}) == plain
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"one of space other; .* holds vectors of"):
+        several(shop, {SUM: to_json(Vector([1.0], space="other"))})
+    with pytest.raises(psycopg.errors.UndefinedObject, match="no view named 'w'"):
+        several(shop, {SUM: {"view": "w"}})
 
 
 @pytest.mark.parametrize(
