@@ -11,7 +11,6 @@ import pytest
 from psycopg import sql
 
 from pgembed import Vector, View, schema, to_json
-from pgembed.errors import CatalogError
 from tests.fakes import DIM as FAKE
 from tests.fakes import Connection, vector_of
 
@@ -219,12 +218,6 @@ def test_the_vector_extension_in_a_schema_with_a_space(bare_database: Connection
     assert [sum(term["share"] for term in row["terms"]) for row in told["rows"]] == pytest.approx(
         [row["score"] for row in told["rows"]], abs=1e-3
     )
-
-
-def test_the_vector_extension_in_a_schema_with_a_percent_sign_is_refused(bare_database: Connection) -> None:
-    bare_database.execute('CREATE SCHEMA "100%"; CREATE EXTENSION vector SCHEMA "100%"')
-    with pytest.raises(CatalogError, match="a plainer name"):
-        schema.install(bare_database)
 
 
 def test_who_may_not_distil_is_told_whose_it_is(shop: Shop) -> None:
