@@ -52,9 +52,9 @@ BEGIN
                 array_to_string('@pgembed:pgvector@'::integer[], '.')),
             HINT = 'ALTER EXTENSION vector UPDATE;';
     END IF;
-    IF vector_schema ~ '["$''\\]' THEN
+    IF vector_schema ~ '["$%''\\]' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_schema_name',
-            MESSAGE = format('The extension vector is in schema %I, whose name has a quote, $ or \.', vector_schema),
+            MESSAGE = format('The extension vector is in schema %I, whose name has a quote, $, %% or \.', vector_schema),
             HINT = 'ALTER EXTENSION vector SET SCHEMA ...; to one with a plainer name.';
     END IF;
     PERFORM set_config('pgembed.vector_schema', quote_ident(vector_schema), true);

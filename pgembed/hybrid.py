@@ -31,6 +31,7 @@ Rerank = Callable[[str, Sequence[SearchRow]], Sequence[float]]
 _TYPES: dict[str, LiteralString] = {
     "weights": "::float8[]", "columns": "::text[]", "config": "::regconfig", "words_function": "::regproc"
 }  # fmt: skip
+_MANY = 2**31  # for which Postgres has no integer
 _FOUND = quoted("pgembed found")
 _ITEM, _SCORE, _ORDER = quoted("pgembed item"), quoted("pgembed score"), quoted("pgembed order")
 
@@ -117,6 +118,9 @@ def prepared(searcher: Searcher, table: str, fused: Fused) -> Plan[FusedPlan]:
         plan = yield from searcher.prepare(table, query, embedding=name, limit=fused.limit)
         vectors.append(plan.vector)
         targets.append(plan.target.column)
+    for of, number in (("limit", fused.limit), ("depth", fused.depth)):
+        if number >= _MANY:
+            raise InvalidQuery(f"{of} is {number}, which is no number of rows.", f"Give less than {_MANY}.")
     read = chosen(target, fused.columns, fused.wide)
     arguments = _arguments(target, fused, vectors, targets)
     explained = sql.SQL("SELECT pgembed.explain_hybrid(NULL::{}, {}, recall => %s) AS told").format(

@@ -83,6 +83,7 @@ DECLARE
     dim integer := (SELECT s.dim FROM pgembed.static_text AS s WHERE s.model = set_distilled.model COLLATE "C");
     before text := (SELECT d.model FROM pgembed.distilled AS d WHERE d.encoder = registered.name);
 BEGIN
+    PERFORM pgembed._require_owner();
     IF dim IS NULL OR NOT EXISTS (
         SELECT FROM pgembed.token AS t WHERE t.model = set_distilled.model COLLATE "C") THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
@@ -118,6 +119,7 @@ DECLARE
     registered pgembed.encoder := pgembed._encoder(encoder);
     side text;
 BEGIN
+    PERFORM pgembed._require_owner();
     DELETE FROM pgembed.distilled AS d WHERE d.encoder = registered.name RETURNING d.model INTO side;
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',

@@ -30,7 +30,7 @@ BEGIN
     EXCEPTION
         WHEN insufficient_privilege THEN
             RAISE;
-        WHEN syntax_error_or_access_rule_violation OR data_exception THEN
+        WHEN syntax_error_or_access_rule_violation OR data_exception OR feature_not_supported THEN
             refused := SQLERRM;
     END;
     IF refused IS NOT NULL THEN

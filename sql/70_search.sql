@@ -82,9 +82,7 @@ BEGIN
 
     target := pgembed._search_target(row_type, embedding, wide);
     IF target.side IS NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'undefined_table',
-            MESSAGE = format('The side table that holds the vectors %I of %s is gone.', target.target, target.source),
-            HINT = 'Detach the embedding and attach it again; pgembed doctor tells more.';
+        PERFORM pgembed._raise_no_side(target.source, target.target);
     ELSIF k IS NULL OR k <= 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('k is the number of rows wanted, at least 1, not %s.', coalesce(k::text, 'NULL')),
@@ -183,6 +181,17 @@ BEGIN
         PERFORM pgembed._trace(target.relation, target.target, looks, matching, asked, query, k, params, NULL);
     END IF;
     RETURN QUERY EXECUTE asked USING query, k, params;
+END
+$$;
+
+-- Say that the side table of an embedding is gone. Called by all that reads vectors.
+CREATE OR REPLACE FUNCTION pgembed._raise_no_side(source text, target text) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'undefined_table',
+        MESSAGE = format('The side table that holds the vectors %I of %s is gone.', target, source),
+        HINT = 'Detach the embedding and attach it again; pgembed doctor tells more.';
 END
 $$;
 

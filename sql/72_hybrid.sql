@@ -105,8 +105,7 @@ DECLARE
     matched text; -- the rows that words find
 BEGIN
     legs := pgembed._hybrid_embeddings(row_type, words, queries, embeddings);
-    target := pgembed._search_target(row_type, coalesce(legs[1], (SELECT min(e.target) FROM pgembed.embedding AS e
-        JOIN pg_catalog.pg_type AS t ON t.typrelid = e.relation WHERE t.oid = row_type)), wide);
+    target := pgembed._search_target(row_type, coalesce(legs[1], (pgembed._hybrid_targets(row_type))[1]), wide);
     item := target.columns;
     source := target.source;
     shares := pgembed._hybrid_weights(weights, cardinality(legs) + (words IS NOT NULL)::integer, cardinality(legs));
@@ -140,6 +139,9 @@ BEGIN
 
     FOR leg IN 1 .. cardinality(legs) LOOP
         target := pgembed._search_target(row_type, legs[leg], wide);
+        IF target.side IS NULL THEN
+            PERFORM pgembed._raise_no_side(target.source, target.target);
+        END IF;
         IF vectors IS NULL OR cardinality(vectors) < leg THEN
             vectors := vectors || ARRAY[pgembed.encode_text(target.encoder, words)];
         END IF;
@@ -154,7 +156,7 @@ BEGIN
             format(CASE target.metric WHEN 'cosine' THEN '1 - (%s)' WHEN 'ip' THEN '-(%s)' ELSE '1 / (1 + (%s))' END,
                 d.distance), d.distance, source || target.side, joined, target.present,
             CASE WHEN filters[leg] IS NOT NULL THEN pgembed._filter_condition(source, filters[leg], params) END)
-        FROM (SELECT regexp_replace(target.distance, '\$1(::\S+)?$', format('$1[%s]\1', leg)) AS distance) AS d;
+        FROM (SELECT regexp_replace(target.distance, '\$1(::[^$]+)?$', format('$1[%s]\1', leg)) AS distance) AS d;
     END LOOP;
     IF words IS NOT NULL THEN
         SELECT w.* INTO matched, wanted, unwanted FROM pgembed._hybrid_words(target.relation, source, words,
@@ -179,6 +181,20 @@ BEGIN
 END
 $$;
 
+-- The embeddings of a table, in the order they were attached; of one restored from a dump by its name, until its oid is
+-- resolved again. Called by hybrid.
+CREATE OR REPLACE FUNCTION pgembed._hybrid_targets(row_type regtype) RETURNS text[]
+LANGUAGE sql STABLE
+RETURN ARRAY(
+    SELECT e.target
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pgembed.embedding AS e ON e.relation = c.oid
+        OR (e.schema_name = n.nspname AND e.table_name = c.relname
+            AND NOT EXISTS (SELECT FROM pg_catalog.pg_class AS present WHERE present.oid = e.relation))
+    WHERE c.reltype = row_type
+    ORDER BY e.id);
+
 -- The embedding of each vector leg, or why these arguments of hybrid name none. Called by hybrid.
 CREATE OR REPLACE FUNCTION pgembed._hybrid_embeddings(
     row_type regtype,
@@ -200,8 +216,7 @@ BEGIN
             MESSAGE = 'The words to search for are empty.',
             HINT = 'Give words, or NULL and query vectors: queries => ARRAY[...].';
     ELSIF embeddings IS NULL THEN
-        present := ARRAY(SELECT e.target FROM pgembed.embedding AS e
-            JOIN pg_catalog.pg_type AS t ON t.typrelid = e.relation WHERE t.oid = row_type ORDER BY e.id);
+        present := pgembed._hybrid_targets(row_type);
         IF cardinality(present) > 1 AND queries IS DISTINCT FROM '{}' THEN
             RAISE EXCEPTION USING ERRCODE = 'ambiguous_parameter',
                 MESSAGE = format('Table %s has several embeddings: %s.', row_type, array_to_string(present, ', ')),

@@ -9,9 +9,10 @@
 -- prototype  names the table by its row type: NULL::product.
 -- queries    by the name of the embedding, or as an array of objects with "embedding", in which it may come twice. A
 --            query is a text; an array of numbers; or an object with one of "text", "vector" (numbers, or a vector's
---            text), "row" (a key, or an array of its values: the vector that the row has there) and "sum"
---            ([[weight, query], ...]), as pgembed.to_json writes them, and beside it "weight" (1) and "filter" (for
---            this query alone). Texts are encoded by pgembed.encode_text with the embedding's encoder.
+--            text; "space" may stand beside it), "row" (a key, or an array of its values: the vector that the row has
+--            there), "view" (its first direction) and "sum" ([[weight, query], ...]), as pgembed.to_json writes them,
+--            and beside it "weight" (1) and "filter" (for this query alone). Texts are encoded by pgembed.encode_text
+--            with the embedding's encoder.
 -- method, filter, params, depth, wide, exact  as of hybrid, which this calls: each query is a leg.
 --
 -- Each leg uses its own index and gives depth candidates; then every candidate is scored, or ranked, in every leg by
@@ -68,9 +69,10 @@ BEGIN
         SELECT q.value ->> 'embedding', CASE jsonb_typeof(q.value) WHEN 'object' THEN q.value - 'embedding' END
         FROM jsonb_array_elements(CASE jsonb_typeof(queries) WHEN 'array' THEN queries ELSE '[]' END) AS q
     LOOP
-        IF jsonb_typeof(leg.query -> 'weight') <> 'number' OR jsonb_typeof(leg.query -> 'filter') <> 'string' THEN
+        IF NOT pgembed._is_float8(leg.query -> 'weight') OR jsonb_typeof(leg.query -> 'filter') <> 'string' THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-                MESSAGE = format('"weight" is a number and "filter" a text, which they are not in %s.', leg.query),
+                MESSAGE = format('"weight" is a number and "filter" a text, which they are not in %s.',
+                    left(leg.query::text, 200)),
                 HINT = 'For example: {"text": "a red shoe", "weight": 0.3, "filter": "price < 50"}.';
         END IF;
         embeddings := embeddings || (pgembed._search_target(row_type, leg.embedding, false)).target;
@@ -83,7 +85,15 @@ BEGIN
 END
 $$;
 
--- The vector that a query in JSON means in an embedding. Called by _several_legs.
+-- Whether a value of JSON is a number that a float8 holds. Called by _several_legs and _several_vector.
+CREATE OR REPLACE FUNCTION pgembed._is_float8(value jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT
+RETURN CASE jsonb_typeof(value)
+    WHEN 'number' THEN value::numeric = 0 OR abs(value::numeric) BETWEEN 1e-300 AND 1e300
+    ELSE false
+END;
+
+-- The vector that a query in JSON means in an embedding, in every part where it has parts. Called by _several_legs.
 CREATE OR REPLACE FUNCTION pgembed._several_vector(row_type regtype, embedding text, query jsonb)
 RETURNS @extschema:vector@.vector
 LANGUAGE plpgsql STABLE
@@ -102,15 +112,21 @@ BEGIN
         WHEN 'array' THEN kind := 'vector';
             content := query;
         WHEN 'object' THEN
-            SELECT min(q.key), (array_agg(q.value))[1] INTO kind, content FROM jsonb_each(query) AS q
-            HAVING count(*) = 1;
+            SELECT min(q.key), (array_agg(q.value))[1] INTO kind, content
+            FROM jsonb_each(CASE WHEN query ? 'vector' THEN query - 'space' ELSE query END) AS q HAVING count(*) = 1;
         ELSE NULL;
     END CASE;
     IF kind = 'text' AND jsonb_typeof(content) = 'string' THEN
-        RETURN pgembed.encode_text(target.encoder, content #>> '{}');
+        RETURN pgembed._fitted(pgembed.encode_text(target.encoder, content #>> '{}'), target.dim, target.shares);
+    ELSIF kind = 'view' AND jsonb_typeof(content) = 'string' THEN
+        RETURN pgembed._fitted((pgembed._view_in(content #>> '{}', target.source, target.target, target.encoder,
+            target.space)).vectors[1], target.dim, target.shares);
+    ELSIF kind = 'vector' AND query ->> 'space' <> target.space THEN
+        fault := format('The vector is one of space %s; %s.%I holds vectors of ''%s'' (space %s).', query ->> 'space',
+            target.source, target.target, target.encoder, target.space);
     ELSIF kind = 'vector' AND jsonb_typeof(content) IN ('array', 'string') THEN
         BEGIN
-            RETURN (content #>> '{}')::@extschema:vector@.vector;
+            RETURN pgembed._fitted((content #>> '{}')::@extschema:vector@.vector, target.dim, target.shares);
         EXCEPTION WHEN data_exception THEN
             fault := format('%s is no vector: %s.', left(content::text, 60), SQLERRM);
         END;
@@ -118,12 +134,15 @@ BEGIN
         given := CASE jsonb_typeof(content) WHEN 'array'
             THEN ARRAY(SELECT e.value FROM jsonb_array_elements(content) WITH ORDINALITY AS e (value, n) ORDER BY e.n)
             ELSE ARRAY[content] END;
+        IF target.side IS NULL THEN
+            PERFORM pgembed._raise_no_side(target.source, target.target);
+        END IF;
         vector := pgembed._stored_vector(target.relation, target.source, target.side, target.target, given);
         IF vector IS NOT NULL THEN
             RETURN vector;
         END IF;
         fault := format('The row %s is not in %s, or has no vector in %I yet.', content, target.source, target.target);
-    ELSIF kind = 'sum' AND (SELECT bool_and(jsonb_typeof(term.value -> 0) IS NOT DISTINCT FROM 'number')
+    ELSIF kind = 'sum' AND (SELECT bool_and(coalesce(pgembed._is_float8(term.value -> 0), false))
         FROM jsonb_array_elements(CASE jsonb_typeof(content) WHEN 'array' THEN content ELSE '[]' END) AS term (value))
     THEN
         RETURN pgembed.compose(array_agg(pgembed._several_vector(row_type, embedding, term.value -> 1) ORDER BY term.n),
@@ -133,8 +152,8 @@ BEGIN
     RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
         MESSAGE = coalesce(fault, format('%s is no query of %I.', coalesce(left(query::text, 60), 'NULL'),
             target.target)),
-        HINT = 'A query is a text, an array of numbers, or one of {"text": ...}, {"vector": [...]}, {"row": key} and '
-            '{"sum": [[1, query], ...]}, with "weight" and "filter" beside it.';
+        HINT = 'A query is a text, an array of numbers, or one of {"text": ...}, {"vector": [...]}, {"row": key}, '
+            '{"view": name} and {"sum": [[1, query], ...]}, with "weight" and "filter" beside it.';
 END
 $$;
 
@@ -150,7 +169,7 @@ DECLARE
     vector @extschema:vector@.vector;
 BEGIN
     SELECT string_agg(format('%I = ($1[%s] #>> ''{}'')::%s', c.key ->> 'name', c.n,
-            format_type(a.atttypid, a.atttypmod)), ' AND ' ORDER BY c.n),
+            format_type(a.atttypid, -1)), ' AND ' ORDER BY c.n),
         array_agg(c.key ->> 'name' ORDER BY c.n)
     INTO same, columns
     FROM jsonb_array_elements(pgembed._key_columns(relation)) WITH ORDINALITY AS c (key, n)
@@ -160,8 +179,14 @@ BEGIN
             MESSAGE = format('%s is no key of %s.', to_jsonb(given), source),
             HINT = format('Give a value for each column of its primary key: %s.', array_to_string(columns, ', '));
     END IF;
-    EXECUTE format('SELECT %I::@extschema:vector@.vector FROM %s WHERE %s', CASE side WHEN '' THEN target
-        ELSE 'pgembed vector' END, source || side, same) INTO vector USING given;
+    BEGIN
+        EXECUTE format('SELECT %I::@extschema:vector@.vector FROM %s WHERE %s', CASE side WHEN '' THEN target
+            ELSE 'pgembed vector' END, source || side, same) INTO vector USING given;
+    EXCEPTION WHEN data_exception THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('%s is no key of %s: %s.', to_jsonb(given), source, SQLERRM),
+            HINT = format('Give a value for each column of its primary key: %s.', array_to_string(columns, ', '));
+    END;
     RETURN vector;
 END
 $$;

@@ -298,9 +298,15 @@ DECLARE
     target CONSTANT record := pgembed._vectors_target(relation, embedding);
     condition text;
 BEGIN
-    IF pair IS NOT NULL THEN
+    IF these IS NULL OR those IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = pg_catalog.format('A view is learnt from two sets of rows, and "%s" is NULL.',
+                CASE WHEN these IS NULL THEN 'these' ELSE 'those' END),
+            HINT = 'Give a condition for each, as it could stand after WHERE: ''gender = ''''man''''''.';
+    ELSIF pair IS NOT NULL THEN
         PERFORM pgembed._check_expression(target.source, pair);
     END IF;
+    PERFORM pgembed._refuse_parts(target.source, target.target, target.encoder, target.dim, 'learnt from');
     FOREACH is_one IN ARRAY ARRAY[true, false] LOOP
         condition := pgembed._filter_condition(target.source, CASE WHEN is_one THEN these ELSE those END, params);
         RETURN QUERY EXECUTE format(
@@ -347,12 +353,26 @@ BEGIN
     half := found.half;
     keys := pgembed._search_keys(found.relation, found.key_columns);
     IF side IS NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'undefined_table',
-            MESSAGE = pg_catalog.format('The side table that holds the vectors %I of %s is gone.', target, source),
-            HINT = 'Detach the embedding and attach it again; pgembed doctor tells more.';
+        PERFORM pgembed._raise_no_side(source, target);
     END IF;
     vector_sql := CASE WHEN side <> '' THEN '"pgembed vector"' ELSE quote_ident(target) END
         || CASE WHEN half THEN '::@extschema:vector@.vector' ELSE '' END;
+END
+$$;
+
+-- Refuse rows whose inputs stand side by side: their vectors are of no space that a view is of. Called by what reads
+-- rows for views, search_neutral and neutral_index_sql.
+CREATE OR REPLACE FUNCTION pgembed._refuse_parts(source text, target text, encoder text, dim integer, what text)
+RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    IF dim <> (pgembed._encoder(encoder)).dim THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = pg_catalog.format('The inputs of %s.%I stand side by side, and no view is %s such rows.', source,
+                target, what),
+            HINT = 'Use an embedding that sums its inputs; a query may have views: SELECT pgembed.without(...).';
+    END IF;
 END
 $$;
 
@@ -372,13 +392,15 @@ BEGIN
         -- as in _filter_condition: what parses in both places closes what it opens, and nothing else
         BEGIN
             FOREACH place IN ARRAY ARRAY[E'CASE WHEN true THEN\n%s\nEND', E'(\n%s\n)'] LOOP
-                FOR nothing IN EXECUTE format('SELECT ' || place || '::text FROM %s LIMIT 0', expression, source) LOOP
+                -- where no aggregate may stand
+                FOR nothing IN EXECUTE format('SELECT FROM %s WHERE ' || place || '::text IS NULL LIMIT 0', source,
+                    expression) LOOP
                 END LOOP;
             END LOOP;
         EXCEPTION
             WHEN insufficient_privilege THEN
                 RAISE;
-            WHEN syntax_error_or_access_rule_violation OR data_exception THEN
+            WHEN syntax_error_or_access_rule_violation OR data_exception OR feature_not_supported THEN
                 refused := SQLERRM;
         END;
     END IF;
@@ -408,6 +430,7 @@ DECLARE
     condition text := '';
     read text;
 BEGIN
+    PERFORM pgembed._refuse_parts(target.source, target.target, target.encoder, target.dim, 'probed on');
     PERFORM pgembed._check_expression(target.source, e) FROM unnest(expressions) AS e;
     read := (SELECT string_agg(E'(' || e || E'\n)::text', ', ' ORDER BY n)
         FROM unnest(expressions) WITH ORDINALITY AS o (e, n));

@@ -34,8 +34,9 @@ DECLARE
     row_type CONSTANT regtype := pg_typeof(prototype);
     target CONSTANT record := pgembed._search_target(row_type, embedding, false);
     keys CONSTANT record := pgembed._explained_keys(target.relation);
+    -- whether exact, and a parenthesis, follow
     asked CONSTANT text := format('FROM pgembed.search(NULL::%s, $1, k => $2, filter => $3, params => $4, '
-        'embedding => %L, wide => %L, exact => %%L)', row_type, target.target, keys.wide);
+        'embedding => %L, wide => %L, exact => ', row_type, target.target, keys.wide);
     summed @extschema:vector@.vector;
     length float8; -- of the sum
     began timestamptz;
@@ -45,20 +46,32 @@ DECLARE
     share float8;
 BEGIN
     IF terms IS NOT NULL THEN
+        IF target.shares IS NOT NULL THEN
+            query := pgembed._fitted(query, target.dim, target.shares);
+            terms := ARRAY(SELECT @extschema:vector@.l2_normalize(pgembed._fitted(t.v, target.dim, target.shares))
+                FROM unnest(terms) WITH ORDINALITY AS t (v, n) ORDER BY t.n);
+        END IF;
         summed := pgembed.compose(terms, weights);
         weights := coalesce(weights, array_fill(1::float8, ARRAY[cardinality(terms)]));
         query := coalesce(query, summed);
-        IF target.metric = 'cosine' AND query OPERATOR(@extschema:vector@.<=>) summed > 1e-3 THEN
-            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-                MESSAGE = 'The query is not the sum of the terms with these weights.',
-                HINT = 'Leave the query out, or give the terms that it was composed of.';
-        ELSIF target.metric = 'cosine' AND cardinality(terms) > 1 THEN
+        PERFORM pgembed._check_query(v, target.source, target.target, target.encoder, target.dim)
+        FROM unnest(ARRAY[query, summed]) AS v;
+        IF query OPERATOR(@extschema:vector@.<=>) summed > 1e-3 THEN
+            IF target.metric = 'cosine' THEN
+                RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                    MESSAGE = 'The query is not the sum of the terms with these weights.',
+                    HINT = 'Leave the query out, or give the terms that it was composed of.';
+            END IF;
+        ELSIF cardinality(terms) > 1 AND (target.metric = 'cosine' OR target.shares IS NOT NULL) THEN
             SELECT sqrt(sum(a.w * b.w * (1 - (a.v OPERATOR(@extschema:vector@.<=>) b.v)))) INTO length
             FROM unnest(terms, weights) AS a (v, w) CROSS JOIN unnest(terms, weights) AS b (v, w);
+            IF target.metric <> 'cosine' THEN -- the score grows with the query
+                length := length / @extschema:vector@.vector_norm(query);
+            END IF;
         END IF;
     END IF;
     began := clock_timestamp();
-    EXECUTE format('SELECT count(*) ' || asked, exact IS TRUE) INTO took USING query, k, filter, params;
+    EXECUTE 'SELECT count(*) ' || asked || (exact IS TRUE) || ')' INTO took USING query, k, filter, params;
     took := extract(epoch FROM clock_timestamp() - began) * 1000;
 
     PERFORM set_config('pgembed.trace', '[]', true);
@@ -68,21 +81,22 @@ BEGIN
             'SELECT jsonb_agg(jsonb_build_object(''term'', t.name, ''weight'', t.w, ''similarity'', t.similarity, '
                 '''share'', t.w * t.similarity / $8) ORDER BY t.n) FROM (SELECT g.*, %4$s AS similarity '
                 'FROM unnest($5, $6, $7) WITH ORDINALITY AS g (v, w, name, n) WHERE g.v IS NOT NULL) AS t)) '
-        'ORDER BY "explained place"), ''[]'') FROM "explained" JOIN %5$s ON %6$s',
-        keys.found, format(asked, exact IS TRUE), keys.told,
+        -- LEFT has the search run where the table is empty too
+        'ORDER BY "explained place"), ''[]'') FROM "explained" LEFT JOIN %5$s ON %6$s',
+        keys.found, asked || (exact IS TRUE) || ')', keys.told,
         format(CASE target.metric WHEN 'cosine' THEN '1 - (%s)' ELSE '-(%s)' END,
-            regexp_replace(target.distance, '\$1(::\S+)?$', 'g.v\1')),
+            regexp_replace(target.distance, '\$1(::[^$]+)?$', 'g.v\1')),
         target.source || target.side, keys.joined)
         INTO found USING query, k, filter, params, terms, weights, names, length;
     trace := current_setting('pgembed.trace')::jsonb -> 0;
     PERFORM set_config('pgembed.trace', '', true);
     IF recall THEN
         EXECUTE format('SELECT (SELECT count(*) FROM jsonb_array_elements($5) AS f '
-            'WHERE (f ->> ''score'')::float8 >= min(s.score))::float8 / nullif(count(*), 0) %s AS s',
-            format(asked, true)) INTO share USING query, k, filter, params, found;
+            'WHERE (f ->> ''score'')::float8 >= min(s.score))::float8 / nullif(count(*), 0) %strue) AS s',
+            asked) INTO share USING query, k, filter, params, found;
     END IF;
     RETURN trace || jsonb_build_object('milliseconds', round(took::numeric, 3), 'rows', found,
-        'recall', least(share, 1));
+        'recall', CASE WHEN share > 1 THEN 1 ELSE share END);
 END
 $$;
 

@@ -67,20 +67,15 @@ DECLARE
 BEGIN
     target := pgembed._search_target(row_type, embedding, wide);
     IF target.side IS NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'undefined_table',
-            MESSAGE = format('The side table that holds the vectors %I of %s is gone.', target.target, target.source),
-            HINT = 'Detach the embedding and attach it again; pgembed doctor tells more.';
+        PERFORM pgembed._raise_no_side(target.source, target.target);
     ELSIF k IS NULL OR k <= 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('k is the number of rows wanted, at least 1, not %s.', coalesce(k::text, 'NULL')),
             HINT = 'For example: k => 10.';
-    ELSIF query IS NULL OR @extschema:vector@.vector_dims(query) <> target.dim THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = coalesce(format('%s.%I holds vectors of encoder ''%s'' with %s dimensions; the query has ',
-                target.source, target.target, target.encoder, target.dim) || @extschema:vector@.vector_dims(query) || '.',
-                'The query vector is NULL, to which no row is near.'),
-            HINT = format('Encode the query with ''%s''.', target.encoder);
-    ELSIF filter IS NOT NULL OR params IS NOT NULL THEN
+    END IF;
+    PERFORM pgembed._refuse_parts(target.source, target.target, target.encoder, target.dim, 'taken out of');
+    PERFORM pgembed._check_query(query, target.source, target.target, target.encoder, target.dim);
+    IF filter IS NOT NULL OR params IS NOT NULL THEN
         condition := pgembed._filter_condition(target.source, filter, params);
     END IF;
     vectors := (pgembed._view_in(view, target.source, target.target, target.encoder, target.space)).vectors;
@@ -141,6 +136,7 @@ DECLARE
     vectors @extschema:vector@.vector[];
     operators text;
 BEGIN
+    PERFORM pgembed._refuse_parts(target.source, target.target, target.encoder, target.dim, 'taken out of');
     place := pgembed._vectors_of(attached);
     vectors := (pgembed._view_in(view, target.source, target.target, target.encoder, target.space)).vectors;
     operators := pgembed._operator_class(attached);

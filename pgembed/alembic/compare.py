@@ -24,10 +24,11 @@ from pgembed.alembic.operations import (
 )
 from pgembed.declared import Declared, EncoderSpec
 from pgembed.sqlalchemy.columns import Embedding, embedding_columns, is_over, late_indexes
-from pgembed.sqlalchemy.reflection import attached
+from pgembed.sqlalchemy.reflection import attached, is_readable
 
 ALLOW_DROP = "allow-drop"  # alembic -x allow-drop
 _OWN_INDEX = re.compile(r".*_hnsw_\d+")
+_OF_A_VIEW = "(pgembed.neutralize("  # what pgembed.neutral_index_sql wrote
 _OWN_SCHEMA = "pgembed"
 _SIDES = text(
     "SELECT n.nspname, c.relname FROM pgembed.embedding e JOIN pg_catalog.pg_class c ON c.oid = e.side"
@@ -135,7 +136,7 @@ def _compare_indexes(
     connection: Connection, place: Place, table: Table, wanted: Sequence[Index], changes: _Changes
 ) -> None:
     """Build and drop vector indexes. Two are the same if Postgres writes them alike; one that ``pgembed index`` built
-    is left alone, and does for one of the model that is like it."""
+    is left alone, as are those of views, and does for one of the model that is like it."""
     there = _definitions(connection, place)
     built = {definition for name, definition in there.items() if _OWN_INDEX.fullmatch(name)}
     as_built = _as_built(connection, place, wanted) if there else {}
@@ -149,8 +150,8 @@ def _compare_indexes(
             changes.first.append(ops.DropIndexOp(name, table.name, schema=place.schema, _reverse=made))
         changes.last.append(made)
     known = {str(index.name) for index in wanted}
-    for name in there:
-        if name not in known and not _OWN_INDEX.fullmatch(name):
+    for name, definition in there.items():
+        if name not in known and not _OWN_INDEX.fullmatch(name) and _OF_A_VIEW not in definition:
             changes.first.append(ops.DropIndexOp(name, table.name, schema=place.schema))
 
 
@@ -279,7 +280,7 @@ def _side_tables(connection: Connection) -> list[tuple[str, str]]:
 
 
 def _encoders(connection: Connection) -> set[str]:
-    if not connection.scalar(text("SELECT pg_catalog.to_regclass('pgembed.encoder') IS NOT NULL")):
+    if not is_readable(connection):
         return set()
     return set(connection.scalars(text("SELECT name FROM pgembed.encoder")))
 

@@ -73,7 +73,7 @@ class Embedding(VECTOR):
         def nearest(self, query: object, k: int = 10) -> ColumnElement[bool]:
             """The ``k`` rows of the whole table that are nearest to a query, as a condition, in no order. Other
             conditions leave fewer of these; for ``k`` rows that match, order by ``distance`` and limit."""
-            if isinstance(k, bool) or k < 1:
+            if isinstance(k, bool) or not isinstance(k, int) or k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise InvalidQuery(f"k is {k!r}: ask for one row at least.")
             (column,) = self._column.base_columns
             table, mine = cast(Table, column.table), self._column.table

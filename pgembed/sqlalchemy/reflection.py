@@ -15,8 +15,11 @@ from pgembed.sqlalchemy.columns import Embedding
 
 Name = tuple[str, str, str]  # schema, table, target
 
-_INSTALLED = text("SELECT pg_catalog.to_regclass('pgembed.embedding') IS NOT NULL")
-_READABLE = text("SELECT pg_catalog.has_table_privilege('pgembed.embedding', 'SELECT')")
+_READABLE = text(  # to_regclass would raise for who may not look into the schema
+    "SELECT count(*) = 2 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+    " WHERE n.nspname = 'pgembed' AND c.relname IN ('embedding', 'encoder')"
+    " AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')"
+)
 _EMBEDDINGS = text(
     "SELECT n.nspname, c.relname, e.target, e.encoder, e.inputs, e.mode, e.stale, e.storage,"
     " coalesce(e.fusion ->> 'method', 'sum') AS fusion, pgembed._metric(o.metric, e.fusion) AS metric, o.spec,"
@@ -27,9 +30,14 @@ _EMBEDDINGS = text(
 )
 
 
+def is_readable(connection: Connection) -> bool:
+    """Whether pgembed is there, and its catalog for us to read."""
+    return bool(connection.scalar(_READABLE))
+
+
 def attached(connection: Connection, relation: str | None = None) -> dict[Name, Declared]:
     """The embeddings of a database, or of one table; none where pgembed is not there, or its catalog not for us."""
-    if not connection.scalar(_INSTALLED) or not connection.scalar(_READABLE):
+    if not is_readable(connection):
         return {}
     return {
         (row.nspname, row.relname, row.target): Declared(

@@ -58,10 +58,18 @@ def drop_view(name: str) -> Plan[None]:
 def add_view(
     name: str, encoder: str, vectors: Sequence[Sequence[float]] | Vectors, method: str, learnt_from: dict[str, Any]
 ) -> Plan[ViewRow]:
-    """Keep directions under a name; SQL makes them orthonormal."""
+    """Keep directions under a name; SQL makes them orthonormal. Raises InvalidInput for what is no ``(k, dim)``."""
+    try:
+        given = np.atleast_2d(np.asarray(vectors, dtype=np.float64))
+    except (TypeError, ValueError):
+        given = np.empty(0)
+    if given.ndim != 2 or not given.size:
+        raise InvalidInput(
+            f"{shortened(repr(vectors))} are no directions of a view.", "Give lists of numbers, one for each direction."
+        )
     yield Call(
         sql.SQL("SELECT pgembed.add_view(%s, %s, %s, %s, %s)"),  # what is no number or date takes the argument's type
-        [name, encoder, _texts(np.atleast_2d(np.asarray(vectors, dtype=np.float64))), method, Jsonb(learnt_from)],
+        [name, encoder, _texts(given), method, Jsonb(learnt_from)],
     )
     return (yield from view(name))
 

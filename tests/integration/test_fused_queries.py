@@ -187,6 +187,8 @@ def test_a_score_at_least_and_a_function_of_ones_own_choose(db: Pgembed, dsn: st
         (lambda asked: asked.join("JOIN brand ON true; SELECT 1"), "holds a semicolon"),
         (lambda asked: asked.where("price < %s", 1).join("JOIN brand b ON b.id = %(n)s", n=2), "Some parameters have"),
         (lambda asked: asked.limit(0), "at least 1, not 0"),
+        (lambda asked: asked.limit(2**31), "limit is 2147483648, which is no number of rows"),
+        (lambda asked: asked.fuse("rank", depth=2**40), "depth is 1099511627776, which is no number of rows"),
         (lambda asked: asked.rerank(lambda _: [1.0]), "gave 1 scores for 50 rows"),
     ],
 )

@@ -290,13 +290,13 @@ def test_an_old_pgvector_is_refused(bare_database: Connection) -> None:
         schema.install(bare_database)
 
 
-@pytest.mark.parametrize("name", ["it's", 'say "so"', "a$b", "back\\slash"])
+@pytest.mark.parametrize("name", ["it's", 'say "so"', "a$b", "back\\slash", "100%"])
 def test_the_vector_extension_in_a_schema_whose_name_needs_quotes_is_refused(
     bare_database: Connection, name: str
 ) -> None:
     bare_database.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
     bare_database.execute(sql.SQL("CREATE EXTENSION vector SCHEMA {}").format(sql.Identifier(name)))
-    with pytest.raises(CatalogError, match=r"in schema .*, whose name has a quote, \$ or \\") as refused:
+    with pytest.raises(CatalogError, match=r"in schema .*, whose name has a quote, \$, % or \\") as refused:
         schema.install(bare_database)
     assert "SET SCHEMA" in str(refused.value)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from pgvector.sqlalchemy import VECTOR
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from sqlalchemy import (
@@ -260,6 +261,15 @@ def test_core_tables_with_schemas_names_and_keys_of_all_kinds(engine: Engine, da
         assert conn.scalar(text("SELECT count(*) FROM pgembed.embedding")) == 0
 
 
+def test_a_role_that_knows_nothing_of_pgembed_reflects_vectors(filled: Engine) -> None:
+    with filled.connect() as conn, conn.begin() as begun:
+        conn.execute(text("CREATE ROLE stranger; GRANT SELECT ON product TO stranger; SET LOCAL ROLE stranger"))
+        assert isinstance(Table("product", MetaData(), autoload_with=conn).c.embedding.type, VECTOR)
+        conn.execute(text("RESET ROLE; GRANT USAGE ON SCHEMA pgembed TO stranger; SET LOCAL ROLE stranger"))
+        assert isinstance(Table("product", MetaData(), autoload_with=conn).c.embedding.type, VECTOR)
+        begun.rollback()
+
+
 def test_inputs_side_by_side_and_views(engine: Engine, database_dsn: str) -> None:
     metadata = MetaData()
     table = Table(
@@ -308,6 +318,8 @@ def test_bad_input(filled: Engine) -> None:
         Product.embedding.distance("a dog")
     with pytest.raises(InvalidQuery, match="k is 0"):
         Product.embedding.nearest(Text("a dog"), 0)
+    with pytest.raises(InvalidQuery, match="k is '2'"):
+        Product.embedding.nearest(Text("a dog"), "2")  # pyright: ignore[reportArgumentType]
     with filled.connect() as conn, pytest.raises(InvalidQuery, match="holds vectors of 'lite'"):
         conn.execute(select(Product.id).order_by(Product.embedding.distance(Vector([1.0], space="other"))))
     with filled.connect() as conn, pytest.raises(MediaError, match=r"nowhere\.png"):

