@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import (
     Column,
     Connection,
+    Dialect,
     Float,
     Index,
     Table,
@@ -20,6 +21,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.schema import CreateIndex, FetchedValue
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnElement
+from sqlalchemy.types import NullType
 
 from pgembed.catalog import InputSpec
 from pgembed.encoders import Metric
@@ -28,7 +30,7 @@ from pgembed.inputs import Expression
 from pgembed.shown import shortened
 from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, register_encoder
 from pgembed.sqlalchemy.declared import OPERATOR_CLASSES, Declared, EncoderSpec, VectorIndex, inputs_of
-from pgembed.sqlalchemy.queries import QueryVector
+from pgembed.sqlalchemy.queries import Asked, QueryVector
 
 Vector: TypeAlias = NDArray[np.float32] | list[float] | None
 """What an embedding's attribute holds: ``(dim,)`` numbers, or None until the row is encoded. It is read-only."""
@@ -49,6 +51,24 @@ class Embedding(VECTOR):
     def metric(self) -> Metric:
         """How vectors of this column are compared."""
         return self.declared.metric if self.declared is not None else "cosine"
+
+    def compare_values(self, x: object, y: object) -> bool:
+        """Whether an object has nothing new to be written: always, so that ``merge`` of an older one, and whatever is
+        put into the attribute, never overwrite what a worker wrote."""
+        return self.declared is not None or super().compare_values(x, y)
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        """As of a vector; a query needs ``distance``, which knows its column."""
+        numbers = super().bind_processor(dialect)
+
+        def process(value: object) -> Any:  # noqa: ANN401
+            if isinstance(value, Expression):
+                raise InvalidQuery(
+                    f"{value!r} is compared by an operator for numbers.", "Write .distance(…), .score(…) or .within(…)."
+                )
+            return numbers(value)
+
+        return process
 
     class Comparator(VECTOR.Comparator):
         """Comparisons with a pgembed query, with vectors, and with other columns of vectors."""
@@ -98,23 +118,43 @@ class Embedding(VECTOR):
             return self.expr
 
         def _operand(self, query: object) -> Any:  # noqa: ANN401
+            asked = self._asked
             if isinstance(query, Expression):
-                bases = [column for column in self.expr.base_columns if isinstance(column, Column)]
-                if len(bases) != 1 or getattr(bases[0], "table", None) is None:
+                if asked is None:
                     raise InvalidQuery(
                         f"{query!r} is compared with what is no column of a table.",
                         "Compare with the column of an embedding, or give a Vector's numbers.",
                     )
-                table = bases[0].table
-                asked = QueryVector(table.schema, table.name, bases[0].name)
                 return sql_cast(BindParameter(None, query, type_=asked, unique=True), VECTOR())
             if isinstance(query, str | bytes):
                 raise InvalidQuery(
                     f"A query is a Text, an Image or the like, not {shortened(repr(query))}.", "Write Text(…)."
                 )
+            in_lambda = getattr(query, "_py_wrapper_literal", None)
+            if in_lambda is not None:  # a variable of a lambda, which SQLAlchemy runs once for all its values
+                query = in_lambda()
+            later = cast("BindParameter[Any] | None", query if isinstance(query, BindParameter) else None)
+            if later is not None and isinstance(later.type, NullType):
+                return sql_cast(later if asked is None else Asked(later, asked), VECTOR())
             if isinstance(query, ClauseElement) or hasattr(query, "__clause_element__"):
-                return query
-            return sql_cast(BindParameter(None, query, type_=VECTOR(), unique=True), VECTOR())
+                return cast(Any, query)
+            if query is None:
+                raise InvalidQuery("The query is None, as the vector of a row is before it is encoded.")
+            if not isinstance(query, list | np.ndarray) and not hasattr(query, "to_numpy"):
+                raise InvalidQuery(
+                    f"A query is a Text, an Image or the like, or numbers, not {shortened(repr(query))}.",
+                    "Give a list of numbers, or the attribute of an object: product.embedding.",
+                )
+            return sql_cast(BindParameter(None, cast(Any, query), type_=VECTOR(), unique=True), VECTOR())
+
+        @property
+        def _asked(self) -> QueryVector | None:
+            """The type of a query to the column, None where the expression is of no table's column alone."""
+            bases = [column for column in self.expr.base_columns if isinstance(column, Column)]
+            if len(bases) != 1 or getattr(bases[0], "table", None) is None:
+                return None
+            table = bases[0].table
+            return QueryVector(table.schema, table.name, bases[0].name)
 
     comparator_factory: Any = Comparator
 

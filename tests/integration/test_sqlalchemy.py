@@ -20,17 +20,20 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Table,
+    bindparam,
     create_engine,
     create_mock_engine,
     event,
     func,
     inspect,
+    lambda_stmt,
     select,
     text,
 )
 from sqlalchemy import Text as TextType
+from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, with_loader_criteria
 from sqlalchemy.pool import NullPool
 
 import pgembed
@@ -38,6 +41,7 @@ from pgembed import Image, Row, Text, Vector, View, reject
 from pgembed.encoders import Role
 from pgembed.encoders.builtin import LiteEncoder
 from pgembed.errors import InvalidInput, InvalidQuery, MediaError
+from pgembed.inputs import Expression
 from pgembed.sqlalchemy import EncoderSpec, embedding_column
 from pgembed.sqlalchemy import Vector as Stored
 from tests.conftest import Connection as Database
@@ -214,6 +218,56 @@ def test_an_orm_write_leaves_the_vector_alone(filled: Engine, database_dsn: str)
         assert not np.array_equal(np.asarray(product.embedding), before)
 
 
+def test_what_is_put_into_the_attribute_and_a_merge_of_an_older_object_leave_the_vector_alone(
+    filled: Engine, database_dsn: str
+) -> None:
+    with Session(filled) as session:
+        older = session.get_one(Product, 0)
+        before = list(older.embedding or [])
+        older.embedding = [0.5] * len(before)
+        session.commit()
+        assert list(older.embedding or []) == before
+        session.refresh(older)
+        session.expunge(older)
+        session.get_one(Product, 0).title = "a violin"
+        session.commit()
+        with pgembed.connect(database_dsn) as db:
+            db.work(until_idle=True)
+        session.expire_all()
+        after = list(session.get_one(Product, 0).embedding or [])
+        assert after != before
+        session.expire_all()
+        older.price = 99
+        merged = session.merge(older)
+        session.commit()
+        assert merged.price == 99
+        assert list(merged.embedding or []) == after
+
+
+def test_queries_in_variables_of_lambdas_and_in_bindparams(filled: Engine) -> None:
+    mixed, numbers = Text("a red shoe") + Text("in red"), [0.1] * 256
+    with Session(filled) as session:
+
+        def matching(query: Expression | list[float]) -> Sequence[str | None]:
+            near = with_loader_criteria(Titled, lambda one: one.embedding.within(query, 0.01), include_aliases=True)
+            return session.scalars(select(Product.title).options(near)).all()
+
+        def nearest(query: Expression | list[float]) -> str | None:
+            by_lambda = lambda_stmt(lambda: select(Product.title).order_by(Product.embedding.distance(query)).limit(1))
+            return session.scalar(by_lambda)
+
+        asked = select(Product.title).order_by(Product.embedding.distance(bindparam("asked"))).limit(1)
+        assert [matching(Text(title)) for title in TITLES] == [[title] for title in TITLES]
+        assert [nearest(query) for query in (Text("a dog"), mixed, Row(2))] == ["a dog", "a red shoe", "a cat"]
+        assert [session.scalar(asked, {"asked": Text(title)}) for title in TITLES] == TITLES
+        by_hand = session.scalar(select(Product.title).order_by(Product.embedding.distance(numbers)).limit(1))
+        assert nearest(numbers) == session.scalar(asked, {"asked": numbers}) == by_hand
+        other = Table("other", MetaData(), embedding_column("e", encoder=LITE, text="title"))
+        both = asked.join(other, other.c.e.distance(bindparam("asked")) < 1)
+        with pytest.raises(InvalidQuery, match=r"product\.embedding"):
+            session.execute(both, {"asked": Text("a dog")})
+
+
 def test_asyncio(filled: Engine) -> None:
     async def ask() -> list[Any]:
         engine = create_async_engine(filled.url.set(drivername="postgresql+psycopg"), poolclass=NullPool)
@@ -306,6 +360,11 @@ def test_bad_input(filled: Engine) -> None:
         embedding_column(encoder="lite", text="title", metric="cos")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InvalidQuery, match="not 'a dog'"):
         Product.embedding.distance("a dog")
+    for query, told in ((None, "is None"), (3, "not 3"), (Product(), "not <")):
+        with pytest.raises(InvalidQuery, match=told):
+            Product.embedding.distance(query)
+    with filled.connect() as conn, pytest.raises(StatementError, match=r"Write \.distance"):
+        conn.execute(select(Product.id).order_by(Product.embedding.cosine_distance(Text("a dog"))))
     with pytest.raises(InvalidQuery, match="k is 0"):
         Product.embedding.nearest(Text("a dog"), 0)
     with filled.connect() as conn, pytest.raises(InvalidQuery, match="holds vectors of 'lite'"):
