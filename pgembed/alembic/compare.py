@@ -20,11 +20,12 @@ from pgembed.alembic.operations import (
     AlterEmbeddingOp,
     AttachEmbeddingOp,
     DetachEmbeddingOp,
+    InstallOp,
     Place,
 )
 from pgembed.sqlalchemy.columns import Embedding, embedding_columns, is_over, late_indexes
 from pgembed.sqlalchemy.declared import Declared, EncoderSpec
-from pgembed.sqlalchemy.reflection import attached
+from pgembed.sqlalchemy.reflection import attached, is_installed
 
 ALLOW_DROP = "allow-drop"  # alembic -x allow-drop
 _OWN_INDEX = re.compile(r".*_hnsw_\d+")
@@ -34,13 +35,25 @@ _SIDES = text(
     " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 )
 _INDEX = text(
-    "SELECT i.relname, pg_catalog.pg_get_indexdef(i.oid) FROM pg_catalog.pg_index x"
+    "SELECT i.relname, pg_catalog.pg_get_indexdef(i.oid) AS definition FROM pg_catalog.pg_index x"
     " JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid"
     " JOIN pg_catalog.pg_attribute a ON a.attrelid = x.indrelid AND a.attname = :target"
     " JOIN pg_catalog.pg_depend d ON d.objid = i.oid AND d.refobjid = x.indrelid AND d.refobjsubid = a.attnum"
     " WHERE x.indrelid = pg_catalog.to_regclass(CAST(:relation AS pg_catalog.text)) GROUP BY i.oid, i.relname"
 )
 _COPY = "pgembed_compared"
+
+
+class DropVectorsIndexOp(ops.DropIndexOp):
+    """Drop an index over an embedding; its reverse builds the very same again, as Postgres writes it."""
+
+    def __init__(self, name: str, table: str, schema: str | None, definition: str) -> None:
+        super().__init__(name, table, schema=schema)
+        self.definition = definition
+
+    def reverse(self) -> Any:  # noqa: ANN401
+        """The statement that built it, in which single colons are no parameters."""
+        return ops.ExecuteSQLOp(re.sub(r"(?<!:):(?=\w)", r"\\:", self.definition))
 
 
 def register() -> None:
@@ -92,7 +105,9 @@ def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas
         changes = _of_table(context, connection, schema, table, there)
         first += changes.first
         last += changes.last
-    upgrade.ops[:] = [*first, *upgrade.ops, *(AddEncoderOp(encoder) for encoder in encoders.values()), *last]
+    install = [InstallOp()] if last and not is_installed(connection) else []
+    added = [AddEncoderOp(encoder) for encoder in encoders.values()]
+    upgrade.ops[:] = [*first, *upgrade.ops, *install, *added, *last]
 
 
 @dataclass(frozen=True)
@@ -137,21 +152,20 @@ def _compare_indexes(
     """Build and drop vector indexes. Two are the same if Postgres writes them alike; one that ``pgembed index`` built
     is left alone, and does for one of the model that is like it."""
     there = _definitions(connection, place)
-    built = {definition for name, definition in there.items() if _OWN_INDEX.fullmatch(name)}
+    built = {_tail(definition) for name, definition in there.items() if _OWN_INDEX.fullmatch(name)}
     as_built = _as_built(connection, place, wanted) if there else {}
     for index in wanted:
         name = str(index.name)
         definition = as_built.get(name)
-        if definition is not None and (definition == there.get(name) or definition in built):
+        if definition is not None and (definition == _tail(there.get(name, "")) or definition in built):
             continue
-        made = _created(index, place.schema)
         if name in there:
-            changes.first.append(ops.DropIndexOp(name, table.name, schema=place.schema, _reverse=made))
-        changes.last.append(made)
+            changes.first.append(DropVectorsIndexOp(name, table.name, place.schema, there[name]))
+        changes.last.append(_created(index, place.schema))
     known = {str(index.name) for index in wanted}
-    for name in there:
+    for name, definition in there.items():
         if name not in known and not _OWN_INDEX.fullmatch(name):
-            changes.first.append(ops.DropIndexOp(name, table.name, schema=place.schema))
+            changes.first.append(DropVectorsIndexOp(name, table.name, place.schema, definition))
 
 
 def _created(index: Index, schema: str | None) -> ops.CreateIndexOp:
@@ -163,7 +177,7 @@ def _created(index: Index, schema: str | None) -> ops.CreateIndexOp:
 def _definitions(connection: Connection, place: Place) -> dict[str, str]:
     relation = _quoted(connection, place.schema, place.table)
     rows = connection.execute(_INDEX, {"relation": relation, "target": place.target})
-    return {name: _tail(definition) for name, definition in rows}
+    return {row.relname: row.definition for row in rows}
 
 
 def _as_built(connection: Connection, place: Place, indexes: Sequence[Index]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +36,11 @@ class Place:
 
 class PgembedOp(MigrateOperation):
     """An operation of pgembed's."""
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """What ``alembic check`` and ``compare_metadata`` tell: ``("attach_embedding", …)``, with what it is of."""
+        words = re.findall("[A-Z][a-z]+", type(self).__name__.removesuffix("Op"))
+        return ("_".join(words).lower(), *vars(self).values())
 
 
 @Operations.register_operation("install_pgembed")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import re
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pgvector.sqlalchemy import VECTOR
@@ -14,13 +16,16 @@ from pgembed.sqlalchemy.columns import Embedding
 from pgembed.sqlalchemy.declared import Declared, EncoderSpec, inputs_of
 
 Name = tuple[str, str, str]  # schema, table, target
+_PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")  # of a template, as pgembed._template_parts takes it apart
 
 _INSTALLED = text("SELECT pg_catalog.to_regclass('pgembed.embedding') IS NOT NULL")
 _READABLE = text("SELECT pg_catalog.has_table_privilege('pgembed.embedding', 'SELECT')")
 _EMBEDDINGS = text(
     "SELECT n.nspname, c.relname, e.target, e.encoder, e.inputs, e.mode, e.stale, e.storage,"
     " coalesce(e.fusion ->> 'method', 'sum') AS fusion, pgembed._metric(o.metric, e.fusion) AS metric, o.spec,"
-    " o.settings FROM pgembed.embedding e JOIN pgembed.encoder o ON o.name = e.encoder"
+    " o.settings, (SELECT pg_catalog.jsonb_object_agg(a.attnum, a.attname) FROM pg_catalog.pg_attribute a"
+    " WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS present"
+    " FROM pgembed.embedding e JOIN pgembed.encoder o ON o.name = e.encoder"
     " JOIN pg_catalog.pg_class c ON c.oid = e.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
     " WHERE CAST(:relation AS pg_catalog.text) IS NULL"
     " OR c.oid = pg_catalog.to_regclass(CAST(:relation AS pg_catalog.text))"
@@ -29,12 +34,12 @@ _EMBEDDINGS = text(
 
 def attached(connection: Connection, relation: str | None = None) -> dict[Name, Declared]:
     """The embeddings of a database, or of one table; none where pgembed is not there, or its catalog not for us."""
-    if not connection.scalar(_INSTALLED) or not connection.scalar(_READABLE):
+    if not is_installed(connection) or not connection.scalar(_READABLE):
         return {}
     return {
         (row.nspname, row.relname, row.target): Declared(
             encoder=row.encoder,
-            inputs=inputs_of(row.inputs),
+            inputs=inputs_of(_renamed(row.inputs, row.present)),
             mode=row.mode,
             stale=row.stale,
             storage=row.storage,
@@ -44,6 +49,39 @@ def attached(connection: Connection, relation: str | None = None) -> dict[Name, 
         )
         for row in connection.execute(_EMBEDDINGS, {"relation": relation})
     }
+
+
+def is_installed(connection: Connection) -> bool:
+    """Whether a database has pgembed's catalog."""
+    return bool(connection.scalar(_INSTALLED))
+
+
+def _renamed(inputs: Mapping[str, Any], present: Mapping[str, str]) -> dict[str, Any]:
+    """Inputs with the names that their columns have now. The catalog has those of the attach, with their numbers."""
+    found: dict[str, Any] = {}
+    for modality, facts in inputs.items():
+        names = {name: present.get(str(number), name) for name, number in facts["columns"].items()}
+        new = {**facts, "columns": {names[name]: number for name, number in facts["columns"].items()}}
+        if modality == "text":
+            new["template"] = _PART.sub(partial(_part_renamed, names), facts["template"])
+        else:
+            new["column"] = names.get(facts["column"], facts["column"])
+        found[modality] = new
+    return found
+
+
+def _part_renamed(names: Mapping[str, str], part: re.Match[str]) -> str:
+    """``{attrs.color}`` with the new name of ``attrs``, unless a column has the whole as its name."""
+    written = part[1]
+    if written is None:
+        return part[0]
+    split = len(written) if written in names else _column_ends(written)
+    return f"{{{names.get(written[:split], written[:split])}{written[split:]}}}"
+
+
+def _column_ends(written: str) -> int:
+    found = re.search("[./]", written)
+    return len(written) if found is None else found.start()
 
 
 @event.listens_for(Table, "column_reflect")
