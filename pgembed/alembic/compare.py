@@ -52,8 +52,8 @@ class DropVectorsIndexOp(ops.DropIndexOp):
         self.definition = definition
 
     def reverse(self) -> Any:  # noqa: ANN401
-        """The statement that built it, in which single colons are no parameters."""
-        return ops.ExecuteSQLOp(re.sub(r"(?<!:):(?=\w)", r"\\:", self.definition))
+        """The statement that built it."""
+        return _rebuilt(self.definition)
 
 
 def register() -> None:
@@ -90,7 +90,8 @@ def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas
     last: list[ops.MigrateOperation] = []
     for schema, name in dropped:
         for target, was in by_table.get((schema, name), {}).items():
-            first.append(DetachEmbeddingOp(Place(name, target, schema), was))
+            place = Place(name, target, schema)
+            first.append(DetachEmbeddingOp(place, was, indexes=_rebuilding(connection, place)))
     encoders: dict[str, EncoderSpec] = {}
     known = {declared.encoder for those in by_table.values() for declared in those.values()} | _encoders(connection)
     for (schema, name), table in compared.items():
@@ -105,9 +106,12 @@ def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas
         changes = _of_table(context, connection, schema, table, there)
         first += changes.first
         last += changes.last
+    dropped_after = _drops_after(
+        upgrade, {(op.place.schema, op.place.table) for op in last if isinstance(op, AlterEmbeddingOp)}
+    )
     install = [InstallOp()] if last and not is_installed(connection) else []
     added = [AddEncoderOp(encoder) for encoder in encoders.values()]
-    upgrade.ops[:] = [*first, *upgrade.ops, *install, *added, *last]
+    upgrade.ops[:] = [*first, *upgrade.ops, *install, *added, *last, *dropped_after]
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,9 @@ def _of_table(
         if target not in names and context.run_object_filters(
             Column(target, cast(Any, Embedding(was))), cast(Any, target), "column", True, None
         ):
-            changes.first.append(DetachEmbeddingOp(Place(table.name, target, schema), was, asked=False))
+            place = Place(table.name, target, schema)
+            indexes = _rebuilding(connection, place)
+            changes.first.append(DetachEmbeddingOp(place, was, asked=False, indexes=indexes))
     for column, declared in declared_here.items():
         if not context.run_object_filters(column, cast(Any, column.name), "column", False, None):
             continue
@@ -140,7 +146,8 @@ def _of_table(
             changes.last.append(AttachEmbeddingOp(place, declared))
             changes.last.extend(_created(index, schema) for index in wanted)
         elif was.attached != declared.attached:
-            changes.last.append(AlterEmbeddingOp(place, declared, was, [_created(index, schema) for index in wanted]))
+            anew = [_created(index, schema) for index in wanted]
+            changes.last.append(AlterEmbeddingOp(place, declared, was, anew, _rebuilding(connection, place)))
         else:
             _compare_indexes(connection, place, table, wanted, changes)
     return changes
@@ -172,6 +179,31 @@ def _created(index: Index, schema: str | None) -> ops.CreateIndexOp:
     made = ops.CreateIndexOp.from_index(index)
     made.schema = schema
     return made
+
+
+def _rebuilt(definition: str) -> ops.ExecuteSQLOp:
+    """An index as Postgres writes it, in a statement in which single colons are no parameters."""
+    return ops.ExecuteSQLOp(re.sub(r"(?<!:):(?=\w)", r"\\:", definition))
+
+
+def _rebuilding(connection: Connection, place: Place) -> list[ops.ExecuteSQLOp]:
+    """What builds the indexes over an embedding again, but for those of ``pgembed index``."""
+    there = _definitions(connection, place)
+    return [_rebuilt(definition) for name, definition in there.items() if not _OWN_INDEX.fullmatch(name)]
+
+
+def _drops_after(upgrade: ops.UpgradeOps, altered: Collection[tuple[str | None, str]]) -> list[ops.MigrateOperation]:
+    """Take out of an upgrade the drops of columns of tables whose embeddings change: one may be an input until then."""
+    drops: list[ops.MigrateOperation] = []
+    for operation in upgrade.ops:
+        if not isinstance(operation, ops.ModifyTableOps) or (operation.schema, operation.table_name) not in altered:
+            continue
+        columns = [one for one in operation.ops if isinstance(one, ops.DropColumnOp)]
+        operation.ops[:] = [one for one in operation.ops if one not in columns]
+        if columns:
+            drops.append(ops.ModifyTableOps(operation.table_name, columns, schema=operation.schema))
+    upgrade.ops[:] = [one for one in upgrade.ops if not isinstance(one, ops.ModifyTableOps) or one.ops]
+    return drops
 
 
 def _definitions(connection: Connection, place: Place) -> dict[str, str]:

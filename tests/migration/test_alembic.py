@@ -263,6 +263,47 @@ def test_the_way_back_builds_an_index_as_it_was(project: Project, database: Conn
     assert indexes() == before
 
 
+def test_what_was_dropped_has_its_index_again_on_the_way_back(project: Project, database: Connection) -> None:
+    def indexes() -> list[tuple[object, ...]]:
+        return database.execute("SELECT indexdef FROM pg_indexes WHERE indexdef LIKE '%hnsw%'").fetchall()
+
+    other = "\nclass Other(Base):\n    __tablename__ = 'other'\n    id: Mapped[int] = mapped_column(primary_key=True)\n"
+    project.models(other + PRODUCT + EMBEDDING)
+    project.revision()
+    project.upgrade()
+    before = indexes()
+    for models in (other + PRODUCT, other):
+        project.models(models)
+        project.revision(allow_drop=True)
+        project.upgrade()
+        assert indexes() == []
+        project.downgrade()
+        assert indexes() == before
+        newest = max(
+            (project.folder / "migrations" / "versions").glob("*.py"), key=lambda path: path.stat().st_mtime_ns
+        )
+        newest.unlink()
+    project.downgrade("base")
+
+
+def test_another_column_becomes_the_input_and_the_old_one_goes(project: Project, database: Connection) -> None:
+    project.models(PRODUCT + EMBEDDING)
+    project.revision()
+    project.upgrade()
+    database.execute("INSERT INTO product (id) VALUES (1)")
+    project.models((PRODUCT + EMBEDDING.replace("index=True", "index=VectorIndex(m=8)")).replace("title", "heading"))
+    upgrade = body(project.revision(allow_drop=True), "upgrade")
+    kinds = [line.split("(")[0] for line in upgrade if line.startswith("op.")]
+    assert kinds == ["op.add_column", "op.alter_embedding", "op.create_index", "op.drop_column"]
+    project.upgrade()
+    assert project.is_current()
+    project.downgrade()
+    (index,) = database.execute("SELECT indexdef FROM pg_indexes WHERE indexdef LIKE '%hnsw%'").fetchone() or ("",)
+    assert "m='16'" in str(index)
+    project.models(PRODUCT + EMBEDDING)
+    project.downgrade("base")
+
+
 def test_renamed_inputs_are_the_models_by_their_new_names(project: Project, database: Connection) -> None:
     table = "from sqlalchemy.dialects.postgresql import JSONB\n" + PRODUCT + "    facts = mapped_column(JSONB)\n"
     embedding = EMBEDDING.replace('"{title}"', '"{{title}} {title} {facts.title} {price}", image="photo"')
