@@ -24,8 +24,9 @@ from pgembed.alembic.operations import (
     Place,
 )
 from pgembed.sqlalchemy.columns import Embedding, embedding_columns, is_over, late_indexes
+from pgembed.sqlalchemy.ddl import is_installed
 from pgembed.sqlalchemy.declared import Declared, EncoderSpec
-from pgembed.sqlalchemy.reflection import attached, is_installed
+from pgembed.sqlalchemy.reflection import attached
 
 ALLOW_DROP = "allow-drop"  # alembic -x allow-drop
 _OWN_INDEX = re.compile(r".*_hnsw_\d+")
@@ -47,13 +48,13 @@ _COPY = "pgembed_compared"
 class DropVectorsIndexOp(ops.DropIndexOp):
     """Drop an index over an embedding; its reverse builds the very same again, as Postgres writes it."""
 
-    def __init__(self, name: str, table: str, schema: str | None, definition: str) -> None:
-        super().__init__(name, table, schema=schema)
-        self.definition = definition
+    def __init__(self, name: str, place: Place, building: ops.ExecuteSQLOp) -> None:
+        super().__init__(name, place.table, schema=place.schema)
+        self.building = building
 
     def reverse(self) -> Any:  # noqa: ANN401
         """The statement that built it."""
-        return _rebuilt(self.definition)
+        return self.building
 
 
 def register() -> None:
@@ -167,12 +168,12 @@ def _compare_indexes(
         if definition is not None and (definition == _tail(there.get(name, "")) or definition in built):
             continue
         if name in there:
-            changes.first.append(DropVectorsIndexOp(name, table.name, place.schema, there[name]))
+            changes.first.append(DropVectorsIndexOp(name, place, _rebuilt(connection, place, name, there[name])))
         changes.last.append(_created(index, place.schema))
     known = {str(index.name) for index in wanted}
     for name, definition in there.items():
         if name not in known and not _OWN_INDEX.fullmatch(name):
-            changes.first.append(DropVectorsIndexOp(name, table.name, place.schema, definition))
+            changes.first.append(DropVectorsIndexOp(name, place, _rebuilt(connection, place, name, definition)))
 
 
 def _created(index: Index, schema: str | None) -> ops.CreateIndexOp:
@@ -181,15 +182,22 @@ def _created(index: Index, schema: str | None) -> ops.CreateIndexOp:
     return made
 
 
-def _rebuilt(definition: str) -> ops.ExecuteSQLOp:
-    """An index as Postgres writes it, in a statement in which single colons are no parameters."""
-    return ops.ExecuteSQLOp(re.sub(r"(?<!:):(?=\w)", r"\\:", definition))
+def _rebuilt(connection: Connection, place: Place, name: str, definition: str) -> ops.ExecuteSQLOp:
+    """The statement that builds an index as Postgres has it, in which single colons are no parameters. The table is
+    named as in the other operations: without its schema where that is the default one."""
+    relation = _quoted(connection, place.schema, place.table)
+    statement = f"CREATE INDEX {_quoted(connection, None, name)} ON {relation} USING {_tail(definition)}"
+    return ops.ExecuteSQLOp(re.sub(r"(?<!:):(?=\w)", r"\\:", statement))
 
 
 def _rebuilding(connection: Connection, place: Place) -> list[ops.ExecuteSQLOp]:
     """What builds the indexes over an embedding again, but for those of ``pgembed index``."""
     there = _definitions(connection, place)
-    return [_rebuilt(definition) for name, definition in there.items() if not _OWN_INDEX.fullmatch(name)]
+    return [
+        _rebuilt(connection, place, name, definition)
+        for name, definition in there.items()
+        if not _OWN_INDEX.fullmatch(name)
+    ]
 
 
 def _drops_after(upgrade: ops.UpgradeOps, altered: Collection[tuple[str | None, str]]) -> list[ops.MigrateOperation]:
@@ -325,7 +333,7 @@ def _side_tables(connection: Connection) -> list[tuple[str, str]]:
 
 
 def _encoders(connection: Connection) -> set[str]:
-    if not connection.scalar(text("SELECT pg_catalog.to_regclass('pgembed.encoder') IS NOT NULL")):
+    if not is_installed(connection):
         return set()
     return set(connection.scalars(text("SELECT name FROM pgembed.encoder")))
 

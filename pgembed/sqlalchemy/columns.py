@@ -28,7 +28,7 @@ from pgembed.encoders import Metric
 from pgembed.errors import InvalidInput, InvalidQuery
 from pgembed.inputs import Expression
 from pgembed.shown import shortened
-from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, register_encoder
+from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, is_installed, register_encoder
 from pgembed.sqlalchemy.declared import OPERATOR_CLASSES, Declared, EncoderSpec, VectorIndex, inputs_of
 from pgembed.sqlalchemy.queries import Asked, QueryVector
 
@@ -221,10 +221,6 @@ def _joins_table(column: Column[Any], table: Table) -> None:
             postgresql_ops={column.name: OPERATOR_CLASSES[declared.metric]},
             _column_flag=True,  # as of Column(index=True): a copy of the table has it by its column, not twice
         )
-    if not event.contains(table, "after_create", _created):
-        event.listen(table, "before_create", _creates)
-        event.listen(table, "after_create", _created)
-        event.listen(table, "before_drop", _drops)
 
 
 def is_over(index: Index, column: Column[Any]) -> bool:
@@ -238,11 +234,14 @@ def late_indexes(table: Table) -> Sequence[Index]:
     return [index for index in table.indexes if any(is_over(index, column) for column in columns)]
 
 
+# of all tables, since one that was pickled has no listeners of its own any more
+@event.listens_for(Table, "before_create")
 def _creates(table: Table, connection: Connection, **_options: Any) -> None:  # noqa: ANN401
     for index in late_indexes(table):
         index.ddl_if(callable_=_never)
 
 
+@event.listens_for(Table, "after_create")
 def _created(table: Table, connection: Connection, **_options: Any) -> None:  # noqa: ANN401
     schema = connection.schema_for_object(table)
     for column, declared in embedding_columns(table):
@@ -253,9 +252,13 @@ def _created(table: Table, connection: Connection, **_options: Any) -> None:  # 
         connection.execute(CreateIndex(index))
 
 
+@event.listens_for(Table, "before_drop")
 def _drops(table: Table, connection: Connection, **_options: Any) -> None:  # noqa: ANN401
+    declared = [column for column, _ in embedding_columns(table)]
+    if declared and hasattr(connection, "connection") and not is_installed(connection):
+        return
     schema = connection.schema_for_object(table)
-    for column, _ in embedding_columns(table):
+    for column in declared:
         connection.execute(DetachEmbedding(schema, table.name, column.name, if_attached=True))
 
 

@@ -13,13 +13,12 @@ from sqlalchemy import Connection, Engine, Inspector, Table, event, text
 from sqlalchemy.engine.interfaces import ReflectedColumn
 
 from pgembed.sqlalchemy.columns import Embedding
+from pgembed.sqlalchemy.ddl import is_installed
 from pgembed.sqlalchemy.declared import Declared, EncoderSpec, inputs_of
 
 Name = tuple[str, str, str]  # schema, table, target
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")  # of a template, as pgembed._template_parts takes it apart
 
-_INSTALLED = text("SELECT pg_catalog.to_regclass('pgembed.embedding') IS NOT NULL")
-_READABLE = text("SELECT pg_catalog.has_table_privilege('pgembed.embedding', 'SELECT')")
 _EMBEDDINGS = text(
     "SELECT n.nspname, c.relname, e.target, e.encoder, e.inputs, e.mode, e.stale, e.storage,"
     " coalesce(e.fusion ->> 'method', 'sum') AS fusion, pgembed._metric(o.metric, e.fusion) AS metric, o.spec,"
@@ -34,7 +33,7 @@ _EMBEDDINGS = text(
 
 def attached(connection: Connection, relation: str | None = None) -> dict[Name, Declared]:
     """The embeddings of a database, or of one table; none where pgembed is not there, or its catalog not for us."""
-    if not is_installed(connection) or not connection.scalar(_READABLE):
+    if not is_installed(connection, readable=True):
         return {}
     return {
         (row.nspname, row.relname, row.target): Declared(
@@ -49,11 +48,6 @@ def attached(connection: Connection, relation: str | None = None) -> dict[Name, 
         )
         for row in connection.execute(_EMBEDDINGS, {"relation": relation})
     }
-
-
-def is_installed(connection: Connection) -> bool:
-    """Whether a database has pgembed's catalog."""
-    return bool(connection.scalar(_INSTALLED))
 
 
 def _renamed(inputs: Mapping[str, Any], present: Mapping[str, str]) -> dict[str, Any]:

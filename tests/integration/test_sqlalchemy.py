@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
+from pgvector.sqlalchemy import VECTOR
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from sqlalchemy import (
@@ -337,6 +339,36 @@ def test_inputs_side_by_side_and_views(engine: Engine, database_dsn: str) -> Non
         rows = conn.execute(select(table.c.id, table.c.e.score(query)).order_by(near).limit(3)).all()
     assert [row.id for row in expected] == [row[0] for row in rows]
     assert np.allclose([row.score for row in expected], [row[1] for row in rows], atol=1e-6)
+
+
+def test_metadata_that_was_pickled_makes_and_drops_embeddings(filled: Engine) -> None:
+    kept = pickle.loads(pickle.dumps(Base.metadata))
+
+    def there() -> tuple[int, int]:
+        with filled.connect() as conn:
+            embeddings = conn.execute(text("SELECT count(*) FROM pgembed.embedding")).scalar_one()
+            built = conn.execute(text("SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%hnsw%'")).scalar_one()
+        return embeddings, built
+
+    kept.drop_all(filled)
+    assert there() == (0, 0)
+    kept.create_all(filled)
+    assert there() == (1, 1)
+
+
+def test_drop_all_where_pgembed_is_gone(filled: Engine) -> None:
+    with filled.begin() as conn:
+        conn.execute(text("SELECT pgembed.uninstall(true)"))
+    Base.metadata.drop_all(filled)
+    assert not inspect(filled).has_table("product")
+
+
+def test_a_role_without_rights_on_pgembed_reflects_vectors(filled: Engine) -> None:
+    with filled.connect() as conn:  # and the role is never committed
+        conn.execute(text("CREATE ROLE reflecting; SET LOCAL ROLE reflecting"))
+        reflected = Table("product", MetaData(), autoload_with=conn)
+        assert type(reflected.c.embedding.type) is VECTOR
+        conn.rollback()
 
 
 def test_a_script_instead_of_a_database(database: Database) -> None:
