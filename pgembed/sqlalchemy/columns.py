@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -19,6 +20,8 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql.dml import OnConflictDoUpdate
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateIndex, FetchedValue
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnElement
 from sqlalchemy.types import NullType
@@ -93,7 +96,7 @@ class Embedding(VECTOR):
         def nearest(self, query: object, k: int = 10) -> ColumnElement[bool]:
             """The ``k`` rows of the whole table that are nearest to a query, as a condition, in no order. Other
             conditions leave fewer of these; for ``k`` rows that match, order by ``distance`` and limit."""
-            if isinstance(k, bool) or k < 1:
+            if not isinstance(cast(object, k), int) or isinstance(k, bool) or k < 1:
                 raise InvalidQuery(f"k is {k!r}: ask for one row at least.")
             (column,) = self._column.base_columns
             table, mine = cast(Table, column.table), self._column.table
@@ -264,3 +267,21 @@ def _drops(table: Table, connection: Connection, **_options: Any) -> None:  # no
 
 def _never(*_args: Any, **_options: Any) -> bool:  # noqa: ANN401
     return False
+
+
+@compiles(OnConflictDoUpdate, "postgresql")
+def _upserts(clause: OnConflictDoUpdate, compiler: Any, **options: Any) -> str:  # noqa: ANN401
+    """Leave vectors alone where an upsert takes all columns of ``excluded``, whose vector is NULL."""
+    values: dict[Any, Any] = dict(clause.update_values_to_set)
+    kept = {key: value for key, value in values.items() if not _is_excluded_vector(value)}
+    if kept and len(kept) < len(values):
+        clause = copy(clause)
+        clause.update_values_to_set = kept
+    return compiler.visit_on_conflict_do_update(clause, **options)
+
+
+def _is_excluded_vector(value: object) -> bool:
+    column = cast("Column[Any] | None", value if isinstance(value, Column) else None)
+    if column is None or not isinstance(column.type, Embedding) or column.type.declared is None:
+        return False
+    return getattr(column.table, "name", None) == "excluded"

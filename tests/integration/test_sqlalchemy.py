@@ -33,9 +33,19 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy import Text as TextType
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, with_loader_criteria
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    MappedAsDataclass,
+    Session,
+    aliased,
+    deferred,
+    mapped_column,
+    with_loader_criteria,
+)
 from sqlalchemy.pool import NullPool
 
 import pgembed
@@ -246,6 +256,46 @@ def test_what_is_put_into_the_attribute_and_a_merge_of_an_older_object_leave_the
         assert list(merged.embedding or []) == after
 
 
+def test_an_upsert_of_all_columns_leaves_the_vector_alone(filled: Engine) -> None:
+    with Session(filled) as session:
+        before = session.get_one(Product, 0).embedding
+        upsert = insert(Product).values(
+            [{"id": 0, "title": "a dog", "price": 50}, {"id": 9, "title": "a fox", "price": 1}]
+        )
+        taken = {column.name: column for column in upsert.excluded if not column.primary_key}
+        assert "embedding" in taken
+        session.execute(upsert.on_conflict_do_update(index_elements=[Product.id], set_=taken))
+        session.commit()
+        session.expire_all()
+        assert session.get_one(Product, 0).price == 50
+        assert session.get_one(Product, 0).embedding == before
+        assert session.get_one(Product, 9).title == "a fox"
+
+
+def test_a_dataclass_whose_vector_is_loaded_when_it_is_asked_for(engine: Engine, database_dsn: str) -> None:
+    class Notes(MappedAsDataclass, DeclarativeBase):
+        pass
+
+    class Note(Notes):
+        __tablename__ = "note"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        body: Mapped[str]
+        vector: Mapped[Stored] = deferred(embedding_column(encoder=LITE, text="body"), init=False, repr=False)
+        pages: Mapped[int] = mapped_column(default=3)
+
+    Notes.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Note(id=1, body="a dog"))
+        session.commit()
+        with pgembed.connect(database_dsn) as db:
+            db.work(until_idle=True)
+        near = Note.vector.distance(Text("a dog"))
+        (note,) = session.scalars(select(Note).where(near < 0.01).order_by(near))
+        assert "vector" in inspect(note).unloaded
+        assert repr(note).endswith("Note(id=1, body='a dog', pages=3)")
+        assert len(note.vector or []) == 256
+
+
 def test_queries_in_variables_of_lambdas_and_in_bindparams(filled: Engine) -> None:
     mixed, numbers = Text("a red shoe") + Text("in red"), [0.1] * 256
     with Session(filled) as session:
@@ -399,6 +449,8 @@ def test_bad_input(filled: Engine) -> None:
         conn.execute(select(Product.id).order_by(Product.embedding.cosine_distance(Text("a dog"))))
     with pytest.raises(InvalidQuery, match="k is 0"):
         Product.embedding.nearest(Text("a dog"), 0)
+    with pytest.raises(InvalidQuery, match=r"k is 2\.5"):
+        Product.embedding.nearest(Text("a dog"), 2.5)
     with filled.connect() as conn, pytest.raises(InvalidQuery, match="holds vectors of 'lite'"):
         conn.execute(select(Product.id).order_by(Product.embedding.distance(Vector([1.0], space="other"))))
     with filled.connect() as conn, pytest.raises(MediaError, match=r"nowhere\.png"):
