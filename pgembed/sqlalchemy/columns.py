@@ -86,8 +86,8 @@ class Embedding(VECTOR):
         def score(self, query: object) -> ColumnElement[float]:
             """How near rows are to a query, the higher the nearer, as ``row.score`` of ``db.search``: the cosine, the
             inner product, or the negative distance."""
-            distance = self.distance(query)
-            return 1 - distance if self._metric == "cosine" else -distance
+            # no unary minus, whose result SQLAlchemy 2.0 takes for a vector
+            return (1 if self._metric == "cosine" else 0) - self.distance(query)
 
         def within(self, query: object, distance: float) -> ColumnElement[bool]:
             """Rows at most this distance from a query."""
