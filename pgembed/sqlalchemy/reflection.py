@@ -54,8 +54,9 @@ def _renamed(inputs: Mapping[str, Any], present: Mapping[str, str]) -> dict[str,
     """Inputs with the names that their columns have now. The catalog has those of the attach, with their numbers."""
     found: dict[str, Any] = {}
     for modality, facts in inputs.items():
-        names = {name: present.get(str(number), name) for name, number in facts["columns"].items()}
-        new = {**facts, "columns": {names[name]: number for name, number in facts["columns"].items()}}
+        columns: dict[str, int] = facts.get("columns") or {}  # NULL where a restore found none of them
+        names = {name: present.get(str(number), name) for name, number in columns.items()}
+        new = {**facts, "columns": {names[name]: number for name, number in columns.items()}}
         if modality == "text":
             new["template"] = _PART.sub(partial(_part_renamed, names), facts["template"])
         else:
