@@ -20,11 +20,13 @@ from pgembed.alembic.operations import (
     AlterEmbeddingOp,
     AttachEmbeddingOp,
     DetachEmbeddingOp,
+    InstallOp,
     Place,
 )
 from pgembed.declared import Declared, EncoderSpec
 from pgembed.sqlalchemy.columns import Embedding, embedding_columns, is_over, late_indexes
-from pgembed.sqlalchemy.reflection import attached, is_readable
+from pgembed.sqlalchemy.ddl import is_installed
+from pgembed.sqlalchemy.reflection import attached
 
 ALLOW_DROP = "allow-drop"  # alembic -x allow-drop
 _OWN_INDEX = re.compile(r".*_hnsw_\d+")
@@ -35,13 +37,25 @@ _SIDES = text(
     " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 )
 _INDEX = text(
-    "SELECT i.relname, pg_catalog.pg_get_indexdef(i.oid) FROM pg_catalog.pg_index x"
+    "SELECT i.relname, pg_catalog.pg_get_indexdef(i.oid) AS definition FROM pg_catalog.pg_index x"
     " JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid"
     " JOIN pg_catalog.pg_attribute a ON a.attrelid = x.indrelid AND a.attname = :target"
     " JOIN pg_catalog.pg_depend d ON d.objid = i.oid AND d.refobjid = x.indrelid AND d.refobjsubid = a.attnum"
     " WHERE x.indrelid = pg_catalog.to_regclass(CAST(:relation AS pg_catalog.text)) GROUP BY i.oid, i.relname"
 )
 _COPY = "pgembed_compared"
+
+
+class DropVectorsIndexOp(ops.DropIndexOp):
+    """Drop an index over an embedding; its reverse builds the very same again, as Postgres writes it."""
+
+    def __init__(self, name: str, place: Place, building: ops.ExecuteSQLOp) -> None:
+        super().__init__(name, place.table, schema=place.schema)
+        self.building = building
+
+    def reverse(self) -> Any:  # noqa: ANN401
+        """The statement that built it."""
+        return self.building
 
 
 def register() -> None:
@@ -78,7 +92,8 @@ def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas
     last: list[ops.MigrateOperation] = []
     for schema, name in dropped:
         for target, was in by_table.get((schema, name), {}).items():
-            first.append(DetachEmbeddingOp(Place(name, target, schema), was))
+            place = Place(name, target, schema)
+            first.append(DetachEmbeddingOp(place, was, indexes=_rebuilding(connection, place)))
     encoders: dict[str, EncoderSpec] = {}
     known = {declared.encoder for those in by_table.values() for declared in those.values()} | _encoders(connection)
     for (schema, name), table in compared.items():
@@ -93,7 +108,12 @@ def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas
         changes = _of_table(context, connection, schema, table, there)
         first += changes.first
         last += changes.last
-    upgrade.ops[:] = [*first, *upgrade.ops, *(AddEncoderOp(encoder) for encoder in encoders.values()), *last]
+    dropped_after = _drops_after(
+        upgrade, {(op.place.schema, op.place.table) for op in last if isinstance(op, AlterEmbeddingOp)}
+    )
+    install = [InstallOp()] if last and not is_installed(connection) else []
+    added = [AddEncoderOp(encoder) for encoder in encoders.values()]
+    upgrade.ops[:] = [*first, *upgrade.ops, *install, *added, *last, *dropped_after]
 
 
 @dataclass(frozen=True)
@@ -116,7 +136,9 @@ def _of_table(
         if target not in names and context.run_object_filters(
             Column(target, cast(Any, Embedding(was))), cast(Any, target), "column", True, None
         ):
-            changes.first.append(DetachEmbeddingOp(Place(table.name, target, schema), was, asked=False))
+            place = Place(table.name, target, schema)
+            indexes = _rebuilding(connection, place)
+            changes.first.append(DetachEmbeddingOp(place, was, asked=False, indexes=indexes))
     for column, declared in declared_here.items():
         if not context.run_object_filters(column, cast(Any, column.name), "column", False, None):
             continue
@@ -126,7 +148,8 @@ def _of_table(
             changes.last.append(AttachEmbeddingOp(place, declared))
             changes.last.extend(_created(index, schema) for index in wanted)
         elif was.attached != declared.attached:
-            changes.last.append(AlterEmbeddingOp(place, declared, was, [_created(index, schema) for index in wanted]))
+            anew = [_created(index, schema) for index in wanted]
+            changes.last.append(AlterEmbeddingOp(place, declared, was, anew, _rebuilding(connection, place)))
         else:
             _compare_indexes(connection, place, table, wanted, changes)
     return changes
@@ -138,21 +161,20 @@ def _compare_indexes(
     """Build and drop vector indexes. Two are the same if Postgres writes them alike; one that ``pgembed index`` built
     is left alone, as are those of views, and does for one of the model that is like it."""
     there = _definitions(connection, place)
-    built = {definition for name, definition in there.items() if _OWN_INDEX.fullmatch(name)}
+    built = {_tail(definition) for name, definition in there.items() if _OWN_INDEX.fullmatch(name)}
     as_built = _as_built(connection, place, wanted) if there else {}
     for index in wanted:
         name = str(index.name)
         definition = as_built.get(name)
-        if definition is not None and (definition == there.get(name) or definition in built):
+        if definition is not None and (definition == _tail(there.get(name, "")) or definition in built):
             continue
-        made = _created(index, place.schema)
         if name in there:
-            changes.first.append(ops.DropIndexOp(name, table.name, schema=place.schema, _reverse=made))
-        changes.last.append(made)
+            changes.first.append(DropVectorsIndexOp(name, place, _rebuilt(connection, place, name, there[name])))
+        changes.last.append(_created(index, place.schema))
     known = {str(index.name) for index in wanted}
     for name, definition in there.items():
         if name not in known and not _OWN_INDEX.fullmatch(name) and _OF_A_VIEW not in definition:
-            changes.first.append(ops.DropIndexOp(name, table.name, schema=place.schema))
+            changes.first.append(DropVectorsIndexOp(name, place, _rebuilt(connection, place, name, definition)))
 
 
 def _created(index: Index, schema: str | None) -> ops.CreateIndexOp:
@@ -161,10 +183,42 @@ def _created(index: Index, schema: str | None) -> ops.CreateIndexOp:
     return made
 
 
+def _rebuilt(connection: Connection, place: Place, name: str, definition: str) -> ops.ExecuteSQLOp:
+    """The statement that builds an index as Postgres has it, in which single colons are no parameters. The table is
+    named as in the other operations: without its schema where that is the default one."""
+    relation = _quoted(connection, place.schema, place.table)
+    statement = f"CREATE INDEX {_quoted(connection, None, name)} ON {relation} USING {_tail(definition)}"
+    return ops.ExecuteSQLOp(re.sub(r"(?<!:):(?=\w)", r"\\:", statement))
+
+
+def _rebuilding(connection: Connection, place: Place) -> list[ops.ExecuteSQLOp]:
+    """What builds the indexes over an embedding again, but for those of ``pgembed index``."""
+    there = _definitions(connection, place)
+    return [
+        _rebuilt(connection, place, name, definition)
+        for name, definition in there.items()
+        if not _OWN_INDEX.fullmatch(name)
+    ]
+
+
+def _drops_after(upgrade: ops.UpgradeOps, altered: Collection[tuple[str | None, str]]) -> list[ops.MigrateOperation]:
+    """Take out of an upgrade the drops of columns of tables whose embeddings change: one may be an input until then."""
+    drops: list[ops.MigrateOperation] = []
+    for operation in upgrade.ops:
+        if not isinstance(operation, ops.ModifyTableOps) or (operation.schema, operation.table_name) not in altered:
+            continue
+        columns = [one for one in operation.ops if isinstance(one, ops.DropColumnOp)]
+        operation.ops[:] = [one for one in operation.ops if one not in columns]
+        if columns:
+            drops.append(ops.ModifyTableOps(operation.table_name, columns, schema=operation.schema))
+    upgrade.ops[:] = [one for one in upgrade.ops if not isinstance(one, ops.ModifyTableOps) or one.ops]
+    return drops
+
+
 def _definitions(connection: Connection, place: Place) -> dict[str, str]:
     relation = _quoted(connection, place.schema, place.table)
     rows = connection.execute(_INDEX, {"relation": relation, "target": place.target})
-    return {name: _tail(definition) for name, definition in rows}
+    return {row.relname: row.definition for row in rows}
 
 
 def _as_built(connection: Connection, place: Place, indexes: Sequence[Index]) -> dict[str, str]:
@@ -280,7 +334,7 @@ def _side_tables(connection: Connection) -> list[tuple[str, str]]:
 
 
 def _encoders(connection: Connection) -> set[str]:
-    if not is_readable(connection):
+    if not is_installed(connection, readable=True):
         return set()
     return set(connection.scalars(text("SELECT name FROM pgembed.encoder")))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from alembic.operations import MigrateOperation, Operations
-from alembic.operations.ops import CreateIndexOp
 from psycopg import sql
 from sqlalchemy import text
 
@@ -35,6 +35,11 @@ class Place:
 
 class PgembedOp(MigrateOperation):
     """An operation of pgembed's."""
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """What ``alembic check`` and ``compare_metadata`` tell: ``("attach_embedding", …)``, with what it is of."""
+        words = re.findall("[A-Z][a-z]+", type(self).__name__.removesuffix("Op"))
+        return ("_".join(words).lower(), *vars(self).values())
 
 
 @Operations.register_operation("install_pgembed")
@@ -105,10 +110,10 @@ class RemoveEncoderOp(PgembedOp):
 
 @Operations.register_operation("attach_embedding")
 class AttachEmbeddingOp(PgembedOp):
-    """Attach an embedding to a table."""
+    """Attach an embedding to a table, and build the indexes that went with it."""
 
-    def __init__(self, place: Place, declared: Declared) -> None:
-        self.place, self.declared = place, declared
+    def __init__(self, place: Place, declared: Declared, indexes: Sequence[MigrateOperation] = ()) -> None:
+        self.place, self.declared, self.indexes = place, declared, list(indexes)
 
     @classmethod
     def attach_embedding(
@@ -138,8 +143,16 @@ class AttachEmbeddingOp(PgembedOp):
 class DetachEmbeddingOp(PgembedOp):
     """Detach an embedding: its vectors go."""
 
-    def __init__(self, place: Place, was: Declared | None = None, *, asked: bool = True) -> None:
+    def __init__(
+        self,
+        place: Place,
+        was: Declared | None = None,
+        *,
+        asked: bool = True,
+        indexes: Sequence[MigrateOperation] = (),
+    ) -> None:
         self.place, self.was, self.asked = place, was, asked
+        self.indexes = list(indexes)  # what builds those that go with it
 
     @classmethod
     def detach_embedding(cls, operations: Operations, table: str, target: str, *, schema: str | None = None) -> None:
@@ -149,7 +162,7 @@ class DetachEmbeddingOp(PgembedOp):
     def reverse(self) -> MigrateOperation:
         if self.was is None:
             raise NotImplementedError(f"detach_embedding({self.place}) does not know what to attach again.")
-        return AttachEmbeddingOp(self.place, self.was)
+        return AttachEmbeddingOp(self.place, self.was, self.indexes)
 
 
 @Operations.register_operation("alter_embedding")
@@ -157,10 +170,15 @@ class AlterEmbeddingOp(PgembedOp):
     """Give an embedding another encoder, other inputs or options: its vectors are encoded anew."""
 
     def __init__(
-        self, place: Place, declared: Declared, was: Declared | None = None, indexes: Sequence[CreateIndexOp] = ()
+        self,
+        place: Place,
+        declared: Declared,
+        was: Declared | None = None,
+        indexes: Sequence[MigrateOperation] = (),
+        were: Sequence[MigrateOperation] = (),
     ) -> None:
         self.place, self.declared, self.was = place, declared, was
-        self.indexes = list(indexes)  # those that go with its vectors, to be built again
+        self.indexes, self.were = list(indexes), list(were)  # what builds those that go with its vectors, and did
 
     @classmethod
     def alter_embedding(
@@ -185,7 +203,7 @@ class AlterEmbeddingOp(PgembedOp):
     def reverse(self) -> MigrateOperation:
         if self.was is None:
             raise NotImplementedError(f"alter_embedding({self.place}) does not know what was there before.")
-        return AlterEmbeddingOp(self.place, self.was, self.declared, self.indexes)
+        return AlterEmbeddingOp(self.place, self.was, self.declared, self.were, self.indexes)
 
 
 @Operations.register_operation("create_vector_index")
@@ -270,6 +288,8 @@ def _remove_encoder(operations: Operations, operation: RemoveEncoderOp) -> None:
 def _attach(operations: Operations, operation: AttachEmbeddingOp) -> None:
     place = operation.place
     operations.execute(AttachEmbedding(place.schema, place.table, place.target, operation.declared))
+    for index in operation.indexes:
+        operations.invoke(index)
 
 
 @Operations.implementation_for(DetachEmbeddingOp)

@@ -43,7 +43,7 @@ def _renderer(name: str, arguments: Arguments) -> Callable[[AutogenContext, Pgem
         context.imports.add("import pgembed.alembic")
         prefix = cast(str, context.opts["alembic_module_prefix"]) or ""
         lines = [f"{prefix}{name}({', '.join(arguments(operation))})"]
-        if isinstance(operation, AlterEmbeddingOp):
+        if isinstance(operation, AttachEmbeddingOp | AlterEmbeddingOp):
             lines += [line for index in operation.indexes for line in render_op(context, index)]
         if _loses_vectors(operation) and not _is_allowed(context):
             commented = [f"# {line}" for call in lines for line in call.splitlines()]

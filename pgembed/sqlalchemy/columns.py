@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -11,6 +12,7 @@ from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import (
     Column,
     Connection,
+    Dialect,
     Float,
     Index,
     Table,
@@ -18,8 +20,11 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql.dml import OnConflictDoUpdate
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateIndex, FetchedValue
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnElement
+from sqlalchemy.types import NullType
 
 from pgembed.catalog import InputSpec
 from pgembed.declared import OPERATOR_CLASSES, Declared, EncoderSpec, VectorIndex, inputs_of
@@ -27,8 +32,8 @@ from pgembed.encoders import Metric
 from pgembed.errors import InvalidInput, InvalidQuery
 from pgembed.inputs import Expression
 from pgembed.shown import shortened
-from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, register_encoder
-from pgembed.sqlalchemy.queries import QueryVector
+from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, is_installed, register_encoder
+from pgembed.sqlalchemy.queries import Asked, QueryVector
 
 Vector: TypeAlias = NDArray[np.float32] | list[float] | None
 """What an embedding's attribute holds: ``(dim,)`` numbers, or None until the row is encoded. It is read-only."""
@@ -50,6 +55,24 @@ class Embedding(VECTOR):
         """How vectors of this column are compared."""
         return self.declared.metric if self.declared is not None else "cosine"
 
+    def compare_values(self, x: object, y: object) -> bool:
+        """Whether an object has nothing new to be written: always, so that ``merge`` of an older one, and whatever is
+        put into the attribute, never overwrite what a worker wrote."""
+        return self.declared is not None or super().compare_values(x, y)
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        """As of a vector; a query needs ``distance``, which knows its column."""
+        numbers = super().bind_processor(dialect)
+
+        def process(value: object) -> Any:  # noqa: ANN401
+            if isinstance(value, Expression):
+                raise InvalidQuery(
+                    f"{value!r} is compared by an operator for numbers.", "Write .distance(…), .score(…) or .within(…)."
+                )
+            return numbers(value)
+
+        return process
+
     class Comparator(VECTOR.Comparator):
         """Comparisons with a pgembed query, with vectors, and with other columns of vectors."""
 
@@ -63,8 +86,8 @@ class Embedding(VECTOR):
         def score(self, query: object) -> ColumnElement[float]:
             """How near rows are to a query, the higher the nearer, as ``row.score`` of ``db.search``: the cosine, the
             inner product, or the negative distance."""
-            distance = self.distance(query)
-            return 1 - distance if self._metric == "cosine" else -distance
+            # no unary minus, whose result SQLAlchemy 2.0 takes for a vector
+            return (1 if self._metric == "cosine" else 0) - self.distance(query)
 
         def within(self, query: object, distance: float) -> ColumnElement[bool]:
             """Rows at most this distance from a query."""
@@ -73,7 +96,7 @@ class Embedding(VECTOR):
         def nearest(self, query: object, k: int = 10) -> ColumnElement[bool]:
             """The ``k`` rows of the whole table that are nearest to a query, as a condition, in no order. Other
             conditions leave fewer of these; for ``k`` rows that match, order by ``distance`` and limit."""
-            if isinstance(k, bool) or not isinstance(k, int) or k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not isinstance(cast(object, k), int) or isinstance(k, bool) or k < 1:
                 raise InvalidQuery(f"k is {k!r}: ask for one row at least.")
             (column,) = self._column.base_columns
             table, mine = cast(Table, column.table), self._column.table
@@ -98,23 +121,43 @@ class Embedding(VECTOR):
             return self.expr
 
         def _operand(self, query: object) -> Any:  # noqa: ANN401
+            asked = self._asked
             if isinstance(query, Expression):
-                bases = [column for column in self.expr.base_columns if isinstance(column, Column)]
-                if len(bases) != 1 or getattr(bases[0], "table", None) is None:
+                if asked is None:
                     raise InvalidQuery(
                         f"{query!r} is compared with what is no column of a table.",
                         "Compare with the column of an embedding, or give a Vector's numbers.",
                     )
-                table = bases[0].table
-                asked = QueryVector(table.schema, table.name, bases[0].name)
                 return sql_cast(BindParameter(None, query, type_=asked, unique=True), VECTOR())
             if isinstance(query, str | bytes):
                 raise InvalidQuery(
                     f"A query is a Text, an Image or the like, not {shortened(repr(query))}.", "Write Text(…)."
                 )
+            in_lambda = getattr(query, "_py_wrapper_literal", None)
+            if in_lambda is not None:  # a variable of a lambda, which SQLAlchemy runs once for all its values
+                query = in_lambda()
+            later = cast("BindParameter[Any] | None", query if isinstance(query, BindParameter) else None)
+            if later is not None and isinstance(later.type, NullType):
+                return sql_cast(later if asked is None else Asked(later, asked), VECTOR())
             if isinstance(query, ClauseElement) or hasattr(query, "__clause_element__"):
-                return query
-            return sql_cast(BindParameter(None, query, type_=VECTOR(), unique=True), VECTOR())
+                return cast(Any, query)
+            if query is None:
+                raise InvalidQuery("The query is None, as the vector of a row is before it is encoded.")
+            if not isinstance(query, list | np.ndarray) and not hasattr(query, "to_numpy"):
+                raise InvalidQuery(
+                    f"A query is a Text, an Image or the like, or numbers, not {shortened(repr(query))}.",
+                    "Give a list of numbers, or the attribute of an object: product.embedding.",
+                )
+            return sql_cast(BindParameter(None, cast(Any, query), type_=VECTOR(), unique=True), VECTOR())
+
+        @property
+        def _asked(self) -> QueryVector | None:
+            """The type of a query to the column, None where the expression is of no table's column alone."""
+            bases = [column for column in self.expr.base_columns if isinstance(column, Column)]
+            if len(bases) != 1 or getattr(bases[0], "table", None) is None:
+                return None
+            table = bases[0].table
+            return QueryVector(table.schema, table.name, bases[0].name)
 
     comparator_factory: Any = Comparator
 
@@ -181,10 +224,6 @@ def _joins_table(column: Column[Any], table: Table) -> None:
             postgresql_ops={column.name: OPERATOR_CLASSES[declared.metric]},
             _column_flag=True,  # as of Column(index=True): a copy of the table has it by its column, not twice
         )
-    if not event.contains(table, "after_create", _created):
-        event.listen(table, "before_create", _creates)
-        event.listen(table, "after_create", _created)
-        event.listen(table, "before_drop", _drops)
 
 
 def is_over(index: Index, column: Column[Any]) -> bool:
@@ -198,11 +237,14 @@ def late_indexes(table: Table) -> Sequence[Index]:
     return [index for index in table.indexes if any(is_over(index, column) for column in columns)]
 
 
+# of all tables, since one that was pickled has no listeners of its own any more
+@event.listens_for(Table, "before_create")
 def _creates(table: Table, connection: Connection, **_options: Any) -> None:  # noqa: ANN401
     for index in late_indexes(table):
         index.ddl_if(callable_=_never)
 
 
+@event.listens_for(Table, "after_create")
 def _created(table: Table, connection: Connection, **_options: Any) -> None:  # noqa: ANN401
     schema = connection.schema_for_object(table)
     for column, declared in embedding_columns(table):
@@ -213,11 +255,33 @@ def _created(table: Table, connection: Connection, **_options: Any) -> None:  # 
         connection.execute(CreateIndex(index))
 
 
+@event.listens_for(Table, "before_drop")
 def _drops(table: Table, connection: Connection, **_options: Any) -> None:  # noqa: ANN401
+    declared = [column for column, _ in embedding_columns(table)]
+    if declared and hasattr(connection, "connection") and not is_installed(connection):
+        return
     schema = connection.schema_for_object(table)
-    for column, _ in embedding_columns(table):
+    for column in declared:
         connection.execute(DetachEmbedding(schema, table.name, column.name, if_attached=True))
 
 
 def _never(*_args: Any, **_options: Any) -> bool:  # noqa: ANN401
     return False
+
+
+@compiles(OnConflictDoUpdate, "postgresql")
+def _upserts(clause: OnConflictDoUpdate, compiler: Any, **options: Any) -> str:  # noqa: ANN401
+    """Leave vectors alone where an upsert takes all columns of ``excluded``, whose vector is NULL."""
+    values: dict[Any, Any] = dict(clause.update_values_to_set)
+    kept = {key: value for key, value in values.items() if not _is_excluded_vector(value)}
+    if kept and len(kept) < len(values):
+        clause = copy(clause)
+        clause.update_values_to_set = kept
+    return compiler.visit_on_conflict_do_update(clause, **options)
+
+
+def _is_excluded_vector(value: object) -> bool:
+    column = cast("Column[Any] | None", value if isinstance(value, Column) else None)
+    if column is None or not isinstance(column.type, Embedding) or column.type.declared is None:
+        return False
+    return getattr(column.table, "name", None) == "excluded"

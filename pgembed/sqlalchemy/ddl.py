@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from sqlalchemy import Connection, String, literal
+from sqlalchemy import Connection, String, literal, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
@@ -15,6 +15,12 @@ from sqlalchemy.sql.compiler import DDLCompiler
 from pgembed import catalog
 from pgembed.declared import Declared, EncoderSpec
 from pgembed.sqlalchemy.running import run_plan
+
+_CATALOG = (
+    "SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+    " WHERE n.nspname = 'pgembed' AND c.relname = 'embedding'"
+)
+_MAY_READ = " AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')"
 
 
 class AttachEmbedding(ExecutableDDLElement):
@@ -29,6 +35,13 @@ class DetachEmbedding(ExecutableDDLElement):
 
     def __init__(self, schema: str | None, table: str, embedding: str, *, if_attached: bool = False) -> None:
         self.schema, self.table, self.embedding, self.if_attached = schema, table, embedding, if_attached
+
+
+def is_installed(connection: Connection, *, readable: bool = False) -> bool:
+    """Whether a database has pgembed's catalog; with ``readable``, one that the connection's role may read. Whoever
+    may not, may not ask by the catalog's name either."""
+    where = _MAY_READ if readable else ""
+    return bool(connection.scalar(text(f"SELECT EXISTS ({_CATALOG}{where})")))
 
 
 def register_encoder(connection: Connection, encoder: EncoderSpec) -> None:

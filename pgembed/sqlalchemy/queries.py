@@ -6,14 +6,18 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from pgvector import Vector as PgVector
+from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import BindParameter, TypeCoerce
 from sqlalchemy.types import UserDefinedType
 from sqlalchemy.util import await_only
 
@@ -64,22 +68,30 @@ class Waiting:
     column: str
 
 
-class QueryVector(UserDefinedType[Expression]):
-    """The type of a parameter that is a query to the embedding ``column`` of a table."""
+class QueryVector(UserDefinedType[Any]):
+    """The type of a parameter that is a query to the embedding ``column`` of a table, or the numbers of a vector."""
 
     cache_ok = True
 
     def __init__(self, schema: str | None, table: str, column: str) -> None:
         self.schema, self.table, self.column = schema, table, column
 
+    @property
+    def place(self) -> tuple[str | None, str, str]:
+        """The embedding that is asked."""
+        return self.schema, self.table, self.column
+
     def get_col_spec(self, **_options: Any) -> str:  # noqa: ANN401
         """What the database takes it for."""
         return "VECTOR"
 
-    def bind_processor(self, dialect: Dialect) -> Callable[..., Waiting]:
+    def bind_processor(self, dialect: Dialect) -> Callable[..., Any]:
         """Leave the query as it is, with what it is asked of."""
+        numbers = VECTOR().bind_processor(dialect)
 
-        def wait(value: Expression) -> Waiting:
+        def wait(value: object) -> Any:  # noqa: ANN401
+            if not isinstance(value, Expression):
+                return numbers(value)
             return Waiting(value, self.schema, self.table, self.column)
 
         return wait
@@ -91,6 +103,26 @@ class QueryVector(UserDefinedType[Expression]):
             raise InvalidQuery(f"{value!r} cannot be written into a statement.", "Give the numbers of its vector.")
 
         return refuse
+
+
+class Asked(TypeCoerce[Any]):
+    """A parameter whose value comes later, as that of a ``bindparam`` or of a lambda's variable, as a query."""
+
+    inherit_cache = True
+
+
+@compiles(Asked)
+def _asked(element: Asked, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
+    """Refuse one value for two embeddings: it would be encoded for one of them alone."""
+    parameter, asked = cast("BindParameter[Any]", element.typed_expression), cast(QueryVector, element.type)
+    for other in compiler.binds.values():
+        known = other.type
+        if other.key == parameter.key and isinstance(known, QueryVector) and known.place != asked.place:
+            raise InvalidQuery(
+                f"One parameter is asked of {known.table}.{known.column} and of {asked.table}.{asked.column}.",
+                "Give each a variable of its lambda, or a bindparam, of its own.",
+            )
+    return compiler.process(parameter, **options)
 
 
 @event.listens_for(Engine, "before_cursor_execute", retval=True)

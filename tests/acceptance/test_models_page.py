@@ -90,9 +90,11 @@ def test_the_diffs_of_the_readme(project: Project, database: psycopg.Connection)
 
 
 def test_every_block_of_the_page(project: Project, database: psycopg.Connection) -> None:
-    models, made, asked, migration = (block.replace(URL, project.url) for _, block in PAGE)
+    models, made, wrapped, asked, migration = (block.replace(URL, project.url) for _, block in PAGE)
     (project.folder / "models.py").write_text(models)
     project.run("-c", made)
+    signature = "import inspect\nprint(*inspect.signature(Note).parameters)"
+    assert project.run("-c", wrapped + signature).strip() == "id body"
     database.execute("INSERT INTO product (title, price) VALUES ('a dog', 5), ('a red shoe', 6), ('a shoe', 90)")
     project.work()
     assert project.run("-c", asked).splitlines()[0] == "2 a red shoe"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,17 +22,30 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Table,
+    bindparam,
     create_engine,
     create_mock_engine,
     event,
     func,
     inspect,
+    lambda_stmt,
     select,
     text,
 )
 from sqlalchemy import Text as TextType
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    MappedAsDataclass,
+    Session,
+    aliased,
+    deferred,
+    mapped_column,
+    with_loader_criteria,
+)
 from sqlalchemy.pool import NullPool
 
 import pgembed
@@ -39,6 +53,7 @@ from pgembed import Image, Row, Text, Vector, View, reject
 from pgembed.encoders import Role
 from pgembed.encoders.builtin import LiteEncoder
 from pgembed.errors import InvalidInput, InvalidQuery, MediaError
+from pgembed.inputs import Expression
 from pgembed.sqlalchemy import EncoderSpec, embedding_column
 from pgembed.sqlalchemy import Vector as Stored
 from tests.conftest import Connection as Database
@@ -215,6 +230,96 @@ def test_an_orm_write_leaves_the_vector_alone(filled: Engine, database_dsn: str)
         assert not np.array_equal(np.asarray(product.embedding), before)
 
 
+def test_what_is_put_into_the_attribute_and_a_merge_of_an_older_object_leave_the_vector_alone(
+    filled: Engine, database_dsn: str
+) -> None:
+    with Session(filled) as session:
+        older = session.get_one(Product, 0)
+        before = list(older.embedding or [])
+        older.embedding = [0.5] * len(before)
+        session.commit()
+        assert list(older.embedding or []) == before
+        session.refresh(older)
+        session.expunge(older)
+        session.get_one(Product, 0).title = "a violin"
+        session.commit()
+        with pgembed.connect(database_dsn) as db:
+            db.work(until_idle=True)
+        session.expire_all()
+        after = list(session.get_one(Product, 0).embedding or [])
+        assert after != before
+        session.expire_all()
+        older.price = 99
+        merged = session.merge(older)
+        session.commit()
+        assert merged.price == 99
+        assert list(merged.embedding or []) == after
+
+
+def test_an_upsert_of_all_columns_leaves_the_vector_alone(filled: Engine) -> None:
+    with Session(filled) as session:
+        before = session.get_one(Product, 0).embedding
+        upsert = insert(Product).values(
+            [{"id": 0, "title": "a dog", "price": 50}, {"id": 9, "title": "a fox", "price": 1}]
+        )
+        taken = {column.name: column for column in upsert.excluded if not column.primary_key}
+        assert "embedding" in taken
+        session.execute(upsert.on_conflict_do_update(index_elements=[Product.id], set_=taken))
+        session.commit()
+        session.expire_all()
+        assert session.get_one(Product, 0).price == 50
+        assert session.get_one(Product, 0).embedding == before
+        assert session.get_one(Product, 9).title == "a fox"
+
+
+def test_a_dataclass_whose_vector_is_loaded_when_it_is_asked_for(engine: Engine, database_dsn: str) -> None:
+    class Notes(MappedAsDataclass, DeclarativeBase):
+        pass
+
+    class Note(Notes):
+        __tablename__ = "note"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        body: Mapped[str]
+        vector: Mapped[Stored] = deferred(embedding_column(encoder=LITE, text="body"), init=False, repr=False)
+        pages: Mapped[int] = mapped_column(default=3)
+
+    Notes.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Note(id=1, body="a dog"))
+        session.commit()
+        with pgembed.connect(database_dsn) as db:
+            db.work(until_idle=True)
+        near = Note.vector.distance(Text("a dog"))
+        (note,) = session.scalars(select(Note).where(near < 0.01).order_by(near))
+        assert "vector" in inspect(note).unloaded
+        assert repr(note).endswith("Note(id=1, body='a dog', pages=3)")
+        assert len(note.vector or []) == 256
+
+
+def test_queries_in_variables_of_lambdas_and_in_bindparams(filled: Engine) -> None:
+    mixed, numbers = Text("a red shoe") + Text("in red"), [0.1] * 256
+    with Session(filled) as session:
+
+        def matching(query: Expression | list[float]) -> Sequence[str | None]:
+            near = with_loader_criteria(Titled, lambda one: one.embedding.within(query, 0.01), include_aliases=True)
+            return session.scalars(select(Product.title).options(near)).all()
+
+        def nearest(query: Expression | list[float]) -> str | None:
+            by_lambda = lambda_stmt(lambda: select(Product.title).order_by(Product.embedding.distance(query)).limit(1))
+            return session.scalar(by_lambda)
+
+        asked = select(Product.title).order_by(Product.embedding.distance(bindparam("asked"))).limit(1)
+        assert [matching(Text(title)) for title in TITLES] == [[title] for title in TITLES]
+        assert [nearest(query) for query in (Text("a dog"), mixed, Row(2))] == ["a dog", "a red shoe", "a cat"]
+        assert [session.scalar(asked, {"asked": Text(title)}) for title in TITLES] == TITLES
+        by_hand = session.scalar(select(Product.title).order_by(Product.embedding.distance(numbers)).limit(1))
+        assert nearest(numbers) == session.scalar(asked, {"asked": numbers}) == by_hand
+        other = Table("other", MetaData(), embedding_column("e", encoder=LITE, text="title"))
+        both = asked.join(other, other.c.e.distance(bindparam("asked")) < 1)
+        with pytest.raises(InvalidQuery, match=r"product\.embedding"):
+            session.execute(both, {"asked": Text("a dog")})
+
+
 def test_asyncio(filled: Engine) -> None:
     async def ask() -> list[Any]:
         engine = create_async_engine(filled.url.set(drivername="postgresql+psycopg"), poolclass=NullPool)
@@ -295,6 +400,36 @@ def test_inputs_side_by_side_and_views(engine: Engine, database_dsn: str) -> Non
     assert np.allclose([row.score for row in expected], [row[1] for row in rows], atol=1e-6)
 
 
+def test_metadata_that_was_pickled_makes_and_drops_embeddings(filled: Engine) -> None:
+    kept = pickle.loads(pickle.dumps(Base.metadata))
+
+    def there() -> tuple[int, int]:
+        with filled.connect() as conn:
+            embeddings = conn.execute(text("SELECT count(*) FROM pgembed.embedding")).scalar_one()
+            built = conn.execute(text("SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%hnsw%'")).scalar_one()
+        return embeddings, built
+
+    kept.drop_all(filled)
+    assert there() == (0, 0)
+    kept.create_all(filled)
+    assert there() == (1, 1)
+
+
+def test_drop_all_where_pgembed_is_gone(filled: Engine) -> None:
+    with filled.begin() as conn:
+        conn.execute(text("SELECT pgembed.uninstall(true)"))
+    Base.metadata.drop_all(filled)
+    assert not inspect(filled).has_table("product")
+
+
+def test_a_role_without_rights_on_pgembed_reflects_vectors(filled: Engine) -> None:
+    with filled.connect() as conn:  # and the role is never committed
+        conn.execute(text("CREATE ROLE reflecting; SET LOCAL ROLE reflecting"))
+        reflected = Table("product", MetaData(), autoload_with=conn)
+        assert type(reflected.c.embedding.type) is VECTOR
+        conn.rollback()
+
+
 def test_a_script_instead_of_a_database(database: Database) -> None:
     lines: list[str] = []
     engine = create_mock_engine(
@@ -316,10 +451,17 @@ def test_bad_input(filled: Engine) -> None:
         embedding_column(encoder="lite", text="title", metric="cos")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InvalidQuery, match="not 'a dog'"):
         Product.embedding.distance("a dog")
+    for query, told in ((None, "is None"), (3, "not 3"), (Product(), "not <")):
+        with pytest.raises(InvalidQuery, match=told):
+            Product.embedding.distance(query)
+    with filled.connect() as conn, pytest.raises(StatementError, match=r"Write \.distance"):
+        conn.execute(select(Product.id).order_by(Product.embedding.cosine_distance(Text("a dog"))))
     with pytest.raises(InvalidQuery, match="k is 0"):
         Product.embedding.nearest(Text("a dog"), 0)
     with pytest.raises(InvalidQuery, match="k is '2'"):
         Product.embedding.nearest(Text("a dog"), "2")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidQuery, match=r"k is 2\.5"):
+        Product.embedding.nearest(Text("a dog"), 2.5)
     with filled.connect() as conn, pytest.raises(InvalidQuery, match="holds vectors of 'lite'"):
         conn.execute(select(Product.id).order_by(Product.embedding.distance(Vector([1.0], space="other"))))
     with filled.connect() as conn, pytest.raises(MediaError, match=r"nowhere\.png"):
