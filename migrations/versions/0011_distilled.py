@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0012"
-down_revision = "0011"
+revision = "0011"
+down_revision = "0010"
 
 # Beside encoder.static_text, not in it: what stands there is the encoder's own text side, and exact.
 DISTILLED = """
