@@ -247,13 +247,13 @@ BEGIN
             HINT = 'Add it again, or detach the embedding and attach another.';
     END IF;
     RETURN (
-        SELECT jsonb_object_agg(i.key, i.value || jsonb_build_object('columns', (
+        SELECT jsonb_object_agg(i.key, i.value || jsonb_build_object('columns', coalesce((
             SELECT jsonb_object_agg(c.key, coalesce(
                 (SELECT a.attnum FROM pg_catalog.pg_attribute AS a
                     WHERE a.attrelid = relation AND NOT a.attisdropped AND a.attnum = c.value::smallint),
                 (SELECT a.attnum FROM pg_catalog.pg_attribute AS a
                     WHERE a.attrelid = relation AND NOT a.attisdropped AND a.attname = c.key)))
-            FROM jsonb_each_text(i.value -> 'columns') AS c)))
+            FROM jsonb_each_text(i.value -> 'columns') AS c), '{}')))
         FROM jsonb_each(inputs) AS i
     );
 END

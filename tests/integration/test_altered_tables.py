@@ -324,10 +324,10 @@ def test_a_rename_that_no_sync_saw_before_a_dump_is_told(database: Connection) -
     database.execute("""SELECT pgembed.attach('item', 'embedding', 'lite', '{"text": "title"}')""")
     database.execute("ALTER TABLE item RENAME title TO heading")
     database.execute("UPDATE pgembed.embedding SET inputs = pgembed._renumbered(relation, inputs)")  # as of a restore
-    with pytest.raises(psycopg.errors.UndefinedColumn, match="reads a column that public.item does not have: 'title'"):
+    with pytest.raises(psycopg.errors.UndefinedColumn, match=r"reads a column that .*item does not have: 'title'"):
         database.execute("SELECT pgembed._input_sql(relation, inputs, 'text') FROM pgembed.embedding")
     found = [row for row in database.execute("SELECT ok, finding FROM pgembed.doctor()").fetchall() if not row[0]]
-    assert any("title" in str(finding) for _, finding in found)
+    assert any("title" in str(finding) for _, finding in found), found
 
 
 def test_a_vector_column_that_is_dropped_or_renamed(database: Connection, database_dsn: str) -> None:
