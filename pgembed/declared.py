@@ -14,6 +14,8 @@ from pgembed.errors import InvalidInput
 Storage = Literal["column", "side"]
 OPERATOR_CLASSES: Mapping[Metric, str] = {"cosine": "vector_cosine_ops", "ip": "vector_ip_ops", "l2": "vector_l2_ops"}
 MODALITIES = ("text", "image", "screenshot")
+OPTIONS: Mapping[str, str] = {"mode": "queue", "stale": "keep", "storage": "column", "fusion": "sum"}
+"""What ``attach`` takes beside the inputs, and what is usual."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,10 @@ class Declared:
 
     encoder: str
     inputs: str
-    mode: str = "queue"
-    stale: str = "keep"
-    storage: str = "column"
-    fusion: str = "sum"
+    mode: str = OPTIONS["mode"]
+    stale: str = OPTIONS["stale"]
+    storage: str = OPTIONS["storage"]
+    fusion: str = OPTIONS["fusion"]
     metric: Metric = "cosine"
     index: VectorIndex | None = None
     registered_as: EncoderSpec | None = None
@@ -54,9 +56,14 @@ class Declared:
         return json.loads(self.inputs)
 
     @property
+    def unusual(self) -> dict[str, str]:
+        """The options that are not as usual."""
+        return {name: value for name, usual in OPTIONS.items() if (value := getattr(self, name)) != usual}
+
+    @property
     def attached(self) -> tuple[str, ...]:
         """What cannot be changed but by attaching anew: two that are alike in this hold the same vectors."""
-        return self.encoder, self.inputs, self.mode, self.stale, self.storage, self.fusion
+        return self.encoder, self.inputs, *(getattr(self, name) for name in OPTIONS)
 
 
 def inputs_of(given: Mapping[str, InputSpec | None]) -> str:

@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from psycopg import sql
-
 from pgembed.hybrid import FusedPlan, run_fused
 from pgembed.input_shares import InputShare, input_shares
 from pgembed.inputs import Expression, Row, Vector
 from pgembed.plans import Call, Plan
-from pgembed.query import PLACE, SearchPlan, SearchRow, quoted, search_row_factory
+from pgembed.query import PLACE, SearchPlan, SearchRow, among, search_row_factory
 from pgembed.rounds import Look, Trace
 from pgembed.searching import Searcher
 from pgembed.view_scores import ViewScore, view_scores
@@ -282,10 +280,10 @@ def _parts(
         return []
     places = [name for name in rows[0] if name.startswith(PLACE)][1:]
     keys = [tuple(row[name] for name in places) for row in rows]  # as text, whatever their types
-    one = sql.SQL(" AND ").join(sql.SQL("{} = %s").format(quoted(key)) for key in plan.target.keys)
+    where, params = among(plan.target, keys)
     options: dict[str, Any] = {
-        "embedding": plan.target.column, "where": sql.SQL(" OR ").join([sql.SQL("({})").format(one)] * len(keys)),
-        "params": [value for key in keys for value in key], "limit": len(keys), "columns": [], "exact": True,
+        "embedding": plan.target.column, "where": where, "params": params, "limit": len(keys), "columns": [],
+        "exact": True,
         "places": True, "weights": plan.weights, "neutral": neutral and neutral.view,
     }  # fmt: skip
     similar: list[dict[tuple[Any, ...], float]] = []

@@ -14,7 +14,7 @@ from pgembed.encoders import Encoder
 from pgembed.errors import InvalidQuery
 from pgembed.media import MediaPolicy, MediaReader, sources
 from pgembed.plans import Call, Compute, Plan
-from pgembed.query import SearchPlan, quoted
+from pgembed.query import SearchPlan, among, quoted
 from pgembed.searching import Searcher
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def input_shares(
         return [[] for _ in keys]
     modalities = sorted(facts)
     key_columns = sql.SQL(", ").join(sql.SQL("t.{}::text").format(quoted(name)) for name in target.keys)
-    one = sql.SQL(" AND ").join(sql.SQL("t.{} = %s").format(quoted(name)) for name in target.keys)
+    where, params = among(target, keys, sql.SQL("t"))
     read = sql.SQL(", ").join(
         sql.SQL("{} AS {}").format(_trusted(found["input_sql"][modality]), quoted(modality)) for modality in modalities
     )
@@ -69,9 +69,9 @@ def input_shares(
         key_columns,
         read,
         quoted(target.schema, target.table),
-        sql.SQL(" OR ").join([sql.SQL("({})").format(one)] * len(keys)),
+        where,
     )
-    rows = yield Call(text, [value for key in keys for value in key])
+    rows = yield Call(text, params)
     vector = yield Call(
         sql.SQL("SELECT ({})::pg_catalog.float4[] AS query").format(plan.vector.text), plan.vector.values
     )

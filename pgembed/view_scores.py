@@ -10,7 +10,7 @@ from psycopg import sql
 
 from pgembed.algebra import View
 from pgembed.plans import Call, Plan
-from pgembed.query import PLACE, SearchPlan, SearchRow, quoted
+from pgembed.query import PLACE, SearchPlan, SearchRow, among
 from pgembed.searching import Searcher
 
 _HIGH = 0.9  # of the sample score less
@@ -36,15 +36,13 @@ def view_scores(
     target = plan.target
     found: list[dict[str, Any]] = (yield Call(_VIEWS, [target.space])) if keys else []
     told: list[list[ViewScore]] = [[] for _ in keys]
-    one = sql.SQL(" AND ").join(sql.SQL("{} = %s").format(quoted(name)) for name in target.keys)
-    among = sql.SQL(" OR ").join([sql.SQL("({})").format(one)] * len(keys))
+    where, params = among(target, keys)
     share = min(1.0, _SAMPLE / max(target.rows, 1.0))
     for name in (row["name"] for row in found):
         options: dict[str, Any] = {"embedding": target.column, "columns": [], "exact": True}
         scored: list[SearchRow] = yield from searcher.search(
-            table, View(name), where=among, params=[part for key in keys for part in key], limit=len(keys), places=True,
-            **options,
-        )  # fmt: skip
+            table, View(name), where=where, params=params, limit=len(keys), places=True, **options
+        )
         sample: list[SearchRow] = yield from searcher.search(
             table, View(name), where="pg_catalog.random() < %s", params=[share], limit=2 * _SAMPLE, **options
         )

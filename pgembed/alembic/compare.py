@@ -27,6 +27,7 @@ from pgembed.declared import Declared, EncoderSpec
 from pgembed.sqlalchemy.columns import Embedding, embedding_columns, is_over, late_indexes
 from pgembed.sqlalchemy.ddl import is_installed
 from pgembed.sqlalchemy.reflection import attached
+from pgembed.sqlalchemy.running import qualified
 
 ALLOW_DROP = "allow-drop"  # alembic -x allow-drop
 _OWN_INDEX = re.compile(r".*_hnsw_\d+")
@@ -66,14 +67,6 @@ def register() -> None:
     cast(Any, comparators).dispatch_for("schema", **last)(compare_embeddings)
 
 
-@dataclass(frozen=True)
-class _Known:
-    """The declared and the attached embeddings of a table, by target."""
-
-    table: Table
-    there: dict[str, Declared]
-
-
 def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas: Collection[str | None]) -> None:
     """Add to the upgrade what makes the database's embeddings those of the models; take out what is pgembed's own."""
     connection = context.connection
@@ -83,7 +76,8 @@ def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas
     by_table: dict[tuple[str | None, str], dict[str, Declared]] = {}
     for (schema, table, target), declared in attached(connection).items():
         by_table.setdefault((None if schema == default else schema, table), {})[target] = declared
-    own = {(None if schema == default else schema, table) for schema, table in _side_tables(connection)}
+    sides = _side_tables(connection) if by_table else []
+    own = {(None if schema == default else schema, table) for schema, table in sides}
     compared = {
         (None if table.schema == default else table.schema, table.name): table for table in context.sorted_tables
     }
@@ -95,7 +89,7 @@ def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas
             place = Place(name, target, schema)
             first.append(DetachEmbeddingOp(place, was, indexes=_rebuilding(connection, place)))
     encoders: dict[str, EncoderSpec] = {}
-    known = {declared.encoder for those in by_table.values() for declared in those.values()} | _encoders(connection)
+    known = _encoders(connection)
     for (schema, name), table in compared.items():
         if schema not in schemas or (schema, name) in own:
             continue
@@ -226,7 +220,7 @@ def _as_built(connection: Connection, place: Place, indexes: Sequence[Index]) ->
     found: dict[str, str] = {}
     with connection.begin_nested() as begun:
         connection.exec_driver_sql(
-            f"CREATE TEMPORARY TABLE {_COPY} (LIKE {_quoted(connection, place.schema, place.table, doubled=True)})"
+            f"CREATE TEMPORARY TABLE {_COPY} (LIKE {_quoted(connection, place.schema, place.table).replace('%', '%%')})"
         )
         for index in indexes:
             written = str(CreateIndex(index).compile(dialect=connection.dialect))
@@ -328,8 +322,6 @@ def _columns_of(index: Index) -> Iterator[str]:
 
 
 def _side_tables(connection: Connection) -> list[tuple[str, str]]:
-    if not attached(connection):
-        return []
     return [(row.nspname, row.relname) for row in connection.execute(_SIDES)]
 
 
@@ -339,7 +331,5 @@ def _encoders(connection: Connection) -> set[str]:
     return set(connection.scalars(text("SELECT name FROM pgembed.encoder")))
 
 
-def _quoted(connection: Connection, schema: str | None, table: str, *, doubled: bool = False) -> str:
-    quote = connection.dialect.identifier_preparer.quote_identifier
-    name = ".".join(quote(part) for part in (schema, table) if part)
-    return name if doubled else name.replace("%%", "%")
+def _quoted(connection: Connection, schema: str | None, table: str) -> str:
+    return qualified(connection.dialect.identifier_preparer, schema, table)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, LiteralString, cast
 
 from alembic.operations import MigrateOperation, Operations
 from psycopg import sql
@@ -16,12 +16,10 @@ from pgembed.catalog import InputSpec
 from pgembed.declared import Declared, EncoderSpec, VectorIndex, inputs_of
 from pgembed.encoders import load_encoder
 from pgembed.errors import CatalogError
-from pgembed.plans import Plan
+from pgembed.plans import Call, Plan
 from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, RegisterEncoder, RemoveEncoder
 from pgembed.sqlalchemy.queries import install
-from pgembed.sqlalchemy.running import run_plan
-
-Options = Mapping[str, Any]
+from pgembed.sqlalchemy.running import qualified, run_plan
 
 
 @dataclass(frozen=True)
@@ -309,70 +307,57 @@ def _alter(operations: Operations, operation: AlterEmbeddingOp) -> None:
 
 @Operations.implementation_for(CreateVectorIndexOp)
 def _create_index(operations: Operations, operation: CreateVectorIndexOp) -> None:
-    place, index = operation.place, operation.index
-    relation = _relation(operations, place)
-    if _is_script(operations):  # psql runs what the function gives: the index's name has the embedding's number in it
-        given = f"{_literal(relation)}, {_literal(place.target)}, {index.m}, {index.ef_construction}"
-        _run_by_psql(operations, f"SELECT pgembed.index_sql({given})")
-        return
-    statement = _run(operations, catalog.index_statement(relation, place.target, index.m, index.ef_construction))
-    with operations.get_context().autocommit_block():
-        operations.execute(_verbatim(statement))
+    index = operation.index
+    embedding = _embedding(operations, operation.place)
+    _run_what_it_gives(operations, f"SELECT pgembed.index_sql({embedding}, {index.m}, {index.ef_construction})")
 
 
 @Operations.implementation_for(DropVectorIndexOp)
 def _drop_index(operations: Operations, operation: DropVectorIndexOp) -> None:
-    place = operation.place
-    relation = _relation(operations, place)
-    if _is_script(operations):
-        found = (
-            "SELECT format('DROP INDEX CONCURRENTLY IF EXISTS %I.%I', e.schema_name, pgembed._index_name(e))"
-            f" FROM pgembed._embedding({_literal(relation)}, {_literal(place.target)}) e"
-        )
-        _run_by_psql(operations, found)
-        return
-    name: str = operations.get_bind().scalar(
-        text(
-            "SELECT pg_catalog.format('%I.%I', e.schema_name, pgembed._index_name(e))"
-            " FROM pgembed._embedding(CAST(:relation AS pg_catalog.regclass), :target) e"
-        ),
-        {"relation": relation, "target": place.target},
+    _run_what_it_gives(
+        operations,
+        "SELECT pg_catalog.format('DROP INDEX CONCURRENTLY IF EXISTS %I.%I', e.schema_name, pgembed._index_name(e))"
+        f" FROM pgembed._embedding({_embedding(operations, operation.place)}) e",
     )
-    with operations.get_context().autocommit_block():
-        operations.execute(_verbatim(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
 
 
 def _declared(
-    encoder: str, text: InputSpec | None, image: InputSpec | None, screenshot: InputSpec | None, options: Options
+    encoder: str,
+    text: InputSpec | None,
+    image: InputSpec | None,
+    screenshot: InputSpec | None,
+    options: Mapping[str, Any],
 ) -> Declared:
-    return replace(
-        Declared(encoder, inputs_of({"text": text, "image": image, "screenshot": screenshot})), **dict(options)
-    )
+    return Declared(encoder, inputs_of({"text": text, "image": image, "screenshot": screenshot}), **options)
 
 
 def _run(operations: Operations, plan: Plan[Any]) -> Any:  # noqa: ANN401
     return run_plan(operations.get_bind(), plan)
 
 
-def _run_by_psql(operations: Operations, query: str) -> None:
-    """Have psql run the statement that a query gives, outside the transaction."""
-    with operations.get_context().autocommit_block():
-        operations.get_context().impl.static_output(f"{query} \\gexec")
+def _run_what_it_gives(operations: Operations, query: str) -> None:
+    """Run the statement that a query gives, outside the transaction. In a script psql does: an index's name has its
+    embedding's number in it."""
+    context = operations.get_context()
+    if _is_script(operations):
+        with context.autocommit_block():
+            context.impl.static_output(f"{query} \\gexec")
+        return
+    statement = _run(operations, _given(query))
+    with context.autocommit_block():
+        operations.execute(text(statement.replace(":", "\\:")))  # its colons are no parameters
+
+
+def _given(query: str) -> Plan[str]:
+    rows = yield Call(sql.SQL(cast(LiteralString, query.replace("%", "%%"))))
+    return next(iter(rows[0].values()))
 
 
 def _is_script(operations: Operations) -> bool:
     return bool(operations.get_context().as_sql)
 
 
-def _relation(operations: Operations, place: Place) -> str:
-    quote = operations.get_context().dialect.identifier_preparer.quote_identifier
-    return ".".join(quote(part).replace("%%", "%") for part in (place.schema, place.table) if part)
-
-
-def _verbatim(statement: str) -> Any:  # noqa: ANN401
-    """SQL in which colons are no parameters."""
-    return text(statement.replace("\\:", ":").replace(":", "\\:"))
-
-
-def _literal(value: str) -> str:
-    return sql.Literal(value).as_string(None)
+def _embedding(operations: Operations, place: Place) -> str:
+    """The table and the target, as the first arguments of pgembed's functions."""
+    relation = qualified(operations.get_context().dialect.identifier_preparer, place.schema, place.table)
+    return ", ".join(sql.Literal(name).as_string(None) for name in (relation, place.target))

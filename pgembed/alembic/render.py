@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -24,7 +23,7 @@ from pgembed.alembic.operations import (
     RemoveEncoderOp,
     UninstallOp,
 )
-from pgembed.declared import Declared
+from pgembed.declared import MODALITIES, Declared
 
 _COMMENTED = (
     f"# Vectors would go, and be encoded again. Where that is meant: alembic -x {ALLOW_DROP} revision --autogenerate"
@@ -73,15 +72,14 @@ def _schema(place: Place) -> list[str]:
 
 
 def _declared(declared: Declared) -> list[str]:
-    inputs: dict[str, Any] = json.loads(declared.inputs)
+    inputs = declared.given
     written = [f"encoder={declared.encoder!r}"]
-    for modality in ("text", "image", "screenshot"):
+    for modality in MODALITIES:
         if modality in inputs:
             given = inputs[modality]
             short = given.get("template" if modality == "text" else "column")
             written.append(f"{modality}={(short if len(given) == 1 else given)!r}")
-    usual = {"mode": "queue", "stale": "keep", "storage": "column", "fusion": "sum"}
-    return written + [f"{name}={value!r}" for name, old in usual.items() if (value := getattr(declared, name)) != old]
+    return written + [f"{name}={value!r}" for name, value in declared.unusual.items()]
 
 
 def _encoder(operation: AddEncoderOp) -> list[str]:

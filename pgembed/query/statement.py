@@ -121,6 +121,16 @@ def quoted(*parts: str) -> sql.Identifier:
     return sql.Identifier(*(part.replace("%", "%%") for part in parts))
 
 
+def among(
+    target: Target, keys: Sequence[Sequence[Any]], table: sql.Composable | None = None
+) -> tuple[sql.Composed, list[Any]]:
+    """That a row has one of these keys, and the parameters of that condition; ``table`` is what FROM calls the table,
+    where it must be said."""
+    names = [quoted(name) if table is None else sql.SQL(".").join([table, quoted(name)]) for name in target.keys]
+    one = sql.SQL("({})").format(sql.SQL(" AND ").join(sql.SQL("{} = %s").format(name) for name in names))
+    return sql.SQL(" OR ").join([one] * len(keys)), [part for key in keys for part in key]
+
+
 def unused(name: str, taken: Iterable[str]) -> str:
     """``name``, with underscores at its end until it is not taken."""
     names = set(taken)

@@ -14,7 +14,7 @@ from sqlalchemy.sql.compiler import DDLCompiler
 
 from pgembed import catalog
 from pgembed.declared import Declared, EncoderSpec
-from pgembed.sqlalchemy.running import run_plan
+from pgembed.sqlalchemy.running import qualified, run_plan
 
 _CATALOG = (
     "SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
@@ -70,18 +70,12 @@ class RemoveEncoder(ExecutableDDLElement):
 @compiles(AttachEmbedding)
 def _attach(element: AttachEmbedding, compiler: DDLCompiler, **_: Any) -> str:  # noqa: ANN401
     declared = element.declared
-    options = {
-        "stale": (declared.stale, "keep"),
-        "storage": (declared.storage, "column"),
-        "mode": (declared.mode, "queue"),
-        "fusion": (declared.fusion, "sum"),
-    }
     arguments = [
         _relation(element.schema, element.table, compiler),
         _text(element.embedding, compiler),
         _text(declared.encoder, compiler),
         _text(declared.inputs, compiler),
-        *(f"{name} => {_text(value, compiler)}" for name, (value, usual) in options.items() if value != usual),
+        *(f"{name} => {_text(value, compiler)}" for name, value in declared.unusual.items()),
     ]
     return f"SELECT pgembed.attach({', '.join(arguments)})"
 
@@ -125,12 +119,7 @@ def _value(value: object, compiler: DDLCompiler) -> str:
 
 
 def _relation(schema: str | None, table: str, compiler: DDLCompiler) -> str:
-    quote = compiler.preparer.quote_identifier
-    name = quote(table) if schema is None else f"{quote(schema)}.{quote(table)}"
-    # identifiers double their percent signs where the driver wants that, and so does the text
-    if getattr(compiler.preparer, "_double_percents", False):
-        name = name.replace("%%", "%")
-    return f"{_text(name, compiler)}::regclass"
+    return f"{_text(qualified(compiler.preparer, schema, table), compiler)}::regclass"
 
 
 def _text(value: str, compiler: DDLCompiler) -> str:

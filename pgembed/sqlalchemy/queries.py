@@ -27,7 +27,7 @@ from pgembed.errors import InvalidQuery
 from pgembed.inputs import Expression
 from pgembed.media import MediaPolicy
 from pgembed.searching import Searcher
-from pgembed.sqlalchemy.running import driver_connection, run_before
+from pgembed.sqlalchemy.running import driver_connection, qualified, run_before
 from pgembed.told import in_own_words
 from pgembed.vectors import PackedVector, pack_one, register_packed
 
@@ -171,9 +171,7 @@ def _name(connection: Connection, waiting: Waiting) -> str:
     """The table's name, as the connection's ``schema_translate_map`` has it."""
     names: Mapping[str | None, str | None] = connection.get_execution_options().get("schema_translate_map") or {}
     space = names.get(waiting.schema, waiting.schema)
-    quote = connection.dialect.identifier_preparer.quote_identifier
-    quoted = quote(waiting.table) if space is None else f"{quote(space)}.{quote(waiting.table)}"
-    return quoted.replace("%%", "%")  # it goes as a parameter, and no driver looks into it
+    return qualified(connection.dialect.identifier_preparer, space, waiting.table)
 
 
 def _searcher(engine: Engine) -> Searcher:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 import psycopg
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
+from sqlalchemy.sql.compiler import IdentifierPreparer
 from sqlalchemy.util import await_only
 
 from pgembed.errors import InvalidInput
@@ -40,6 +41,12 @@ def run_before(connection: Connection, plan: Plan[T]) -> T:
         return run_plan(connection, plan)
     finally:
         raw.autocommit = False
+
+
+def qualified(preparer: IdentifierPreparer, schema: str | None, table: str) -> str:
+    """The name of a table, quoted, as the database reads it: where a driver has percent signs doubled, without that."""
+    name = ".".join(preparer.quote_identifier(part) for part in (schema, table) if part)
+    return name.replace("%%", "%") if getattr(preparer, "_double_percents", False) else name
 
 
 def driver_connection(connection: Connection) -> psycopg.Connection[Any] | psycopg.AsyncConnection[Any]:
