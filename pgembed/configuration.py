@@ -12,16 +12,16 @@ from typing import Any, Literal, cast
 from psycopg import sql
 
 from pgembed import catalog
-from pgembed.declared import MODALITIES, Declared, EncoderSpec, VectorIndex, inputs_of
+from pgembed.declared import MODALITIES, OPTIONS, Declared, EncoderSpec, VectorIndex, inputs_of
 from pgembed.errors import CatalogError, InvalidInput
 from pgembed.plans import Call, Plan, Within
 
-_OPTIONS = {"mode": "queue", "stale": "keep", "storage": "column", "fusion": "sum"}
 _ENCODER_KEYS = ("spec", "settings")
-_EMBEDDING_KEYS = ("encoder", *MODALITIES, *_OPTIONS, "index")
+_EMBEDDING_KEYS = ("encoder", *MODALITIES, *OPTIONS, "index")
 _TABLE = sql.SQL("SELECT pg_catalog.to_regclass(%s)::pg_catalog.text AS name")
 _ATTACHED = sql.SQL(
-    "SELECT e.relation::pg_catalog.regclass::pg_catalog.text AS table_name, e.target, e.encoder, e.inputs, e.mode,"
+    "SELECT e.relation::pg_catalog.regclass::pg_catalog.text AS table_name, e.target, e.encoder,"
+    " pgembed._renamed(c.oid, e.inputs) AS inputs, e.mode,"
     " e.stale, e.storage, coalesce(e.fusion ->> 'method', 'sum') AS fusion, graph.usable AS has_index"
     " FROM pgembed.embedding AS e JOIN pgembed.encoder AS o ON o.name = e.encoder"
     " CROSS JOIN LATERAL pgembed._graph_of(e, pgembed._metric(o.metric, e.fusion)) AS graph"
@@ -49,11 +49,11 @@ class Change:
     loses_vectors: bool = False
     table: str = field(default="", repr=False)
     target: str = field(default="", repr=False)
-    index: VectorIndex | None = field(default=None, repr=False)
+    declared: Declared | None = field(default=None, repr=False)
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
-        return {key: value for key, value in asdict(self).items() if key not in ("table", "target", "index")}
+        return {key: value for key, value in asdict(self).items() if key not in ("table", "target", "declared")}
 
 
 def read(path: Path) -> Configuration:
@@ -134,11 +134,6 @@ def _applied(wanted: Configuration, shown: list[Change], prune: bool) -> Plan[li
     changes = yield from differences(wanted, prune=prune)
     if changes != shown:
         raise CatalogError("The database was changed meanwhile, and differs otherwise now.", "Look again: pgembed plan")
-    names = {(table, target): one for (table, target), one in wanted.embeddings.items()}
-    by_name: dict[tuple[str, str], Declared] = {}
-    for (table, target), one in names.items():
-        (found,) = yield Call(_TABLE, [table])
-        by_name[found["name"], target] = one
     for change in changes:
         match change.kind, change.action:
             case "encoder", "add":
@@ -146,39 +141,32 @@ def _applied(wanted: Configuration, shown: list[Change], prune: bool) -> Plan[li
                 yield from catalog.add_encoder(encoder.name, encoder.spec, encoder.settings, None)
             case "encoder", "remove":
                 yield from catalog.remove_encoder(change.name)
-            case "embedding", action:
-                if action != "add":
+            case "embedding", _:
+                if change.action != "add":
                     yield from catalog.detach(change.table, change.target)
-                if action != "remove":
-                    one = by_name[change.table, change.target]
-                    yield from catalog.attach(
-                        change.table,
-                        change.target,
-                        one.encoder,
-                        one.given,
-                        one.stale,
-                        one.storage,
-                        one.mode,
-                        one.fusion,
-                    )
+                if (one := change.declared) is not None:
+                    options = {key: getattr(one, key) for key in OPTIONS}
+                    yield from catalog.attach(change.table, change.target, one.encoder, one.given, **options)
             case _:
                 pass
     return [change for change in changes if change.kind == "index"]
 
 
 def _of_embedding(table: str, target: str, one: Declared, row: Mapping[str, Any] | None) -> Iterator[Change]:
-    name, anew = f"{table}.{target}", row is None
+    def change(action: Literal["add", "alter"], kind: Literal["embedding", "index"], told: str) -> Change:
+        return Change(action, kind, f"{table}.{target}", told, action == "alter", table, target, one)
+
+    has_index = row is not None and row["has_index"]
     if row is None:
-        yield Change("add", "embedding", name, f"encoder {one.encoder}, {one.inputs}", False, table, target)
+        yield change("add", "embedding", f"encoder {one.encoder}, {one.inputs}")
     else:
-        was = {"encoder": row["encoder"], "inputs": inputs_of(row["inputs"])} | {key: row[key] for key in _OPTIONS}
+        was = {"encoder": row["encoder"], "inputs": inputs_of(row["inputs"])} | {key: row[key] for key in OPTIONS}
         told = [f"{key} {old} → {getattr(one, key)}" for key, old in was.items() if old != getattr(one, key)]
         if told:
-            anew = True  # its index goes with its vectors
-            yield Change("alter", "embedding", name, ", ".join(told), True, table, target)
-    if one.index is not None and (anew or row is None or not row["has_index"]):
-        options = f"m {one.index.m}, ef_construction {one.index.ef_construction}"
-        yield Change("add", "index", name, options, False, table, target, one.index)
+            has_index = False  # it goes with the vectors
+            yield change("alter", "embedding", ", ".join(told))
+    if one.index is not None and not has_index:
+        yield change("add", "index", f"m {one.index.m}, ef_construction {one.index.ef_construction}")
 
 
 def _encoder(path: Path, name: str, given: Mapping[str, Any]) -> EncoderSpec:
@@ -197,7 +185,7 @@ def _embedding(path: Path, name: str, given: Mapping[str, Any]) -> Declared:
     encoder = given.get("encoder")
     if not isinstance(encoder, str):
         raise InvalidInput(f"{path}: embedding {name} has no encoder.", 'Write encoder = "lite", a name.')
-    options = {key: given.get(key, usual) for key, usual in _OPTIONS.items()}
+    options = {key: given.get(key, usual) for key, usual in OPTIONS.items()}
     return Declared(
         encoder, inputs_of({key: given.get(key) for key in MODALITIES}), index=_index(path, name, given), **options
     )
@@ -253,5 +241,5 @@ class Configured:
         """Make the database what a configuration declares: ``shown``, what ``differences`` gave, in one transaction,
         then the indexes, which block no writers. Raises CatalogError where it differs otherwise by now."""
         for change in self._run(apply(wanted, shown, prune=prune)):
-            index = change.index or VectorIndex()
+            index = (change.declared and change.declared.index) or VectorIndex()
             self.build_index(change.table, change.target, m=index.m, ef_construction=index.ef_construction, wait=False)

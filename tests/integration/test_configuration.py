@@ -82,6 +82,16 @@ def test_changes_and_what_is_no_longer_named(db: pgembed.Pgembed, database: Conn
     assert database.execute("SELECT count(*) FROM pgembed.encoder").fetchone() == (0,)
 
 
+def test_a_renamed_input_is_the_one_that_is_declared_by_its_new_name(
+    db: pgembed.Pgembed, database: Connection, file: Path
+) -> None:
+    wanted = declared(file, LITE + PRODUCT)
+    db.apply(wanted, db.differences(wanted))
+    database.execute("ALTER TABLE product RENAME title TO heading")
+    assert told(db, declared(file, LITE + PRODUCT.replace("{title}", "{heading}"))) == []
+    assert told(db, wanted) == [("alter", "embedding", "product.embedding", True)]
+
+
 def test_all_or_nothing(db: pgembed.Pgembed, database: Connection, file: Path) -> None:
     wanted = declared(
         file, LITE + PRODUCT + PRODUCT.replace("product.embedding", "product.other").replace("title", "titel")
