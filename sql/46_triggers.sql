@@ -1,6 +1,7 @@
 -- What attach puts beside and on a table: the queue's two tables, and the triggers that append to its log.
 
 DROP FUNCTION IF EXISTS pgembed._create_trigger_function(text, text);
+DROP FUNCTION IF EXISTS pgembed._create_trigger_function(text, regrole, text);
 
 -- The two tables of an embedding's queue: the log that triggers append to, and the jobs that workers hold. Keys stand
 -- in columns key_1, key_2, ... so that no name of the user's can clash with the queue's own.
@@ -143,9 +144,8 @@ BEGIN
     IF embedding.stale = 'null' THEN
         PERFORM pgembed._create_trigger_function(embedding, 'clear', ARRAY[quote_ident(embedding.target)],
             format('BEGIN NEW.%I := NULL; RETURN NEW; END', embedding.target));
-        EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
-            'zzz_pgembed_' || embedding_id || '_clear', embedding.relation::regclass, differs,
-            'clear_' || embedding_id);
+        PERFORM pgembed._put_trigger(embedding, 'zzz_pgembed_%s_clear', 'BEFORE UPDATE',
+            format('FOR EACH ROW WHEN (%s)', differs), 'clear');
     END IF;
 END
 $$;
@@ -159,24 +159,43 @@ CREATE OR REPLACE FUNCTION pgembed._create_append_triggers(
 ) RETURNS void
 LANGUAGE plpgsql
 AS $$
-DECLARE
-    relation CONSTANT regclass := embedding.relation;
-    named CONSTANT text := 'pgembed_' || embedding.id;
 BEGIN
     PERFORM pgembed._create_trigger_function(embedding, 'append_row', columns, row_body, renders);
-    EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
-        named || '_update', relation, differs, 'append_row_' || embedding.id);
-    IF (SELECT c.relkind = 'p' FROM pg_catalog.pg_class AS c WHERE c.oid = relation) THEN
-        EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pgembed.%I()',
-            named || '_insert', relation, 'append_row_' || embedding.id);
+    PERFORM pgembed._put_trigger(embedding, 'pgembed_%s_update', 'AFTER UPDATE',
+        pg_catalog.format('FOR EACH ROW WHEN (%s)', differs), 'append_row');
+    IF (SELECT c.relkind = 'p' FROM pg_catalog.pg_class AS c WHERE c.oid = embedding.relation) THEN
+        PERFORM pgembed._put_trigger(embedding, 'pgembed_%s_insert', 'AFTER INSERT', 'FOR EACH ROW', 'append_row');
     ELSE
         PERFORM pgembed._create_trigger_function(embedding, 'append_rows', columns, rows_body, renders);
-        EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '
-            'FOR EACH STATEMENT EXECUTE FUNCTION pgembed.%I()', named || '_insert', relation,
-            'append_rows_' || embedding.id);
+        PERFORM pgembed._put_trigger(embedding, 'pgembed_%s_insert', 'AFTER INSERT',
+            'REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT', 'append_rows');
     END IF;
 END
 $$;
+
+-- Put a trigger on an embedding's table, which runs the function <kind>_<id>; `name` has %s for the id. One that is
+-- there already stays as it is, and nobody waits for a lock: of it the function alone was made anew.
+CREATE OR REPLACE FUNCTION pgembed._put_trigger(
+    embedding pgembed.embedding, name text, event text, whom text, kind text
+) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    trigger_name CONSTANT text := pg_catalog.format(name, embedding.id);
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger AS t
+        WHERE t.tgrelid = embedding.relation AND t.tgname = trigger_name) THEN
+        EXECUTE pg_catalog.format('CREATE TRIGGER %I %s ON %s %s EXECUTE FUNCTION pgembed.%I()', trigger_name, event,
+            embedding.relation::regclass, whom, kind || '_' || embedding.id);
+    END IF;
+END
+$$;
+
+-- How many triggers an embedding puts on its table.
+CREATE OR REPLACE FUNCTION pgembed._trigger_count(embedding pgembed.embedding) RETURNS integer
+LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN (embedding).storage = 'side' OR (embedding).mode = 'instant' THEN 4
+    WHEN (embedding).stale = 'null' THEN 3 ELSE 2 END;
 
 -- Whose rights the triggers of an embedding use. Those of a side table write it, which may fire what its owner has put
 -- on it: they run as that owner, who may do for it what they do in the schema. All others run as the schema's owner.
@@ -248,7 +267,7 @@ DECLARE
     runs_as CONSTANT regrole := pgembed._triggers_run_as(embedding);
     lends CONSTANT boolean := NOT has_schema_privilege(runs_as, 'pgembed', 'CREATE');
 BEGIN
-    EXECUTE pg_catalog.format('CREATE FUNCTION pgembed.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
+    EXECUTE pg_catalog.format('CREATE OR REPLACE FUNCTION pgembed.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
         'SET search_path = pg_catalog, pg_temp %s AS %L', name,
         CASE WHEN renders THEN pgembed._rendering() ELSE '' END,
         format('BEGIN IF %s THEN IF %s THEN %s; END IF; END IF; ' -- apart: the first, without a subquery, is cheap

@@ -240,8 +240,7 @@ BEGIN
     WHERE t.tgrelid = embedding.relation AND t.tgenabled IN ('O', 'A')
         AND t.tgname ~ pg_catalog.format('^(zzz_)?pgembed_%s_', embedding.id);
     part := 'triggers';
-    ok := n = CASE WHEN embedding.storage = 'side' OR embedding.mode = 'instant' THEN 4
-        WHEN embedding.stale = 'null' THEN 3 ELSE 2 END;
+    ok := n = pgembed._trigger_count(embedding);
     finding := pg_catalog.format('%s enabled', n);
     -- whoever only enables them leaves out what changed meanwhile
     remedy := CASE WHEN NOT ok THEN pg_catalog.format('Make them anew: SELECT pgembed.sync(%L);', relation) END;

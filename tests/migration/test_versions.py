@@ -1,0 +1,128 @@
+"""From each earlier version of the schema to this one, with rows, queues, failures and open transactions in place."""
+
+from __future__ import annotations
+
+import lzma
+import re
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import pgembed
+from pgembed import schema
+from tests.conftest import new_database
+from tests.facts import facts_of_schema, facts_of_table
+from tests.fakes import Connection, FakeEncoder, use_encoders, vector_of
+from tests.migration.keep_version import KEPT, TITLES, make
+from tests.psql import psql
+
+EARLIER = [f"{number:04d}" for number in range(1, int(schema.head()))]
+_OID = re.compile(r"(?<![0-9])[0-9]{5}(?![0-9])")  # of a table, in the functions that are made for it
+
+
+def restore(dsn: str, version: str, folder: Path) -> None:
+    """Make what ``keep_version`` kept of a version."""
+    script = folder / "kept.sql"
+    script.write_bytes(lzma.decompress((KEPT / f"{version}.sql.xz").read_bytes()))
+    done = psql(dsn, script, "-v", "ON_ERROR_STOP=1")
+    assert done.returncode == 0, done.stderr
+
+
+def facts(conn: Connection) -> dict[str, list[str]]:
+    """What there is in the schema and of the tables with embeddings; columns stand in the order of their history."""
+    tables = conn.execute("SELECT relation::regclass::text FROM pgembed.embedding ORDER BY id").fetchall()
+    found = facts_of_schema(conn)
+    for (table,) in tables:
+        found |= {f"{name} of {table}": rows for name, rows in facts_of_table(conn, table).items()}
+    for name in ("tokens", "static text", "shipped"):  # the built-in encoder's, which upgrades leave and add to
+        del found[name]
+    found["columns"] = [row for row in found["columns"] if "pg.dropped" not in row[1]]
+    return {name: sorted(_OID.sub("OID", repr(row)) for row in rows) for name, rows in found.items()}
+
+
+@pytest.fixture(scope="module")
+def fresh(server_dsn: str, template: str) -> Callable[[Sequence[str]], dict[str, list[str]]]:
+    """The facts of a database in which this version has made tables and attached to them."""
+
+    @cache
+    def facts_of(tables: tuple[str, ...]) -> dict[str, list[str]]:
+        with (
+            contextmanager(new_database)(server_dsn, template) as dsn,
+            psycopg.connect(dsn, autocommit=True) as conn,
+        ):
+            make(conn)
+            for table in {"beside", "instant"} - set(tables):  # which came later
+                conn.execute(f"SELECT pgembed.detach('{table}'); DROP TABLE {table}".encode())
+            return facts(conn)
+
+    return lambda tables: facts_of(tuple(tables))
+
+
+def test_every_version_before_this_one_is_kept() -> None:
+    """Whoever adds a migration runs ``python -m tests.migration.keep_version`` before."""
+    assert [path.name for path in sorted(KEPT.glob("*"))] == [f"{version}.sql.xz" for version in EARLIER]
+
+
+@pytest.mark.parametrize("version", EARLIER)
+def test_an_earlier_version_becomes_this_one_and_nothing_is_lost_or_done_again(
+    version: str,
+    bare_dsn: str,
+    bare_database: Connection,
+    fresh: Callable[[Sequence[str]], dict[str, list[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    restore(bare_dsn, version, tmp_path)
+    rows = "SELECT id, title, embedding::text FROM product ORDER BY id"
+    before = bare_database.execute(rows).fetchall()
+    tables = [
+        table for (table,) in bare_database.execute("SELECT table_name FROM pgembed.embedding ORDER BY id").fetchall()
+    ]
+
+    assert schema.install(bare_database).schema == schema.head()
+
+    assert bare_database.execute(rows).fetchall() == before
+    assert facts(bare_database) == fresh(tables)
+
+    encoder = FakeEncoder()
+    use_encoders(monkeypatch, {encoder.spec: encoder})
+    db = pgembed.connect(bare_dsn)
+    assert [(row.key, row.error) for row in db.failures()] == [(["4"], "bad is refused")]
+    db.work(until_idle=True)
+    waited = {"product": ["a boat", "a cat", "a frog"], "filling": ["a boat", "a frog", "bad"], "beside": ["a cat"]}
+    assert sorted(encoder.seen) == sorted(title for table in tables for title in waited.get(table, []))
+    assert bare_database.execute(rows).fetchall()[0] == before[0]
+
+    db.resume("paused")
+    assert db.work(until_idle=True).written == 1
+    assert [finding for finding in db.doctor() if not finding.ok and "failures" not in finding.subject] == []
+
+    cached = bare_database.execute("SELECT pgembed.encode_text('fake', 'a shoe')::real[]").fetchone()
+    assert cached == (pytest.approx(vector_of("a shoe").tolist()),)
+    bare_database.execute("ALTER TABLE product RENAME id TO number")  # which the first versions' triggers do not bear
+    bare_database.execute("INSERT INTO product VALUES (7, 'a ship')")
+    db.work(until_idle=True)
+    assert encoder.seen.count("a ship") == 1
+    if "instant" in tables:
+        bare_database.execute("INSERT INTO instant VALUES (7, 'dog')")
+        own = "SELECT embedding <-> pgembed.encode_text('lite', 'dog') < 1e-5 FROM instant WHERE id = 7"
+        assert bare_database.execute(own).fetchone() == (True,)
+    db.close()
+
+
+def test_an_upgrade_waits_for_no_transaction_of_an_application(
+    bare_dsn: str, bare_database: Connection, tmp_path: Path
+) -> None:
+    restore(bare_dsn, EARLIER[-1], tmp_path)
+    with psycopg.connect(bare_dsn) as application:
+        application.execute("INSERT INTO product VALUES (7, 'a ship')")
+        application.execute("UPDATE beside SET title = 'a ship' WHERE id = 1")
+        bare_database.execute("SET lock_timeout = '1s'")
+        schema.install(bare_database)
+    changes = "SELECT key_1 FROM pgembed.change_1 UNION ALL SELECT key_1 FROM pgembed.change_4 ORDER BY 1 DESC"
+    assert bare_database.execute(changes).fetchall()[0] == (7,)
+    assert bare_database.execute("SELECT count(*) FROM product").fetchone() == (len(TITLES) + 1,)
