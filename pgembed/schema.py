@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MINIMAL_PGVECTOR = (0, 7)
 VECTOR_SCHEMA = "@extschema:vector@"  # where it stands in sql/ and migrations/
+INSTALL = "pgembed install"
+UPGRADE = "Upgrade the library: pip install --upgrade pgembed-multimodal"
 LOCK = "SELECT pg_advisory_xact_lock(hashtext('pgembed.install'))"  # as in migrations/prepare.sql
 TOKENS_A_STATEMENT = 1000
 NEW_SETTINGS = (
@@ -238,25 +240,26 @@ def _examined_schema(seen: _Seen, found: Versions | None) -> tuple[bool, str, st
             f"Ask its owner '{seen.database_owner}' or a superuser to run pgembed install (or the script that"
             f" pgembed install --sql prints), or GRANT CREATE ON DATABASE {database} TO {role};",
         )
-    known = head()
-    finding = (
-        f"schema {found.schema}, functions {found.code}; the library has schema {known}, functions {found.library}"
-    )
-    if (found.schema, found.code) == (known, found.library):
-        return True, finding, None
-    if found.schema > known:
-        return False, finding, "Upgrade the library: pip install --upgrade pgembed-multimodal"
-    if seen.owns_schema:
-        return False, finding, "pgembed install"
-    ask = f"Ask role '{seen.schema_owner}', which owns the schema, or a superuser"
-    return False, finding, f"{ask}, to run pgembed install, or the script that pgembed install --sql prints."
+    finding, remedy = compared(found.schema, found.code)
+    if remedy == INSTALL and not seen.owns_schema:
+        ask = f"Ask role '{seen.schema_owner}', which owns the schema, or a superuser"
+        remedy = f"{ask}, to run pgembed install, or the script that pgembed install --sql prints."
+    return remedy is None, finding, remedy
+
+
+def compared(schema: str, code: str | None) -> tuple[str, str | None]:
+    """The versions of a database's schema and functions beside this library's, in words, and what to do where they are
+    not the same."""
+    known, library = head(), library_version()
+    finding = f"schema {schema}, functions {code}; the library has schema {known}, functions {library}"
+    if (schema, code) == (known, library):
+        return finding, None
+    return finding, UPGRADE if schema > known else INSTALL
 
 
 def head() -> str:
-    """The newest schema version that this library knows."""
-    from alembic.script import ScriptDirectory
-
-    return ScriptDirectory(str(_directory("migrations"))).get_current_head() or ""
+    """The newest schema version that this library knows: the files are named after theirs."""
+    return max(path.name[:4] for path in (_directory("migrations") / "versions").glob("[0-9]*.py"))
 
 
 def _directory(name: str) -> Path:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import lzma
+import os
 import re
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 import pgembed
 from pgembed import schema
+from pgembed.errors import CatalogError, NotInstalled
 from tests.conftest import new_database
 from tests.facts import facts_of_schema, facts_of_table
 from tests.fakes import Connection, FakeEncoder, use_encoders, vector_of
@@ -83,6 +87,9 @@ def test_an_earlier_version_becomes_this_one_and_nothing_is_lost_or_done_again(
         table for (table,) in bare_database.execute("SELECT table_name FROM pgembed.embedding ORDER BY id").fetchall()
     ]
 
+    with pgembed.connect(bare_dsn) as early, pytest.raises(NotInstalled, match=rf"schema {version}, .*pgembed install"):
+        early.work(until_idle=True)
+
     assert schema.install(bare_database).schema == schema.head()
 
     assert bare_database.execute(rows).fetchall() == before
@@ -126,3 +133,46 @@ def test_an_upgrade_waits_for_no_transaction_of_an_application(
     changes = "SELECT key_1 FROM pgembed.change_1 UNION ALL SELECT key_1 FROM pgembed.change_4 ORDER BY 1 DESC"
     assert bare_database.execute(changes).fetchall()[0] == (7,)
     assert bare_database.execute("SELECT count(*) FROM product").fetchone() == (len(TITLES) + 1,)
+
+
+@pytest.mark.parametrize(
+    ("version", "remedy"), [("0001", "pgembed install"), ("9999", "pip install --upgrade pgembed-multimodal")]
+)
+def test_another_version_is_told_when_a_client_connects(
+    version: str, remedy: str, database: Connection, database_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pgembed.connect(database_dsn) as db:
+        db.status()
+    assert caplog.messages == []
+    database.execute("UPDATE pgembed.schema_version SET version_num = %s", [version])
+    with pgembed.connect(database_dsn) as db:
+        db.status()
+        db.status()
+    with pytest.raises(NotInstalled) if version == "0001" else nullcontext(), pgembed.connect(database_dsn) as db:
+        db.work(until_idle=True)
+
+    async def look() -> None:
+        async with pgembed.connect_async(database_dsn) as there:
+            await there.status()
+
+    asyncio.run(look())
+    told = f"is of another version: schema {version}, functions {schema.library_version()}; the library has schema"
+    assert [told in message and remedy in message for message in caplog.messages] == [True] * 2
+
+
+def test_a_role_that_may_not_read_the_version_is_told_nothing(
+    database: Connection, database_dsn: str, server_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    database.execute("UPDATE pgembed.schema_version SET version_num = '9999'")
+    role = f"pgembed_reads_little_{os.getpid()}"
+    with psycopg.connect(server_dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {role} LOGIN".encode())
+        try:
+            with (
+                pgembed.connect(make_conninfo(database_dsn, user=role)) as db,
+                pytest.raises(CatalogError, match="permission denied"),
+            ):
+                db.status()
+        finally:
+            admin.execute(f"DROP ROLE {role}".encode())
+    assert caplog.messages == []
