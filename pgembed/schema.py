@@ -174,6 +174,7 @@ SELECT pg_catalog.current_setting('server_version') AS server, current_user::tex
     )) AS may_create_extension,
     pg_catalog.pg_get_userbyid(n.nspowner)::text AS schema_owner,
     pg_catalog.pg_has_role(n.nspowner, 'USAGE') AS owns_schema,
+    c.oid IS NOT NULL AS has_version,
     coalesce(pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT'), true)
         AS readable
 FROM pg_catalog.pg_database AS d
@@ -202,6 +203,7 @@ class _Seen:
     may_create_extension: bool
     schema_owner: str | None
     owns_schema: bool | None
+    has_version: bool
     readable: bool
 
 
@@ -230,6 +232,9 @@ def _examined_schema(seen: _Seen, found: Versions | None) -> tuple[bool, str, st
         role = sql.Identifier(seen.role).as_string()
         grants = f"GRANT USAGE ON SCHEMA pgembed TO {role}; GRANT SELECT ON pgembed.schema_version TO {role};"
         return False, f"role '{seen.role}' may not look into it", f"Ask '{seen.schema_owner}' to run: {grants}"
+    if found.schema is None and seen.has_version:
+        remedy = "Load its data: pg_restore --data-only --disable-triggers. Or begin anew: DROP SCHEMA pgembed CASCADE;"
+        return False, "its tables are empty: a dump was restored without its data", remedy
     if found.schema is None:
         if seen.may_create_schema:
             return False, "not installed", "pgembed install"

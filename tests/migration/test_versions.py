@@ -21,7 +21,7 @@ from pgembed.errors import CatalogError, NotInstalled
 from tests.conftest import new_database
 from tests.facts import facts_of_schema, facts_of_table
 from tests.fakes import Connection, FakeEncoder, use_encoders, vector_of
-from tests.migration.keep_version import KEPT, TITLES, make
+from tests.migration.keep_version import KEPT, make
 from tests.psql import psql
 
 EARLIER = [f"{number:04d}" for number in range(1, int(schema.head()))]
@@ -121,18 +121,24 @@ def test_an_earlier_version_becomes_this_one_and_nothing_is_lost_or_done_again(
     db.close()
 
 
-def test_an_upgrade_waits_for_no_transaction_of_an_application(
-    bare_dsn: str, bare_database: Connection, tmp_path: Path
+def test_functions_of_triggers_are_made_anew_while_an_application_writes(
+    database: Connection, database_dsn: str
 ) -> None:
-    restore(bare_dsn, EARLIER[-1], tmp_path)
-    with psycopg.connect(bare_dsn) as application:
-        application.execute("INSERT INTO product VALUES (7, 'a ship')")
-        application.execute("UPDATE beside SET title = 'a ship' WHERE id = 1")
-        bare_database.execute("SET lock_timeout = '1s'")
-        schema.install(bare_database)
-    changes = "SELECT key_1 FROM pgembed.change_1 UNION ALL SELECT key_1 FROM pgembed.change_4 ORDER BY 1 DESC"
-    assert bare_database.execute(changes).fetchall()[0] == (7,)
-    assert bare_database.execute("SELECT count(*) FROM product").fetchone() == (len(TITLES) + 1,)
+    """Only a migration that alters the logs waits for transactions, and for two seconds."""
+    make(database)
+    body = "SELECT prosrc FROM pg_proc WHERE oid = 'pgembed.append_row_4'::regproc"
+    present = database.execute(body).fetchone()
+    database.execute(
+        "CREATE OR REPLACE FUNCTION pgembed.append_row_4() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
+        " AS 'BEGIN RETURN NULL; END'"
+    )
+    with psycopg.connect(database_dsn) as application:
+        application.execute("INSERT INTO beside VALUES (7, 'a ship')")
+        database.execute("SET lock_timeout = '1s'")
+        schema.install(database)
+        assert database.execute(body).fetchone() == present
+        application.execute("UPDATE beside SET title = 'a boat' WHERE id = 1")
+    assert database.execute("SELECT key_1 FROM pgembed.change_4 ORDER BY seq DESC LIMIT 1").fetchone() == (1,)
 
 
 @pytest.mark.parametrize(
