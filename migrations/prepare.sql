@@ -20,6 +20,12 @@ BEGIN
     END IF;
     IF to_regclass('pgembed.schema_version') IS NOT NULL THEN
         SELECT version_num INTO present FROM pgembed.schema_version;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = format('The tables of pgembed in database ''%s'' are empty: a dump was restored without its '
+                    'data.', current_database()),
+                HINT = 'Load it, or begin anew: DROP SCHEMA pgembed CASCADE;';
+        END IF;
     END IF;
     IF present COLLATE "C" > '@pgembed:head@' THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',

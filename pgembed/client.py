@@ -478,7 +478,7 @@ class Pgembed(Views, Configured):
         return self._run(hybrid(self._searcher, table, fused, rerank))
 
     def _run(self, plan: Plan[T]) -> T:
-        return self._with(lambda conn: run(conn, plan))
+        return self._with(lambda conn: run(conn, self._connections.first(plan)))
 
     def _with(self, call: Callable[[psycopg.Connection[Any]], T]) -> T:
         with in_own_words(), self._connections.get() as conn:

@@ -387,7 +387,7 @@ class AsyncPgembed(AsyncViews):
     async def _run(self, plan: Plan[T]) -> T:
         with in_own_words():
             async with self._connections.get() as conn:
-                return await run_async(conn, plan)
+                return await run_async(conn, self._connections.first(plan))
 
     def _in_sync(self, call: Callable[[Pgembed], T]) -> T:
         """Run a rare call on a synchronous connection of its own, in a thread."""

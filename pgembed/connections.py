@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -14,10 +14,13 @@ from psycopg.errors import Diagnostic
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from pgembed.compatibility import told_before
 from pgembed.errors import InvalidInput
+from pgembed.plans import Plan
 from pgembed.pooling import unprepared, unprepared_async
 from pgembed.vectors import register_packed
 
+T = TypeVar("T")
 _log = logging.getLogger("pgembed")
 POOL_SIZE = 4
 # Of connections that last: without them one that is cut off is noticed after hours, if ever.
@@ -56,6 +59,7 @@ class Connections:
     def __init__(self, source: SyncSource) -> None:
         self._source = source
         self._pool: ConnectionPool[Any] | None = None
+        self._told = not isinstance(source, str)  # the caller's own connections are asked for nothing by the way
         if isinstance(source, psycopg.Connection):
             register_packed(source.adapters)
 
@@ -72,6 +76,11 @@ class Connections:
                 address, min_size=1, max_size=POOL_SIZE, open=True, kwargs={"autocommit": True}, configure=_listen
             )
         return self._pool
+
+    def first(self, plan: Plan[T]) -> Plan[T]:
+        """The plan; before the first of all, the log is told where the database's schema is of another version."""
+        self._told, told = True, self._told
+        return plan if told else told_before(plan)
 
     def new(self) -> psycopg.Connection[Any]:
         """A connection to the same database that the caller closes: for workers and index builds."""
@@ -101,6 +110,7 @@ class AsyncConnections:
     def __init__(self, source: AsyncSource) -> None:
         self._source = source
         self._pool: AsyncConnectionPool[Any] | None = None
+        self._told = not isinstance(source, str)
 
     @asynccontextmanager
     async def get(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
@@ -127,6 +137,11 @@ class AsyncConnections:
         async with pool.connection() as conn:
             register_packed(conn.adapters)
             yield conn
+
+    def first(self, plan: Plan[T]) -> Plan[T]:
+        """See Connections.first."""
+        self._told, told = True, self._told
+        return plan if told else told_before(plan)
 
     def new(self) -> psycopg.Connection[Any]:
         """A synchronous connection to the same database, for workers and index builds, which run in threads."""

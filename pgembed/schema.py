@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MINIMAL_PGVECTOR = (0, 7)
 VECTOR_SCHEMA = "@extschema:vector@"  # where it stands in sql/ and migrations/
+INSTALL = "pgembed install"
+UPGRADE = "Upgrade the library: pip install --upgrade pgembed-multimodal"
 LOCK = "SELECT pg_advisory_xact_lock(hashtext('pgembed.install'))"  # as in migrations/prepare.sql
 TOKENS_A_STATEMENT = 1000
 NEW_SETTINGS = (
@@ -172,6 +174,7 @@ SELECT pg_catalog.current_setting('server_version') AS server, current_user::tex
     )) AS may_create_extension,
     pg_catalog.pg_get_userbyid(n.nspowner)::text AS schema_owner,
     pg_catalog.pg_has_role(n.nspowner, 'USAGE') AS owns_schema,
+    c.oid IS NOT NULL AS has_version,
     coalesce(pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT'), true)
         AS readable
 FROM pg_catalog.pg_database AS d
@@ -200,6 +203,7 @@ class _Seen:
     may_create_extension: bool
     schema_owner: str | None
     owns_schema: bool | None
+    has_version: bool
     readable: bool
 
 
@@ -228,6 +232,9 @@ def _examined_schema(seen: _Seen, found: Versions | None) -> tuple[bool, str, st
         role = sql.Identifier(seen.role).as_string()
         grants = f"GRANT USAGE ON SCHEMA pgembed TO {role}; GRANT SELECT ON pgembed.schema_version TO {role};"
         return False, f"role '{seen.role}' may not look into it", f"Ask '{seen.schema_owner}' to run: {grants}"
+    if found.schema is None and seen.has_version:
+        remedy = "Load its data: pg_restore --data-only --disable-triggers. Or begin anew: DROP SCHEMA pgembed CASCADE;"
+        return False, "its tables are empty: a dump was restored without its data", remedy
     if found.schema is None:
         if seen.may_create_schema:
             return False, "not installed", "pgembed install"
@@ -238,25 +245,26 @@ def _examined_schema(seen: _Seen, found: Versions | None) -> tuple[bool, str, st
             f"Ask its owner '{seen.database_owner}' or a superuser to run pgembed install (or the script that"
             f" pgembed install --sql prints), or GRANT CREATE ON DATABASE {database} TO {role};",
         )
-    known = head()
-    finding = (
-        f"schema {found.schema}, functions {found.code}; the library has schema {known}, functions {found.library}"
-    )
-    if (found.schema, found.code) == (known, found.library):
-        return True, finding, None
-    if found.schema > known:
-        return False, finding, "Upgrade the library: pip install --upgrade pgembed-multimodal"
-    if seen.owns_schema:
-        return False, finding, "pgembed install"
-    ask = f"Ask role '{seen.schema_owner}', which owns the schema, or a superuser"
-    return False, finding, f"{ask}, to run pgembed install, or the script that pgembed install --sql prints."
+    finding, remedy = compared(found.schema, found.code)
+    if remedy == INSTALL and not seen.owns_schema:
+        ask = f"Ask role '{seen.schema_owner}', which owns the schema, or a superuser"
+        remedy = f"{ask}, to run pgembed install, or the script that pgembed install --sql prints."
+    return remedy is None, finding, remedy
+
+
+def compared(schema: str, code: str | None) -> tuple[str, str | None]:
+    """The versions of a database's schema and functions beside this library's, in words, and what to do where they are
+    not the same."""
+    known, library = head(), library_version()
+    finding = f"schema {schema}, functions {code}; the library has schema {known}, functions {library}"
+    if (schema, code) == (known, library):
+        return finding, None
+    return finding, UPGRADE if schema > known else INSTALL
 
 
 def head() -> str:
-    """The newest schema version that this library knows."""
-    from alembic.script import ScriptDirectory
-
-    return ScriptDirectory(str(_directory("migrations"))).get_current_head() or ""
+    """The newest schema version that this library knows: the files are named after theirs."""
+    return max(path.name[:4] for path in (_directory("migrations") / "versions").glob("[0-9]*.py"))
 
 
 def _directory(name: str) -> Path:

@@ -2,6 +2,8 @@
 -- preferred: 31_distilled.sql), then in the query cache, and then ask a worker, where dblink is switched on; where it
 -- is not, prepare asks before.
 
+DROP FUNCTION IF EXISTS pgembed._cached_vector(pgembed.encoder, text, bytea, text);
+
 -- What the query cache knows an input by: SHA-256 of encoder, fingerprint, modality (each ended by a zero byte) and
 -- the input's bytes. Called by _query_vector, and by whoever fills the cache.
 CREATE OR REPLACE FUNCTION pgembed.input_hash(encoder text, fingerprint text, modality text, input bytea) RETURNS bytea

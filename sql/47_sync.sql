@@ -13,11 +13,7 @@ DECLARE
 BEGIN
     FOR embedding IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
         PERFORM pgembed._tune_queue(embedding.id);
-        SELECT t.tgrelid INTO found_relation
-        FROM pg_catalog.pg_trigger AS t
-        JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
-        WHERE p.pronamespace = 'pgembed'::regnamespace AND p.proname = 'append_row_' || embedding.id
-            AND t.tgparentid = 0 AND t.tgtype & 16 <> 0; -- of UPDATE, and not a partition's copy
+        found_relation := pgembed._table_of(embedding.id);
         CONTINUE WHEN found_relation IS NULL;
         IF found_relation = embedding.relation THEN
             changed := changed + pgembed._follow_renames(embedding);

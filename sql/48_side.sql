@@ -247,6 +247,8 @@ RETURN (
     ) AS k
 );
 
+DROP FUNCTION IF EXISTS pgembed._create_side_triggers(integer, regrole);
+
 -- Make the triggers that take vectors away with their rows. What a transaction sees of the side table is all there is
 -- only at READ COMMITTED, since nobody writes the vector of a row that is locked. At another level a vector may have
 -- come since, and to delete one that has would fail: the key goes into the log, and a worker takes the vector away.
@@ -277,17 +279,14 @@ BEGIN
         pgembed._may_take_away_sql(side),
         pgembed._take_away_sql(embedding, CASE WHEN by_row THEN 'OLD' ELSE 'old_rows' END),
         'change_' || embedding_id, log_columns, keys, old_rows));
-    EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER DELETE ON %s %s EXECUTE FUNCTION pgembed.%I()',
-        'pgembed_' || embedding_id || '_delete', embedding.relation::regclass,
-        CASE WHEN by_row THEN 'FOR EACH ROW' ELSE 'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT' END,
-        'drop_' || embedding_id);
+    PERFORM pgembed._put_trigger(embedding, 'pgembed_%s_delete', 'AFTER DELETE',
+        CASE WHEN by_row THEN 'FOR EACH ROW' ELSE 'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT' END, 'drop');
     -- to wait for whoever reads the side table could deadlock
     PERFORM pgembed._create_trigger_function(embedding, 'empty', '{}', pg_catalog.format(
         'BEGIN BEGIN LOCK TABLE %1$s IN ACCESS EXCLUSIVE MODE NOWAIT; TRUNCATE %1$s; '
         'EXCEPTION WHEN lock_not_available THEN DELETE FROM %1$s; END; '
         'RETURN NULL; EXCEPTION WHEN serialization_failure THEN RETURN NULL; END', side));
-    EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER TRUNCATE ON %s EXECUTE FUNCTION pgembed.%I()',
-        'pgembed_' || embedding_id || '_truncate', embedding.relation::regclass, 'empty_' || embedding_id);
+    PERFORM pgembed._put_trigger(embedding, 'pgembed_%s_truncate', 'AFTER TRUNCATE', '', 'empty');
 END
 $$;
 

@@ -135,11 +135,9 @@ BEGIN
         'BEGIN NEW.%1$I := NULL; IF NOT %2$s THEN BEGIN SELECT %3$s INTO NEW.%1$I FROM (SELECT NEW.*) AS t; '
         'EXCEPTION WHEN others THEN NEW.%1$I := NULL; END; END IF; RETURN NEW; END',
         embedding.target, pgembed._later_sql(), parts.vector), renders => true);
-    EXECUTE pg_catalog.format('CREATE TRIGGER %I BEFORE INSERT ON %s FOR EACH ROW EXECUTE FUNCTION pgembed.%I()',
-        'zzz_pgembed_' || embedding_id || '_insert', relation, 'instant_' || embedding_id);
-    EXECUTE pg_catalog.format('CREATE TRIGGER %I BEFORE UPDATE ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION pgembed.%I()',
-        'zzz_pgembed_' || embedding_id || '_update', relation, pgembed._differs_sql(relation, parts.columns),
-        'instant_' || embedding_id);
+    PERFORM pgembed._put_trigger(embedding, 'zzz_pgembed_%s_insert', 'BEFORE INSERT', 'FOR EACH ROW', 'instant');
+    PERFORM pgembed._put_trigger(embedding, 'zzz_pgembed_%s_update', 'BEFORE UPDATE',
+        pg_catalog.format('FOR EACH ROW WHEN (%s)', pgembed._differs_sql(relation, parts.columns)), 'instant');
 
     PERFORM pgembed._create_append_triggers(embedding, names,
         pgembed._differs_sql(relation, parts.columns || parts.keys),

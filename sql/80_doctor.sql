@@ -214,6 +214,12 @@ DECLARE
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = embedding.relation) THEN
         ok := false;
+        IF pgembed._table_of(embedding.id) IS NOT NULL THEN
+            finding := 'The table has another number than in the catalog: it was restored.';
+            remedy := 'SELECT pgembed.sync();';
+            RETURN NEXT;
+            RETURN;
+        END IF;
         finding := 'The table is gone.';
         named := pg_catalog.format('%I.%I', embedding.schema_name, embedding.table_name);
         remedy := pg_catalog.format(CASE WHEN to_regclass(named) IS NOT NULL
@@ -240,8 +246,7 @@ BEGIN
     WHERE t.tgrelid = embedding.relation AND t.tgenabled IN ('O', 'A')
         AND t.tgname ~ pg_catalog.format('^(zzz_)?pgembed_%s_', embedding.id);
     part := 'triggers';
-    ok := n = CASE WHEN embedding.storage = 'side' OR embedding.mode = 'instant' THEN 4
-        WHEN embedding.stale = 'null' THEN 3 ELSE 2 END;
+    ok := n = pgembed._trigger_count(embedding);
     finding := pg_catalog.format('%s enabled', n);
     -- whoever only enables them leaves out what changed meanwhile
     remedy := CASE WHEN NOT ok THEN pg_catalog.format('Make them anew: SELECT pgembed.sync(%L);', relation) END;
@@ -259,6 +264,18 @@ BEGIN
             RETURN NEXT;
         END LOOP;
     END IF;
+
+    part := 'copy';
+    FOR named, remedy IN
+        SELECT o.relation, string_agg(pg_catalog.format('DROP TRIGGER %I ON %s;', t.tgname, o.relation), ' ')
+        FROM pgembed._tables_of(embedding.id) AS o JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = o.relation
+            AND t.tgname ~ pg_catalog.format('^(zzz_)?pgembed_%s_', embedding.id)
+        WHERE o.relation <> embedding.relation GROUP BY o.relation
+    LOOP
+        ok := false;
+        finding := pg_catalog.format('%s has its triggers too, as a dump of one table brings them along', named);
+        RETURN NEXT;
+    END LOOP;
 
     FOR named IN SELECT i.inhparent::regclass::text FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_inherits AS i ON i.inhrelid = c.oid WHERE c.oid = relation AND c.relispartition LOOP

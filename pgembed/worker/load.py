@@ -12,10 +12,12 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
+from pgembed.compatibility import required
 from pgembed.encoders import Encoder
 from pgembed.errors import InvalidInput, NotInstalled, PgembedError
 from pgembed.media import sources
 from pgembed.media_errors import too_long
+from pgembed.plans import run
 from pgembed.worker.batch import Batch, Row
 from pgembed.worker.catalog import Catalog
 from pgembed.worker.decode import Decoder
@@ -60,6 +62,8 @@ class Loader:
         self.decoder.close()
 
     def run(self) -> None:
+        if differs := run(self.conn, required()):
+            self.state.log.warning("another version", found=differs.told, remedy=differs.remedy)
         self._sync()
         self.give_back_held(self._works())  # after a lost connection: by the session before
         refreshed = -10.0

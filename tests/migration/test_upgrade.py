@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pgembed
 from pgembed import Text, schema
 from pgembed.encoders.builtin import lite_static_text
 from tests.facts import facts_of_schema
-from tests.fakes import Connection
+from tests.fakes import Connection, Table, until
 from tests.psql import psql
 
 ROOT = Path(__file__).parents[2]
@@ -165,3 +166,25 @@ def test_a_return_type_that_changed_without_a_drop_is_refused_by_postgres(
     with pytest.raises(psycopg.errors.InvalidFunctionDefinition, match="cannot change return type"):
         schema.install(database)
     assert schema.versions(database).schema == OLD
+
+
+@pytest.mark.parametrize("storage", ["column", "side"])
+def test_workers_that_run_go_on_over_an_upgrade(
+    storage: str,
+    database: Connection,
+    database_dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    table = Table(database, database_dsn, monkeypatch, storage)
+    titles = [f"thing {number}" for number in range(60)]
+    with table.working(), psycopg.connect(database_dsn, autocommit=True) as upgrading, ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(table.insert, *titles)
+        until(table.embedded_ids)
+        request.getfixturevalue("newer")
+        assert schema.install(upgrading).schema == THIRD
+        writing.result()
+        table.insert("after it")
+        until(lambda: len(table.true_ids()) == 61)
+    assert table.failures() == {}
+    assert sorted(table.encoder.seen) == sorted([*titles, "after it"])

@@ -26,6 +26,7 @@ LAYERS = (
     {
         "asked",
         "catalog",
+        "compatibility",
         "composing",
         "configuration",
         "connections",
