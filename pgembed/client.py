@@ -358,7 +358,7 @@ class Pgembed(Views, Configured):
                 if on_progress is not None:
                     on_progress(f"waiting for {waiting} rows", 0, 0)
                 time.sleep(0.5)
-        indexing.build_index(self._connections.new, statement, on_progress=on_progress, memory=memory)
+        indexing.build_index(self._connections.new, table, target, statement, on_progress=on_progress, memory=memory)
 
     def query(self, table: str) -> Query:
         """A search that is built step by step, and run when its rows, a page, its SQL or an explanation is asked for:

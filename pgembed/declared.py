@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pgembed.catalog import InputSpec
 from pgembed.encoders import Metric
 from pgembed.errors import InvalidInput
 
 Storage = Literal["column", "side"]
+STORAGES: tuple[Storage, ...] = get_args(Storage)
 OPERATOR_CLASSES: Mapping[Metric, str] = {"cosine": "vector_cosine_ops", "ip": "vector_ip_ops", "l2": "vector_l2_ops"}
 MODALITIES = ("text", "image", "screenshot")
 OPTIONS: Mapping[str, str] = {"mode": "queue", "stale": "keep", "storage": "column", "fusion": "sum"}

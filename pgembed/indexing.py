@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, LiteralString, cast
 
 import psycopg
 from psycopg import sql
 
 from pgembed.errors import CatalogError
+from pgembed.plans import Call, Plan, run
 from pgembed.pooling import PROCESS, require_session
 
 Connect = Callable[[], psycopg.Connection[Any]]
@@ -17,22 +18,23 @@ Connect = Callable[[], psycopg.Connection[Any]]
 
 def build_index(
     connect: Connect,
+    table: str,
+    target: str | None,
     statement: str,
     *,
     on_progress: Callable[[str, int, int], None] | None = None,
     memory: str | None = None,
 ) -> None:
-    """Run a CREATE INDEX statement of ``pgembed.index_sql`` on a connection of its own.
+    """Run a CREATE INDEX statement of ``pgembed.index_sql`` on a connection of its own; see ``built``.
 
-    An invalid index of that name, left by a build that was broken off, is dropped first. ``on_progress`` gets the
-    phase, and how many units of it are done and in all (0: not known). ``memory`` is maintenance_work_mem ("512MB").
+    ``on_progress`` gets the phase, and how many units of it are done and in all (0: not known). ``memory`` is
+    maintenance_work_mem ("512MB").
     """
     with connect() as conn:
         conn.autocommit = True
         if memory is not None:
             require_session(conn, connect, "An index build with memory of its own")
             conn.execute("SELECT pg_catalog.set_config('maintenance_work_mem', %s, false)", [memory])
-        _drop_invalid(conn, statement)
         done = threading.Event()
         watcher = None
         if on_progress is not None:
@@ -40,7 +42,7 @@ def build_index(
             watcher = threading.Thread(target=_watch, args=(connect, process, on_progress, done))
             watcher.start()
         try:
-            conn.execute(statement.encode())
+            run(conn, built(table, target, statement))
         except psycopg.errors.LockNotAvailable as error:
             raise CatalogError(f"The index could not be built: {error}".strip(), "Try again in a moment.") from error
         finally:
@@ -49,17 +51,30 @@ def build_index(
                 watcher.join()
 
 
-def _drop_invalid(conn: psycopg.Connection[Any], statement: str) -> None:
-    rows = conn.execute(
-        "SELECT n.nspname, c.relname FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid"
-        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE NOT i.indisvalid AND strpos(%s, ' IF NOT EXISTS ' || quote_ident(c.relname) || ' ON ') > 0"
-        " AND c.relname ~ '_hnsw_[0-9]+$'"
-        " AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index p WHERE p.index_relid = c.oid)",
-        [statement],
-    ).fetchall()
-    for schema, name in rows:
-        conn.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(schema, name)))
+def built(table: str, target: str | None, statement: str) -> Plan[None]:
+    """Run a CREATE INDEX statement of ``pgembed.index_sql``, outside a transaction.
+
+    An invalid index, left by a build that was broken off, is dropped first; and again if it was left by one that still
+    went on, for which the statement has waited.
+    """
+    left = yield from _left(table, target)
+    while True:
+        if left is not None:
+            yield _given(left)
+        yield _given(statement)
+        left = yield from _left(table, target)
+        if left is None:
+            return
+
+
+def _left(table: str, target: str | None) -> Plan[str | None]:
+    """The statement that drops what a broken build has left."""
+    rows = yield Call(sql.SQL("SELECT pgembed._broken_index_sql(%s::regclass, %s) AS statement"), [table, target])
+    return rows[0]["statement"]
+
+
+def _given(statement: str) -> Call:
+    return Call(sql.SQL(cast(LiteralString, statement.replace("%", "%%"))))
 
 
 def _watch(connect: Connect, pid: int, on_progress: Callable[[str, int, int], None], done: threading.Event) -> None:

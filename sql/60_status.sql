@@ -191,6 +191,25 @@ BEGIN
 END
 $$;
 
+-- The statement that drops an embedding's vector index, where a build that was broken off has left it invalid; NULL
+-- where there is none, or somebody is building it. Called around index_sql's statement, and in scripts of Alembic.
+CREATE OR REPLACE FUNCTION pgembed._broken_index_sql(relation regclass, target text) RETURNS text
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    embedding pgembed.embedding := pgembed._embedding(relation, target);
+BEGIN
+    RETURN (SELECT 'DROP INDEX CONCURRENTLY ' || i.indexrelid::regclass
+        FROM pgembed._vectors_of(embedding) AS v
+        JOIN pg_catalog.pg_index AS i ON i.indrelid = v.relation AND NOT i.indisvalid
+        JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid AND c.relkind = 'i'
+            AND c.relname = pgembed._index_name(embedding)::name
+        WHERE NOT EXISTS (
+            SELECT FROM pg_catalog.pg_stat_progress_create_index AS p WHERE p.index_relid = i.indexrelid
+        ));
+END
+$$;
+
 -- The name of an embedding's vector index.
 CREATE OR REPLACE FUNCTION pgembed._index_name(embedding pgembed.embedding) RETURNS text
 LANGUAGE sql IMMUTABLE

@@ -24,10 +24,11 @@ from pgembed.alembic.operations import (
     Place,
 )
 from pgembed.declared import Declared, EncoderSpec
-from pgembed.sqlalchemy.columns import Embedding, embedding_columns, is_over, late_indexes
+from pgembed.sqlalchemy.columns import Embedding
 from pgembed.sqlalchemy.ddl import is_installed
 from pgembed.sqlalchemy.reflection import attached
 from pgembed.sqlalchemy.running import qualified
+from pgembed.sqlalchemy.tables import embedding_columns, indexes_over
 
 ALLOW_DROP = "allow-drop"  # alembic -x allow-drop
 _OWN_INDEX = re.compile(r".*_hnsw_\d+")
@@ -36,6 +37,10 @@ _OWN_SCHEMA = "pgembed"
 _SIDES = text(
     "SELECT n.nspname, c.relname FROM pgembed.embedding e JOIN pg_catalog.pg_class c ON c.oid = e.side"
     " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+)
+_SIDE = text(
+    "SELECT c.relname FROM pgembed.embedding e JOIN pg_catalog.pg_class c ON c.oid = e.side"
+    " WHERE e.relation = pg_catalog.to_regclass(CAST(:relation AS pg_catalog.text)) AND e.target = :target"
 )
 _INDEX = text(
     "SELECT i.relname, pg_catalog.pg_get_indexdef(i.oid) AS definition FROM pg_catalog.pg_index x"
@@ -87,7 +92,7 @@ def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas
     for schema, name in dropped:
         for target, was in by_table.get((schema, name), {}).items():
             place = Place(name, target, schema)
-            first.append(DetachEmbeddingOp(place, was, indexes=_rebuilding(connection, place)))
+            first.append(DetachEmbeddingOp(place, was, indexes=_rebuilding(connection, place, was)))
     encoders: dict[str, EncoderSpec] = {}
     known = _encoders(connection)
     for (schema, name), table in compared.items():
@@ -131,29 +136,28 @@ def _of_table(
             Column(target, cast(Any, Embedding(was))), cast(Any, target), "column", True, None
         ):
             place = Place(table.name, target, schema)
-            indexes = _rebuilding(connection, place)
+            indexes = _rebuilding(connection, place, was)
             changes.first.append(DetachEmbeddingOp(place, was, asked=False, indexes=indexes))
     for column, declared in declared_here.items():
         if not context.run_object_filters(column, cast(Any, column.name), "column", False, None):
             continue
         place, was = Place(table.name, column.name, schema), there.get(column.name)
-        wanted = [index for index in late_indexes(table) if is_over(index, column)]
+        wanted = indexes_over(column)
         if was is None:
             changes.last.append(AttachEmbeddingOp(place, declared))
             changes.last.extend(_created(index, schema) for index in wanted)
         elif was.attached != declared.attached:
             anew = [_created(index, schema) for index in wanted]
-            changes.last.append(AlterEmbeddingOp(place, declared, was, anew, _rebuilding(connection, place)))
+            changes.last.append(AlterEmbeddingOp(place, declared, was, anew, _rebuilding(connection, place, was)))
         else:
-            _compare_indexes(connection, place, table, wanted, changes)
+            _compare_indexes(connection, _vectors(connection, place, was), wanted, changes)
     return changes
 
 
-def _compare_indexes(
-    connection: Connection, place: Place, table: Table, wanted: Sequence[Index], changes: _Changes
-) -> None:
-    """Build and drop vector indexes. Two are the same if Postgres writes them alike; one that ``pgembed index`` built
-    is left alone, as are those of views, and does for one of the model that is like it."""
+def _compare_indexes(connection: Connection, place: Place, wanted: Sequence[Index], changes: _Changes) -> None:
+    """Build and drop indexes over vectors, which stand at ``place``. Two are the same if Postgres writes them alike;
+    one that ``pgembed index`` built is left alone, as are those of views, and does for one of the model that is like
+    it."""
     there = _definitions(connection, place)
     built = {_tail(definition) for name, definition in there.items() if _OWN_INDEX.fullmatch(name)}
     as_built = _as_built(connection, place, wanted) if there else {}
@@ -185,11 +189,12 @@ def _rebuilt(connection: Connection, place: Place, name: str, definition: str) -
     return ops.ExecuteSQLOp(re.sub(r"(?<!:):(?=\w)", r"\\:", statement))
 
 
-def _rebuilding(connection: Connection, place: Place) -> list[ops.ExecuteSQLOp]:
+def _rebuilding(connection: Connection, place: Place, was: Declared) -> list[ops.ExecuteSQLOp]:
     """What builds the indexes over an embedding again, but for those of ``pgembed index``."""
-    there = _definitions(connection, place)
+    vectors = _vectors(connection, place, was)
+    there = _definitions(connection, vectors)
     return [
-        _rebuilt(connection, place, name, definition)
+        _rebuilt(connection, vectors, name, definition)
         for name, definition in there.items()
         if not _OWN_INDEX.fullmatch(name)
     ]
@@ -207,6 +212,15 @@ def _drops_after(upgrade: ops.UpgradeOps, altered: Collection[tuple[str | None, 
             drops.append(ops.ModifyTableOps(operation.table_name, columns, schema=operation.schema))
     upgrade.ops[:] = [one for one in upgrade.ops if not isinstance(one, ops.ModifyTableOps) or one.ops]
     return drops
+
+
+def _vectors(connection: Connection, place: Place, was: Declared) -> Place:
+    """Where an embedding's vectors stand: a table and its column."""
+    if was.storage == "column":
+        return place
+    relation = _quoted(connection, place.schema, place.table)
+    side = connection.execute(_SIDE, {"relation": relation, "target": place.target}).first()
+    return Place(side.relname, "vector", place.schema) if side is not None else place
 
 
 def _definitions(connection: Connection, place: Place) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString, cast
+from typing import Any
 
 from alembic.operations import MigrateOperation, Operations
 from psycopg import sql
@@ -16,7 +16,8 @@ from pgembed.catalog import InputSpec
 from pgembed.declared import Declared, EncoderSpec, VectorIndex, inputs_of
 from pgembed.encoders import load_encoder
 from pgembed.errors import CatalogError
-from pgembed.plans import Call, Plan
+from pgembed.indexing import built
+from pgembed.plans import Plan
 from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, RegisterEncoder, RemoveEncoder
 from pgembed.sqlalchemy.queries import install
 from pgembed.sqlalchemy.running import qualified, run_plan
@@ -307,18 +308,30 @@ def _alter(operations: Operations, operation: AlterEmbeddingOp) -> None:
 
 @Operations.implementation_for(CreateVectorIndexOp)
 def _create_index(operations: Operations, operation: CreateVectorIndexOp) -> None:
-    index = operation.index
-    embedding = _embedding(operations, operation.place)
-    _run_what_it_gives(operations, f"SELECT pgembed.index_sql({embedding}, {index.m}, {index.ef_construction})")
+    index, place = operation.index, operation.place
+    relation = _relation(operations, place)
+    if _is_script(operations):
+        embedding = _embedding(operations, place)
+        _write(operations, f"SELECT pgembed._broken_index_sql({embedding})")
+        _write(operations, f"SELECT pgembed.index_sql({embedding}, {index.m}, {index.ef_construction})")
+        return
+    statement = _run(operations, catalog.index_statement(relation, place.target, index.m, index.ef_construction))
+    with operations.get_context().autocommit_block():
+        _run(operations, built(relation, place.target, statement))
 
 
 @Operations.implementation_for(DropVectorIndexOp)
 def _drop_index(operations: Operations, operation: DropVectorIndexOp) -> None:
-    _run_what_it_gives(
-        operations,
+    query = (
         "SELECT pg_catalog.format('DROP INDEX CONCURRENTLY IF EXISTS %I.%I', e.schema_name, pgembed._index_name(e))"
-        f" FROM pgembed._embedding({_embedding(operations, operation.place)}) e",
+        f" FROM pgembed._embedding({_embedding(operations, operation.place)}) e"
     )
+    if _is_script(operations):
+        _write(operations, query)
+        return
+    statement = operations.get_bind().scalar(text(query.replace(":", "\\:")))
+    with operations.get_context().autocommit_block():
+        operations.execute(text(str(statement).replace(":", "\\:")))  # its colons are no parameters
 
 
 def _declared(
@@ -335,29 +348,22 @@ def _run(operations: Operations, plan: Plan[Any]) -> Any:  # noqa: ANN401
     return run_plan(operations.get_bind(), plan)
 
 
-def _run_what_it_gives(operations: Operations, query: str) -> None:
-    """Run the statement that a query gives, outside the transaction. In a script psql does: an index's name has its
-    embedding's number in it."""
+def _write(operations: Operations, query: str) -> None:
+    """Write into a script what has psql run the statement that a query gives, outside the transaction: an index's name
+    has its embedding's number in it."""
     context = operations.get_context()
-    if _is_script(operations):
-        with context.autocommit_block():
-            context.impl.static_output(f"{query} \\gexec")
-        return
-    statement = _run(operations, _given(query))
     with context.autocommit_block():
-        operations.execute(text(statement.replace(":", "\\:")))  # its colons are no parameters
-
-
-def _given(query: str) -> Plan[str]:
-    rows = yield Call(sql.SQL(cast(LiteralString, query.replace("%", "%%"))))
-    return next(iter(rows[0].values()))
+        context.impl.static_output(f"{query} \\gexec")
 
 
 def _is_script(operations: Operations) -> bool:
     return bool(operations.get_context().as_sql)
 
 
+def _relation(operations: Operations, place: Place) -> str:
+    return qualified(operations.get_context().dialect.identifier_preparer, place.schema, place.table)
+
+
 def _embedding(operations: Operations, place: Place) -> str:
     """The table and the target, as the first arguments of pgembed's functions."""
-    relation = qualified(operations.get_context().dialect.identifier_preparer, place.schema, place.table)
-    return ", ".join(sql.Literal(name).as_string(None) for name in (relation, place.target))
+    return ", ".join(sql.Literal(name).as_string(None) for name in (_relation(operations, place), place.target))

@@ -13,9 +13,10 @@ Engines use psycopg (``postgresql+psycopg://``), synchronously or with asyncio.
 """
 
 from pgembed.declared import Declared, EncoderSpec, VectorIndex
-from pgembed.sqlalchemy.columns import Embedding, Vector, embedding_column, embedding_columns
+from pgembed.sqlalchemy.columns import Embedding, Vector, embedding_column
 from pgembed.sqlalchemy.queries import configure, install
 from pgembed.sqlalchemy.reflection import attached
+from pgembed.sqlalchemy.tables import embedding_columns
 
 __all__ = [
     "Declared",

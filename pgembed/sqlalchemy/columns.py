@@ -1,39 +1,40 @@
-"""The column of an embedding: its type, what it compares with, and what happens as its table is created or dropped."""
+"""The column of an embedding: its type, what it compares with, and how it is written in a statement."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import (
+    Alias,
     Column,
-    Connection,
     Dialect,
     Float,
-    Index,
+    Insert,
     Table,
-    event,
+    TableSample,
+    and_,
     tuple_,
+    type_coerce,
 )
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql.dml import OnConflictDoUpdate
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import CreateIndex, FetchedValue
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnElement
 from sqlalchemy.types import NullType
 
 from pgembed.catalog import InputSpec
-from pgembed.declared import OPERATOR_CLASSES, Declared, EncoderSpec, VectorIndex, inputs_of
+from pgembed.declared import OPERATOR_CLASSES, STORAGES, Declared, EncoderSpec, Storage, VectorIndex, inputs_of
 from pgembed.encoders import Metric
 from pgembed.errors import InvalidInput, InvalidQuery
 from pgembed.inputs import Expression
 from pgembed.shown import shortened
-from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, is_installed, register_encoder
 from pgembed.sqlalchemy.queries import Asked, QueryVector
+from pgembed.sqlalchemy.side import OF, no_key, side_table
 
 Vector: TypeAlias = NDArray[np.float32] | list[float] | None
 """What an embedding's attribute holds: ``(dim,)`` numbers, or None until the row is encoded. It is read-only."""
@@ -46,9 +47,10 @@ class Embedding(VECTOR):
 
     cache_ok = True
 
-    def __init__(self, declared: Declared | None = None, dim: int | None = None) -> None:
+    def __init__(self, declared: Declared | None = None, dim: int | None = None, place: str = "an embedding") -> None:
         super().__init__(dim)
         self.declared = declared
+        self.place = place  # what the column is called in errors
 
     @property
     def metric(self) -> Metric:
@@ -59,6 +61,19 @@ class Embedding(VECTOR):
         """Whether an object has nothing new to be written: always, so that ``merge`` of an older one, and whatever is
         put into the attribute, never overwrite what a worker wrote."""
         return self.declared is not None or super().compare_values(x, y)
+
+    def bind_expression(self, bindvalue: BindParameter[Any]) -> ColumnElement[Any]:
+        """Refuse a value that an INSERT or UPDATE sets. Raises InvalidInput as the statement is compiled."""
+        if self.declared is not None:
+            raise InvalidInput(
+                f"A statement sets {self.place}, whose vectors pgembed writes.",
+                "Leave it out: a row is encoded as its inputs change, and again by pgembed.reconcile.",
+            )
+        return bindvalue
+
+    def coerce_compared_value(self, op: object, value: object) -> Embedding:
+        """The type of what is compared with a column, which no statement sets."""
+        return Embedding()
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
         """As of a vector; a query needs ``distance``, which knows its column."""
@@ -99,16 +114,21 @@ class Embedding(VECTOR):
             if not isinstance(cast(object, k), int) or isinstance(k, bool) or k < 1:
                 raise InvalidQuery(f"k is {k!r}: ask for one row at least.")
             (column,) = self._column.base_columns
-            table, mine = cast(Table, column.table), self._column.table
+            vectors = column.vectors if isinstance(column, EmbeddingColumn) else cast("Column[Any]", column)
+            table, mine = cast(Table, column.table), cast(Any, self._column.table)
             if not table.primary_key.columns:
-                raise InvalidQuery(f"Table {table.name} has no primary key.", "Declare it, as the database has it.")
-            inner = table.alias()
-            there = cast(Any, inner.c[column.name])
+                raise no_key(table)
+            inner = vectors.table.alias()
+            there = cast(Any, inner.c[vectors.name])
             near: ColumnElement[float] = there.distance(query)
-            keys = [inner.c[key.name] for key in table.primary_key.columns]
+            keys = [inner.c[key.name] for key in vectors.table.primary_key.columns]
             found = inner.select().with_only_columns(*keys).where(there.is_not(None)).order_by(near).limit(k)
-            own = [cast(Any, mine).corresponding_column(key) for key in table.primary_key.columns]
+            own = [mine.corresponding_column(key) for key in table.primary_key.columns]
             return (own[0] if len(own) == 1 else tuple_(*own)).in_(found)
+
+        def operate(self, op: Any, *other: Any, **options: Any) -> Any:  # noqa: ANN401
+            """As of a vector; a parameter whose value comes later is one that is compared, too."""
+            return super().operate(op, *map(_compared, other), **options)
 
         @property
         def _metric(self) -> Metric:
@@ -156,10 +176,90 @@ class Embedding(VECTOR):
             bases = [column for column in self.expr.base_columns if isinstance(column, Column)]
             if len(bases) != 1 or getattr(bases[0], "table", None) is None:
                 return None
-            table = bases[0].table
-            return QueryVector(table.schema, table.name, bases[0].name)
+            column = cast("Column[Any]", bases[0].info.get(OF, bases[0]))
+            return QueryVector(column.table.schema, column.table.name, column.name)
 
     comparator_factory: Any = Comparator
+
+
+def _compared(other: Any) -> Any:  # noqa: ANN401
+    if isinstance(other, BindParameter) and isinstance(cast("BindParameter[Any]", other).type, NullType):
+        return type_coerce(cast("BindParameter[Any]", other), VECTOR())
+    return cast(object, other)
+
+
+class EmbeddingColumn(Column[Any]):
+    """The column of an embedding in a table, and in aliases of the table; elsewhere it is a column like others.
+
+    With ``storage="side"`` the table has no such column: where a statement names it, its vector is looked up in the
+    side table.
+    """
+
+    inherit_cache = True
+    type: Embedding  # pyright: ignore[reportIncompatibleVariableOverride]
+    # copies become one of these as they are put into a table
+    _constructor = Column  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    @property
+    def declared(self) -> Declared:
+        """What was said of the embedding."""
+        return cast(Declared, self.type.declared)
+
+    @property
+    def side(self) -> Table:
+        """The side table of the embedding, to be joined: ``select(Product).join(Product.embedding.side)``. Raises
+        InvalidQuery where vectors are a column of the table."""
+        if self.declared.storage != "side":
+            raise InvalidQuery(
+                f"The vectors of {self.type.place} are a column of the table itself.", "Ask that column."
+            )
+        return _of_table(self)._side
+
+    @property
+    def vectors(self) -> Column[Any]:
+        """The column that holds the vectors: this one, or that of the side table."""
+        return self.side.c.vector if self.declared.storage == "side" else self
+
+    @cached_property
+    def _side(self) -> Table:
+        return side_table(self, self.declared, self.type)
+
+    def _make_proxy(self, selectable: Any, *args: Any, **options: Any) -> Any:  # noqa: ANN401
+        key, made = super()._make_proxy(selectable, *args, **options)
+        if isinstance(selectable, Alias | TableSample) and isinstance(selectable.element, Table):
+            made.__class__ = EmbeddingColumn
+        return key, made
+
+
+@compiles(EmbeddingColumn)
+def _written(column: EmbeddingColumn, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
+    text = compiler.visit_column(column, **options)  # which also notes it among the columns of the result
+    table, is_excluded = cast(Any, column.table), _is_excluded(column, compiler)
+    if column.declared.storage == "column":
+        # an upsert of all columns keeps the vector, since that of the row that it did not insert is NULL
+        return compiler.process(_of_table(column), **options) if is_excluded else text
+    if is_excluded or not options.get("include_table", True):
+        raise InvalidInput(
+            f"{column.type.place} is no column of the table: its vectors stand in {column.side}.",
+            "Leave it out of what is set; an index over it is declared by index=True.",
+        )
+    side = column.side.alias()
+    own = [table.c[key.key] for key in _of_table(column).table.primary_key.columns]
+    same = and_(*(side.c[key.name] == mine for key, mine in zip(column.side.primary_key.columns, own, strict=True)))
+    vector, name = compiler.process(side.c.vector), compiler.preparer.quote(column.name)
+    return f"(SELECT {vector} AS {name} FROM {compiler.process(side, asfrom=True)} WHERE {compiler.process(same)})"
+
+
+def _is_excluded(column: EmbeddingColumn, compiler: SQLCompiler) -> bool:
+    """Whether a column is that of the row which an upsert did not insert."""
+    inserting = bool(compiler.stack) and isinstance(compiler.stack[-1].get("selectable"), Insert)
+    return inserting and isinstance(column.table, Alias) and column.table.name == "excluded"
+
+
+def _of_table(column: EmbeddingColumn) -> EmbeddingColumn:
+    """The column of the table, of which one of an alias or a statement is made."""
+    (base,) = column.base_columns
+    return cast(Any, base).table.c[cast(Any, base).key]
 
 
 def embedding_column(
@@ -173,16 +273,19 @@ def embedding_column(
     index: bool | VectorIndex = False,
     mode: str = "queue",
     stale: str = "keep",
+    storage: Storage = "column",
     fusion: str = "sum",
     metric: Metric | None = None,
 ) -> Any:  # noqa: ANN401
     """The column of an embedding, for a declarative model, a mixin or a ``Table``; pgembed fills it.
 
     ``encoder`` is the name of one that is registered, or an EncoderSpec, which ``create_all`` registers. The inputs,
-    ``mode``, ``stale`` and ``fusion`` are those of ``Pgembed.attach``. ``index`` builds an HNSW index. ``metric`` is
-    the encoder's, cosine where nothing is said; inputs side by side compare by inner product. Raises InvalidInput
-    where there is no input.
+    ``mode``, ``stale``, ``storage`` and ``fusion`` are those of ``Pgembed.attach``. ``index`` builds an HNSW index.
+    ``metric`` is the encoder's, cosine where nothing is said; inputs side by side compare by inner product. Raises
+    InvalidInput where there is no input.
     """
+    if storage not in STORAGES:
+        raise InvalidInput(f"The storage is {storage!r}.", f"It is one of {', '.join(STORAGES)}.")
     metric = metric or ("ip" if fusion == "concat" else "cosine")
     if metric not in OPERATOR_CLASSES:
         raise InvalidInput(f"The metric is {metric!r}.", f"It is one of {', '.join(OPERATOR_CLASSES)}.")
@@ -191,97 +294,10 @@ def embedding_column(
         inputs=inputs_of({"text": text, "image": image, "screenshot": screenshot}),
         mode=mode,
         stale=stale,
+        storage=storage,
         fusion=fusion,
         metric=metric,
         index=VectorIndex() if index is True else index or None,
         registered_as=None if isinstance(encoder, str) else encoder,
     )
     return Column(name, cast(Any, Embedding(declared)))
-
-
-def embedding_columns(table: Table) -> Iterator[tuple[Column[Any], Declared]]:
-    """The embeddings that a table declares."""
-    for column in table.columns:
-        if isinstance(column.type, Embedding) and column.type.declared is not None:
-            yield column, column.type.declared
-
-
-@event.listens_for(Column, "after_parent_attach")
-def _joins_table(column: Column[Any], table: Table) -> None:
-    """Make a column of an embedding what it is: no part of CREATE TABLE, and written by nobody but pgembed."""
-    if not isinstance(column.type, Embedding) or column.type.declared is None:
-        return
-    declared = column.type.declared
-    column.system = True  # attach adds it
-    if column.server_default is None:
-        column.server_default = FetchedValue()  # so that INSERTs leave it alone
-    if declared.index is not None and not any(is_over(index, column) for index in table.indexes):
-        Index(
-            None,
-            column,
-            postgresql_using="hnsw",
-            postgresql_with={"m": declared.index.m, "ef_construction": declared.index.ef_construction},
-            postgresql_ops={column.name: OPERATOR_CLASSES[declared.metric]},
-            _column_flag=True,  # as of Column(index=True): a copy of the table has it by its column, not twice
-        )
-
-
-def is_over(index: Index, column: Column[Any]) -> bool:
-    """Whether an index holds a column."""
-    return any(column is one or getattr(one, "name", None) == column.name for one in index.expressions)
-
-
-def late_indexes(table: Table) -> Sequence[Index]:
-    """The indexes over embeddings, whose columns are not there when the others are built."""
-    columns = [column for column, _ in embedding_columns(table)]
-    return [index for index in table.indexes if any(is_over(index, column) for column in columns)]
-
-
-# of all tables, since one that was pickled has no listeners of its own any more
-@event.listens_for(Table, "before_create")
-def _creates(table: Table, connection: Connection, **_options: Any) -> None:  # noqa: ANN401
-    for index in late_indexes(table):
-        index.ddl_if(callable_=_never)
-
-
-@event.listens_for(Table, "after_create")
-def _created(table: Table, connection: Connection, **_options: Any) -> None:  # noqa: ANN401
-    schema = connection.schema_for_object(table)
-    for column, declared in embedding_columns(table):
-        if declared.registered_as is not None:
-            register_encoder(connection, declared.registered_as)
-        connection.execute(AttachEmbedding(schema, table.name, column.name, declared))
-    for index in late_indexes(table):
-        connection.execute(CreateIndex(index))
-
-
-@event.listens_for(Table, "before_drop")
-def _drops(table: Table, connection: Connection, **_options: Any) -> None:  # noqa: ANN401
-    declared = [column for column, _ in embedding_columns(table)]
-    if declared and hasattr(connection, "connection") and not is_installed(connection):
-        return
-    schema = connection.schema_for_object(table)
-    for column in declared:
-        connection.execute(DetachEmbedding(schema, table.name, column.name, if_attached=True))
-
-
-def _never(*_args: Any, **_options: Any) -> bool:  # noqa: ANN401
-    return False
-
-
-@compiles(OnConflictDoUpdate, "postgresql")
-def _upserts(clause: OnConflictDoUpdate, compiler: Any, **options: Any) -> str:  # noqa: ANN401
-    """Leave vectors alone where an upsert takes all columns of ``excluded``, whose vector is NULL."""
-    values: dict[Any, Any] = dict(clause.update_values_to_set)
-    kept = {key: value for key, value in values.items() if not _is_excluded_vector(value)}
-    if kept and len(kept) < len(values):
-        clause = copy(clause)
-        clause.update_values_to_set = kept
-    return compiler.visit_on_conflict_do_update(clause, **options)
-
-
-def _is_excluded_vector(value: object) -> bool:
-    column = cast("Column[Any] | None", value if isinstance(value, Column) else None)
-    if column is None or not isinstance(column.type, Embedding) or column.type.declared is None:
-        return False
-    return getattr(column.table, "name", None) == "excluded"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psycopg
@@ -54,7 +54,7 @@ from pgembed.encoders import Role
 from pgembed.encoders.builtin import LiteEncoder
 from pgembed.errors import InvalidInput, InvalidQuery, MediaError
 from pgembed.inputs import Expression
-from pgembed.sqlalchemy import EncoderSpec, embedding_column
+from pgembed.sqlalchemy import Embedding, EncoderSpec, embedding_column
 from pgembed.sqlalchemy import Vector as Stored
 from tests.conftest import Connection as Database
 
@@ -95,38 +95,65 @@ class Product(Titled, Base):
     price: Mapped[int | None]
 
 
+class TitledBeside:
+    title: Mapped[str | None]
+    embedding: Mapped[Stored] = embedding_column(encoder=LITE, text="{title}", index=True, storage="side")
+
+
+class Beside(DeclarativeBase):
+    pass
+
+
+class ProductBeside(TitledBeside, Beside):
+    __tablename__ = "product"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    price: Mapped[int | None]
+
+
+Model = type[Product] | type[ProductBeside]
+both_storages = pytest.mark.parametrize("model", [Product, ProductBeside], ids=["column", "side"], indirect=True)
+
+
 @pytest.fixture
-def filled(engine: Engine, database_dsn: str) -> Engine:
-    Base.metadata.create_all(engine)
+def model(request: pytest.FixtureRequest) -> Model:
+    """The model of ``filled``."""
+    return getattr(request, "param", Product)
+
+
+@pytest.fixture
+def filled(engine: Engine, database_dsn: str, model: Model) -> Engine:
+    model.metadata.create_all(engine)
     with Session(engine) as session:
-        session.add_all(Product(id=n, title=title, price=n) for n, title in enumerate(TITLES))
+        session.add_all(model(id=n, title=title, price=n) for n, title in enumerate(TITLES))
         session.commit()
     with pgembed.connect(database_dsn) as db:
         db.work(until_idle=True)
     return engine
 
 
-def test_create_all_attaches_and_drop_all_detaches(filled: Engine) -> None:
+@both_storages
+def test_create_all_attaches_and_drop_all_detaches(filled: Engine, model: Model) -> None:
     with filled.connect() as conn:
         rows = conn.execute(text("SELECT target, encoder FROM pgembed.embedding")).all()
         assert [tuple(row) for row in rows] == [("embedding", "lite")]
         index = conn.execute(text("SELECT indexdef FROM pg_indexes WHERE indexdef LIKE '%hnsw%'")).scalar_one()
         assert "vector_cosine_ops" in index
-    Base.metadata.create_all(filled)  # nothing is there to be made
-    Base.metadata.drop_all(filled)
+    model.metadata.create_all(filled)  # nothing is there to be made
+    model.metadata.drop_all(filled)
     with filled.connect() as conn:
         assert conn.execute(text("SELECT count(*) FROM pgembed.embedding")).scalar_one() == 0
-    Base.metadata.drop_all(filled)
+    model.metadata.drop_all(filled)
 
 
-def test_orders_by_distance(filled: Engine, database_dsn: str) -> None:
+@both_storages
+def test_orders_by_distance(filled: Engine, model: Model, database_dsn: str) -> None:
     query = Text("a red shoe")
     with Session(filled) as session:
-        near = session.scalars(select(Product).order_by(Product.embedding.distance(query)).limit(3)).all()
+        near = session.scalars(select(model).order_by(model.embedding.distance(query)).limit(3)).all()
         assert near[0].title == "a red shoe"
         assert isinstance(near[0].embedding, list | np.ndarray)
         scores = session.execute(
-            select(Product.id, Product.embedding.score(query)).order_by(Product.embedding.distance(query)).limit(3)
+            select(model.id, model.embedding.score(query)).order_by(model.embedding.distance(query)).limit(3)
         ).all()
     with pgembed.connect(database_dsn) as db:
         expected = db.search("product", query, limit=3)
@@ -165,26 +192,28 @@ def test_what_a_statement_asks_is_one_call_of_the_encoder_outside_its_transactio
         assert not raw.autocommit
 
 
-def test_the_compiled_statement_is_kept_for_other_queries(filled: Engine) -> None:
+@both_storages
+def test_the_compiled_statement_is_kept_for_other_queries(filled: Engine, model: Model) -> None:
     sent = sent_by(filled)
     found = []
     with Session(filled) as session:
         for query in (Text("a dog"), Text("a red shoe") + Text("in red"), Text("a cat")):
-            statement = select(Product.title).order_by(Product.embedding.distance(query)).limit(1)
+            statement = select(model.title).order_by(model.embedding.distance(query)).limit(1)
             found.append(session.scalar(statement))
     assert found == ["a dog", "a red shoe", "a cat"]
-    searches = [(statement, str(values)) for statement, values in sent if "ORDER BY product.embedding" in statement]
+    searches = [(statement, str(values)) for statement, values in sent if "<=>" in statement]
     assert len(searches) == 3
     assert len({statement for statement, _ in searches}) == 1
     assert "red shoe" not in str(searches)
 
 
-def test_composes_with_joins_ctes_aliases_and_conditions(filled: Engine) -> None:
-    other = aliased(Product)
-    near = Product.embedding.distance(Text("a shoe"))
-    shoes = select(Product.id, near.label("far")).order_by(near).limit(2).cte("shoes")
+@both_storages
+def test_composes_with_joins_ctes_aliases_and_conditions(filled: Engine, model: Model) -> None:
+    other = aliased(model)
+    near = model.embedding.distance(Text("a shoe"))
+    shoes = select(model.id, near.label("far")).order_by(near).limit(2).cte("shoes")
     with Session(filled) as session:
-        rows = session.execute(select(Product.title).join(shoes, shoes.c.id == Product.id).order_by(shoes.c.far)).all()
+        rows = session.execute(select(model.title).join(shoes, shoes.c.id == model.id).order_by(shoes.c.far)).all()
         assert {row.title for row in rows} == {"a red shoe", "a blue shoe"}
         title = session.scalar(
             select(other.title)
@@ -193,16 +222,16 @@ def test_composes_with_joins_ctes_aliases_and_conditions(filled: Engine) -> None
             .limit(1)
         )
         assert title in ("a dog", "a cat")
-        within = select(Product.id).where(Product.embedding.within(Text("a dog"), 0.01))
+        within = select(model.id).where(model.embedding.within(Text("a dog"), 0.01))
         assert session.scalars(within).all() == [0]
         nearest = select(other.title).where(other.embedding.nearest(Text("a shoe"), 2), other.price > 1)
         assert session.scalars(nearest).all() == ["a blue shoe"]
-        like = select(Product.id).order_by(Product.embedding.distance(Row(1) - 0.2 * Text("red"))).limit(2)
+        like = select(model.id).order_by(model.embedding.distance(Row(1) - 0.2 * Text("red"))).limit(2)
         assert 1 in session.scalars(like).all()
-        between = select(func.count()).join_from(Product, other, Product.embedding.distance(other.embedding) < 0.01)
+        between = select(func.count()).join_from(model, other, model.embedding.distance(other.embedding) < 0.01)
         assert session.scalar(between) == len(TITLES)
-        mine = session.get_one(Product, 3)
-        assert session.scalar(select(Product.id).order_by(Product.embedding.distance(mine.embedding)).limit(1)) == 3
+        mine = session.get_one(model, 3)
+        assert session.scalar(select(model.id).order_by(model.embedding.distance(mine.embedding)).limit(1)) == 3
 
 
 def test_a_vector_index_is_used(filled: Engine) -> None:
@@ -215,9 +244,10 @@ def test_a_vector_index_is_used(filled: Engine) -> None:
         assert any("Index Scan using ix_product_embedding" in line[0] for line in plan)
 
 
-def test_an_orm_write_leaves_the_vector_alone(filled: Engine, database_dsn: str) -> None:
+@both_storages
+def test_an_orm_write_leaves_the_vector_alone(filled: Engine, model: Model, database_dsn: str) -> None:
     with Session(filled) as session:
-        product = session.get_one(Product, 0)
+        product = session.get_one(model, 0)
         before = np.asarray(product.embedding)
         product.price = 17
         session.commit()
@@ -230,23 +260,24 @@ def test_an_orm_write_leaves_the_vector_alone(filled: Engine, database_dsn: str)
         assert not np.array_equal(np.asarray(product.embedding), before)
 
 
+@both_storages
 def test_what_is_put_into_the_attribute_and_a_merge_of_an_older_object_leave_the_vector_alone(
-    filled: Engine, database_dsn: str
+    filled: Engine, model: Model, database_dsn: str
 ) -> None:
     with Session(filled) as session:
-        older = session.get_one(Product, 0)
+        older = session.get_one(model, 0)
         before = list(older.embedding or [])
         older.embedding = [0.5] * len(before)
         session.commit()
         assert list(older.embedding or []) == before
         session.refresh(older)
         session.expunge(older)
-        session.get_one(Product, 0).title = "a violin"
+        session.get_one(model, 0).title = "a violin"
         session.commit()
         with pgembed.connect(database_dsn) as db:
             db.work(until_idle=True)
         session.expire_all()
-        after = list(session.get_one(Product, 0).embedding or [])
+        after = list(session.get_one(model, 0).embedding or [])
         assert after != before
         session.expire_all()
         older.price = 99
@@ -296,23 +327,24 @@ def test_a_dataclass_whose_vector_is_loaded_when_it_is_asked_for(engine: Engine,
         assert len(note.vector or []) == 256
 
 
-def test_queries_in_variables_of_lambdas_and_in_bindparams(filled: Engine) -> None:
+@both_storages
+def test_queries_in_variables_of_lambdas_and_in_bindparams(filled: Engine, model: Model) -> None:
     mixed, numbers = Text("a red shoe") + Text("in red"), [0.1] * 256
     with Session(filled) as session:
 
         def matching(query: Expression | list[float]) -> Sequence[str | None]:
-            near = with_loader_criteria(Titled, lambda one: one.embedding.within(query, 0.01), include_aliases=True)
-            return session.scalars(select(Product.title).options(near)).all()
+            near = with_loader_criteria(model, lambda one: one.embedding.within(query, 0.01), include_aliases=True)
+            return session.scalars(select(model.title).options(near)).all()
 
         def nearest(query: Expression | list[float]) -> str | None:
-            by_lambda = lambda_stmt(lambda: select(Product.title).order_by(Product.embedding.distance(query)).limit(1))
+            by_lambda = lambda_stmt(lambda: select(model.title).order_by(model.embedding.distance(query)).limit(1))
             return session.scalar(by_lambda)
 
-        asked = select(Product.title).order_by(Product.embedding.distance(bindparam("asked"))).limit(1)
+        asked = select(model.title).order_by(model.embedding.distance(bindparam("asked"))).limit(1)
         assert [matching(Text(title)) for title in TITLES] == [[title] for title in TITLES]
         assert [nearest(query) for query in (Text("a dog"), mixed, Row(2))] == ["a dog", "a red shoe", "a cat"]
         assert [session.scalar(asked, {"asked": Text(title)}) for title in TITLES] == TITLES
-        by_hand = session.scalar(select(Product.title).order_by(Product.embedding.distance(numbers)).limit(1))
+        by_hand = session.scalar(select(model.title).order_by(model.embedding.distance(numbers)).limit(1))
         assert nearest(numbers) == session.scalar(asked, {"asked": numbers}) == by_hand
         other = Table("other", MetaData(), embedding_column("e", encoder=LITE, text="title"))
         both = asked.join(other, other.c.e.distance(bindparam("asked")) < 1)
@@ -320,12 +352,13 @@ def test_queries_in_variables_of_lambdas_and_in_bindparams(filled: Engine) -> No
             session.execute(both, {"asked": Text("a dog")})
 
 
-def test_asyncio(filled: Engine) -> None:
+@both_storages
+def test_asyncio(filled: Engine, model: Model) -> None:
     async def ask() -> list[Any]:
         engine = create_async_engine(filled.url.set(drivername="postgresql+psycopg"), poolclass=NullPool)
         async with AsyncSession(engine) as session:
-            near = Product.embedding.distance(Text("a red shoe"))
-            titles = await session.scalars(select(Product.title).order_by(near).limit(1))
+            near = model.embedding.distance(Text("a red shoe"))
+            titles = await session.scalars(select(model.title).order_by(near).limit(1))
             found = list(titles)
         await engine.dispose()
         return found
@@ -333,7 +366,8 @@ def test_asyncio(filled: Engine) -> None:
     assert asyncio.run(ask()) == ["a red shoe"]
 
 
-def test_core_tables_with_schemas_names_and_keys_of_all_kinds(engine: Engine, database_dsn: str) -> None:
+@pytest.mark.parametrize("storage", ["column", "side"])
+def test_core_tables_with_schemas_names_and_keys_of_all_kinds(engine: Engine, storage: Any) -> None:  # noqa: ANN401
     metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_name)s"})
     table = Table(
         "it's 100%",
@@ -342,7 +376,12 @@ def test_core_tables_with_schemas_names_and_keys_of_all_kinds(engine: Engine, da
         Column("no", Integer, primary_key=True),
         Column("the title", TextType),
         embedding_column(
-            "vec%tor", encoder=LITE, text={"column": "the title", "weight": 2}, index=True, mode="instant"
+            "vec%tor",
+            encoder=LITE,
+            text={"column": "the title", "weight": 2},
+            index=True,
+            mode="instant",
+            storage=storage,
         ),
         schema="tenant",
     )
@@ -356,10 +395,13 @@ def test_core_tables_with_schemas_names_and_keys_of_all_kinds(engine: Engine, da
         assert conn.scalars(nearest).all() == [1, 3]
         conn.commit()
     reflected = Table("it's 100%", MetaData(), schema="shop %1", autoload_with=engine)
-    declared = reflected.c["vec%tor"].type.declared
-    assert declared.attached == table.c["vec%tor"].type.declared.attached
+    declared, given = (cast(Embedding, one.c["vec%tor"].type).declared for one in (reflected, table))
+    assert declared is not None
+    assert given is not None
+    assert declared.attached == given.attached
     assert declared.registered_as == LITE
-    assert [index.name for index in reflected.indexes] == ["ix_it's 100%_vec%tor"]
+    names = {"column": ["ix_it's 100%_vec%tor"], "side": []}
+    assert [index.name for index in reflected.indexes] == names[storage]
     with engine.connect().execution_options(schema_translate_map={"tenant": "shop %1"}) as conn:
         metadata.drop_all(conn)
         conn.commit()
@@ -400,8 +442,9 @@ def test_inputs_side_by_side_and_views(engine: Engine, database_dsn: str) -> Non
     assert np.allclose([row.score for row in expected], [row[1] for row in rows], atol=1e-6)
 
 
-def test_metadata_that_was_pickled_makes_and_drops_embeddings(filled: Engine) -> None:
-    kept = pickle.loads(pickle.dumps(Base.metadata))
+@both_storages
+def test_metadata_that_was_pickled_makes_and_drops_embeddings(filled: Engine, model: Model) -> None:
+    kept = pickle.loads(pickle.dumps(model.metadata))
 
     def there() -> tuple[int, int]:
         with filled.connect() as conn:
@@ -415,10 +458,11 @@ def test_metadata_that_was_pickled_makes_and_drops_embeddings(filled: Engine) ->
     assert there() == (1, 1)
 
 
-def test_drop_all_where_pgembed_is_gone(filled: Engine) -> None:
+@both_storages
+def test_drop_all_where_pgembed_is_gone(filled: Engine, model: Model) -> None:
     with filled.begin() as conn:
         conn.execute(text("SELECT pgembed.uninstall(true)"))
-    Base.metadata.drop_all(filled)
+    model.metadata.drop_all(filled)
     assert not inspect(filled).has_table("product")
 
 
@@ -432,10 +476,11 @@ def test_a_role_without_rights_on_pgembed_reflects_vectors(filled: Engine) -> No
 
 def test_a_script_instead_of_a_database(database: Database) -> None:
     lines: list[str] = []
-    engine = create_mock_engine(
-        "postgresql+psycopg://",
-        lambda statement, *_, **__: lines.append(str(statement.compile(dialect=engine.dialect))),
-    )
+
+    def write(statement: Any, *_: object, **__: object) -> None:  # noqa: ANN401
+        lines.append(str(statement.compile(dialect=engine.dialect)))
+
+    engine = create_mock_engine("postgresql+psycopg://", write)
     Base.metadata.create_all(engine, checkfirst=False)
     script = ";".join(lines)
     database.execute(script.replace("%%", "%").encode())

@@ -77,6 +77,7 @@ class Project:
         self.config = Config(folder / "alembic.ini")
         self.config.set_main_option("sqlalchemy.url", "postgresql+psycopg://")
         self.config.attributes["url"] = url_of(dsn)
+        self.url = url_of(dsn).render_as_string(hide_password=False)
         (folder / "migrations" / "env.py").write_text(ENV)
 
     def models(self, text: str) -> None:

@@ -1,0 +1,63 @@
+"""Migrations of embeddings whose vectors stand in a side table."""
+
+from __future__ import annotations
+
+from tests.conftest import Connection
+from tests.migration.test_alembic import EMBEDDING, PRODUCT, Project, body
+from tests.migration.test_alembic import project as project  # a fixture
+
+SIDE = EMBEDDING.replace("index=True", 'index=True, storage="side"')
+
+
+def test_vectors_in_a_side_table_up_and_down(project: Project, database: Connection) -> None:
+    def indexes() -> list[tuple[object, ...]]:
+        return database.execute("SELECT indexdef FROM pg_indexes WHERE indexdef LIKE '%hnsw%'").fetchall()
+
+    project.models(PRODUCT + SIDE)
+    text = project.revision()
+    assert "op.attach_embedding('product', 'embedding', encoder='lite', text='{title}', storage='side')" in text
+    assert "sa.Column('embedding'" not in text
+    project.upgrade()
+    assert database.execute("SELECT side::regclass::text FROM pgembed.embedding").fetchall() == [("product_embedding",)]
+    (index,) = indexes()
+    assert "ON public.product_embedding USING hnsw (vector vector_cosine_ops)" in str(index)
+    assert project.is_current()
+    project.models(PRODUCT + SIDE.replace("index=True", "index=VectorIndex(m=8)"))
+    kinds = [line.split("(")[0] for line in body(project.revision(), "upgrade") if line.startswith("op.")]
+    assert kinds == ["op.drop_index", "op.create_index"]
+    project.upgrade()
+    assert project.is_current()
+    project.downgrade()
+    assert indexes() == [index]
+    project.downgrade("base")
+    assert database.execute("SELECT count(*) FROM pg_class WHERE relname LIKE 'product%'").fetchone() == (0,)
+
+
+def test_vectors_that_move_between_column_and_side_table(project: Project, database: Connection) -> None:
+    def where() -> list[tuple[object, ...]]:
+        found = (
+            "SELECT e.storage, i.tablename::text FROM pgembed.embedding e, pg_indexes i WHERE indexdef LIKE '%hnsw%'"
+        )
+        return database.execute(found).fetchall()
+
+    project.models(PRODUCT + EMBEDDING)
+    project.revision()
+    project.upgrade()
+    project.models(PRODUCT + SIDE)
+    text = project.revision()
+    assert "# op.alter_embedding('product', 'embedding', encoder='lite', text='{title}', storage='side')" in text
+    assert "Vectors would go, and be encoded again." in text
+    project.upgrade()
+    project.revision(allow_drop=True)
+    project.upgrade()
+    assert where() == [("side", "product_embedding")]
+    assert project.is_current()
+    project.downgrade()
+    assert where() == [("column", "product")]
+    project.upgrade()
+    project.models(PRODUCT)
+    project.revision(allow_drop=True)
+    project.upgrade()
+    assert where() == []
+    project.downgrade()
+    assert where() == [("side", "product_embedding")]
