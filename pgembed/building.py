@@ -20,7 +20,7 @@ from pgembed.explaining import Explanation, explained, explained_fused
 from pgembed.hybrid import FusedPlan, Method, prepared, run_fused
 from pgembed.inputs import Expression
 from pgembed.plans import Compute, Parameters, Plan
-from pgembed.query import PLACE, SearchPlan, SearchRow, Statement, check_condition, reranked
+from pgembed.query import PLACE, SearchPlan, SearchRow, Statement, check_condition, check_limit, reranked
 from pgembed.searching import Searcher
 
 
@@ -110,6 +110,7 @@ class Building:
 
     def limit(self, rows: int) -> Self:
         """At most so many rows (10 where nothing is said)."""
+        check_limit(rows)
         return self._with(limit=rows)
 
     def after(self, page: str | None) -> Self:
@@ -323,7 +324,7 @@ class AsyncQuery(Building):
 
 def _weight(weight: float) -> float:
     if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidQuery(f"A weight is a finite number, not {weight!r}.", "For example weight=0.3.")
+        raise InvalidQuery(f"The weight {weight!r} is not a finite number.", "For example weight=0.3.")
     return float(weight)
 
 
