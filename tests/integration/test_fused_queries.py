@@ -82,6 +82,25 @@ def fetched(dsn: str, asked: Query) -> list[tuple[Any, ...]]:
         return found
 
 
+def test_a_leg_may_have_a_filter_of_its_own_on_joined_tables(db: Pgembed, dsn: str) -> None:
+    start = db.query("product").join("JOIN brand ON brand.id = product.brand_id").select("id").limit(ROWS)
+    start = start.near(TITLE, embedding="title", where="brand.price < %s", params=[2]).fuse("score", depth=ROWS)
+    asked = start.near(PHOTO, embedding="photo").hybrid("red", columns=["item"], where="brand.price = 4")
+    with psycopg.connect(dsn) as conn:
+        by_hand = conn.execute(
+            "SELECT * FROM (SELECT p.id, CASE WHEN p.brand_id < 2 THEN 1 - (p.title <=> %s) END AS title,"
+            " 1 - (s.vector <=> %s) AS photo, p.brand_id = 4 AND item LIKE '%%red%%' AS has_word"
+            " FROM product p LEFT JOIN product_photo s ON s.id = p.id) AS f"
+            " WHERE title IS NOT NULL OR photo IS NOT NULL OR has_word",
+            ["[1,0,0,0,0,0]", "[0,1,0,0]"],
+        ).fetchall()
+    rows = asked.rows()
+    assert {row.id for row in rows} == {id for id, *_ in by_hand}
+    of_vectors = {id: (title or 0) + (photo or 0) for id, title, photo, has_word in by_hand if not has_word}
+    assert {row.id: row.score for row in rows if row.id in of_vectors} == pytest.approx(of_vectors, abs=1e-6)
+    assert [(row.id, row.score) for row in rows] == fetched(dsn, asked)
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_scores_are_those_by_hand_and_rows_without_a_vector_are_found(db: Pgembed, dsn: str, exact: bool) -> None:
     with psycopg.connect(dsn) as conn:
