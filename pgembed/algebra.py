@@ -347,7 +347,10 @@ def mmr(
         raise InvalidQuery(f"The lambda of mmr is {lambda_}.", "Give a number from 0 (unlike) to 1 (relevant).")
     lengths = np.linalg.norm(rows, axis=1)
     if not (np.isfinite(scores).all() and np.isfinite(lengths).all() and lengths.all()):
-        raise InvalidQuery("mmr was given a score that is not finite, or a vector that is zero or not finite.")
+        raise InvalidQuery(
+            "mmr was given a score that is not finite, or a vector that is zero or not finite.",
+            "Leave out the rows that have no vector or no score.",
+        )
     rows = rows / lengths[:, None]
     chosen: list[int] = []
     nearest = np.zeros(len(rows))

@@ -7,13 +7,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from pgembed.errors import InvalidQuery
 from pgembed.hybrid import Fused, Method
-from pgembed.inputs import Expression
+from pgembed.inputs import Expression, Text
 from pgembed.plans import Parameters
-from pgembed.query import PLACE, Place, SearchRow
+from pgembed.query import PLACE, Place, Prefer, SearchRow
 from pgembed.shown import shortened
 
 Rerank = Callable[[Sequence[SearchRow]], Sequence[float]]
@@ -35,11 +35,13 @@ class Page:
 
 @dataclass(frozen=True)
 class Near:
-    """A leg of vectors: what rows are near to, in which embedding, and what it weighs beside others."""
+    """A leg of vectors: what rows are near to, in which embedding, what it weighs beside others, and which rows."""
 
     query: Expression
     embedding: str | None = None
     weight: float = 1.0
+    where: str | None = None  # for this leg alone
+    params: Parameters = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Words:
     columns: tuple[str, ...] | None = None
     config: str | None = None
     function: str | None = None
+    where: str | None = None  # for this leg alone
+    params: Parameters = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Asked:
     wide: bool = False
     exact: bool = False
     neutral: str | None = None
+    prefer: Prefer | None = None
     limit: int = 10
     least: float | None = None
     after: str | None = None
@@ -118,15 +123,18 @@ class Asked:
                 'Take the view out of a query: near(query.without(View("…"))).',
             )
         words = self.words
+        nears = self.nears or ((Near(Text(words.words)),) if words else ())
+        legs = (*nears, words) if words else nears
         options = self.options()
         return Fused(
             words.words if words else None,
-            queries=[near.query for near in self.nears] or None,
-            embeddings=[near.embedding for near in self.nears] or None,
+            queries=[near.query for near in nears],
+            embeddings=[near.embedding for near in nears],
             where=options["where"],
             params=self.params,
+            filters=[leg.where and (leg.where, leg.params) for leg in legs] if any(leg.where for leg in legs) else None,
             limit=self.limit if limit is None else limit,
-            weights=[*([near.weight for near in self.nears] or [1.0]), *([words.weight] if words else [])],
+            weights=[leg.weight for leg in legs],
             method=method,
             depth=self.fused_depth,
             columns=self.columns,
@@ -139,16 +147,20 @@ class Asked:
             joined=self.joined,
             least=self.least,
             places=places,
+            prefer=self.prefer,
         )
 
     def options(self, **more: Any) -> dict[str, Any]:  # noqa: ANN401
         """What the compiler takes."""
-        if self.params and self.joined and isinstance(self.params, Mapping) != isinstance(self.joined, Mapping):
+        wheres, params = self.wheres, self.params
+        if not self.is_fused and self.nears and (near := self.nears[0]).where is not None:  # the only leg's
+            wheres, params = (*wheres, near.where), more_parameters(params, near.params)
+        if params and self.joined and isinstance(params, Mapping) != isinstance(self.joined, Mapping):
             raise mixed()
-        where = " AND ".join(f"({one})" for one in self.wheres) if len(self.wheres) > 1 else "".join(self.wheres)
+        where = " AND ".join(f"({one})" for one in wheres) if len(wheres) > 1 else "".join(wheres)
         return {
             "embedding": self.nears[0].embedding if self.nears else None,
-            "where": where or None, "params": self.params, "limit": self.limit,
+            "where": where or None, "params": params, "limit": self.limit, "prefer": self.prefer,
             "columns": self.columns, "wide": self.wide, "exact": self.exact, "joins": self.joins, "joined": self.joined,
             "weights": self.input_weights, "neutral": self.neutral,
         } | more  # fmt: skip
@@ -163,9 +175,9 @@ class Asked:
         inputs = near.query.inputs if near else ()
         contents = [(getattr(one, "content", None), repr(getattr(one, "mask", None))) for one in inputs]
         parts = (
-            self.table, repr(near and near.query), contents, near and near.embedding, self.wheres,
-            repr(self.params), self.joins, repr(self.joined),
-            self.input_weights and sorted(self.input_weights.items()), self.neutral,
+            self.table, repr(near and near.query), contents, near and (near.embedding, near.where, repr(near.params)),
+            self.wheres, repr(self.params), self.joins, repr(self.joined),
+            self.input_weights and sorted(self.input_weights.items()), self.neutral, self.prefer,
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
@@ -199,6 +211,20 @@ class Asked:
 def no_pages() -> InvalidQuery:
     """What to raise where pages of several legs are asked for."""
     return InvalidQuery("A query with several legs has no pages.", "Ask for more rows at once: .limit(50)")
+
+
+def more_parameters(before: Parameters, given: Parameters) -> Parameters:
+    """The parameters of one more clause too. Raises InvalidQuery where some have names and some have none."""
+    if not given:
+        return before
+    if before and isinstance(before, Mapping) != isinstance(given, Mapping):
+        raise mixed()
+    if not isinstance(given, Mapping):
+        return (*cast("Sequence[Any]", before), *given)
+    known = dict(cast("Mapping[str, Any]", before or {}))
+    if twice := [name for name in given if name in known and known[name] != given[name]]:
+        raise InvalidQuery(f"The parameter {twice[0]!r} was given before, with another value.", "Use another name.")
+    return {**known, **given}
 
 
 def mixed() -> InvalidQuery:

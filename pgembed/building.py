@@ -10,18 +10,18 @@ import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from numbers import Real
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from psycopg import sql
 
-from pgembed.asked import Asked, Near, Page, Rerank, Words, mixed, no_pages
+from pgembed.asked import Asked, Near, Page, Rerank, Words, mixed, more_parameters, no_pages
 from pgembed.errors import InvalidQuery
 from pgembed.explaining import Explanation, explained, explained_fused
 from pgembed.hybrid import FusedPlan, Method, prepared, run_fused
 from pgembed.inputs import Expression
 from pgembed.plans import Compute, Parameters, Plan
-from pgembed.query import PLACE, SearchPlan, SearchRow, Statement, check_condition, reranked
-from pgembed.searching import Searcher
+from pgembed.query import PLACE, Prefer, SearchPlan, SearchRow, Statement, check_condition, check_limit, reranked
+from pgembed.searching import Searcher, checked_preference
 
 
 class Building:
@@ -38,15 +38,25 @@ class Building:
         parts += [f"where({where!r})" for where in self._asked.wheres]
         return ".".join([*parts, f"limit({self._asked.limit})"])
 
-    def near(self, query: Expression, *, embedding: str | None = None, weight: float = 1.0) -> Self:
+    def near(
+        self,
+        query: Expression,
+        *,
+        embedding: str | None = None,
+        weight: float = 1.0,
+        where: str | None = None,
+        params: Parameters = (),
+    ) -> Self:
         """Rows near to this; ``embedding`` names one of the table's where it has several.
 
         Said again, rows are wanted that are near to all of these, each in its embedding: ``fuse`` says how, and
-        ``weight`` what this one counts beside the others.
+        ``weight`` what this one counts beside the others. ``where`` with its ``params`` is a condition for this one
+        alone: rows that do not match it get nothing here.
         """
         if not isinstance(query, Expression):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidQuery(f"A query is near to a Text, an Image or the like, not {query!r}.", 'Write Text("…").')
-        return self._with(nears=(*self._asked.nears, Near(query, embedding, _weight(weight))))
+        near = Near(query, embedding, _weight(weight), _condition(where, params), params)
+        return self._with(nears=(*self._asked.nears, near))
 
     def hybrid(
         self,
@@ -56,18 +66,24 @@ class Building:
         columns: Sequence[str] | None = None,
         config: str | None = None,
         words_function: str | None = None,
+        where: str | None = None,
+        params: Parameters = (),
     ) -> Self:
         """Look for these words too, by full text search; without ``near`` they are also what rows are near to.
 
         ``columns`` says where words are looked for, ``config`` the text search configuration, and ``words_function``
-        an SQL function that looks for them instead: see ``Pgembed.hybrid``.
+        an SQL function that looks for them instead: see ``Pgembed.hybrid``. ``where`` with its ``params`` is a
+        condition for the words alone.
         """
         if not isinstance(words, str) or not words.strip():  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidQuery(f"hybrid takes words to look for, not {words!r}.", 'For example .hybrid("red shoe").')
         if isinstance(columns, str):
             raise InvalidQuery(f"columns is a list of names, not {columns!r}.", f"Write columns=[{columns!r}].")
-        where = None if columns is None else tuple(columns)
-        return self._with(words=Words(words, _weight(weight), where, config, words_function))
+        looked_in = None if columns is None else tuple(columns)
+        condition = _condition(where, params)
+        return self._with(
+            words=Words(words, _weight(weight), looked_in, config, words_function, condition, params),
+        )
 
     def fuse(self, method: Method, *, depth: int = 100) -> Self:
         """How the legs, each ``near`` and ``hybrid``, become one ranking: by ``"rank"``, the sum of weight / (60 +
@@ -89,7 +105,7 @@ class Building:
         check_condition(condition, has_params=bool(params or named))  # by itself, before it stands beside others
         return self._with(
             wheres=(*self._asked.wheres, _escaped(condition, bool(params or named))),
-            params=_more(self._asked.params, params, named),
+            params=more_parameters(self._asked.params, _given(params, named)),
         )
 
     def join(self, clause: str, *params: Any, **named: Any) -> Self:  # noqa: ANN401
@@ -101,7 +117,7 @@ class Building:
         check_condition(clause, has_params=bool(params or named), what="join")
         return self._with(
             joins=(*self._asked.joins, _escaped(clause, bool(params or named))),
-            joined=_more(self._asked.joined, params, named),
+            joined=more_parameters(self._asked.joined, _given(params, named)),
         )
 
     def select(self, *columns: str) -> Self:
@@ -110,6 +126,7 @@ class Building:
 
     def limit(self, rows: int) -> Self:
         """At most so many rows (10 where nothing is said)."""
+        check_limit(rows)
         return self._with(limit=rows)
 
     def after(self, page: str | None) -> Self:
@@ -131,6 +148,11 @@ class Building:
         """A view of the space that is not to count: it is taken out of query and rows, so that rows that differ in it
         alone have the same score. Without a filter, an index by ``pgembed.neutral_index_sql`` serves it."""
         return self._with(neutral=view)
+
+    def prefer(self, prefer: Prefer) -> Self:
+        """How texts are encoded where there are two ways: ``"static"``, in Postgres by what ``distill_encoder`` made,
+        or ``"exact"``. Without this step as ``connect`` was told."""
+        return self._with(prefer=checked_preference(prefer))
 
     def wide(self) -> Self:
         """Read bytea and vector columns too."""
@@ -323,7 +345,7 @@ class AsyncQuery(Building):
 
 def _weight(weight: float) -> float:
     if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidQuery(f"A weight is a finite number, not {weight!r}.", "For example weight=0.3.")
+        raise InvalidQuery(f"The weight {weight!r} is not a finite number.", "For example weight=0.3.")
     return float(weight)
 
 
@@ -332,15 +354,18 @@ def _escaped(text: str, has_params: bool) -> str:
     return text if has_params else re.sub("%%|%", "%%", text)
 
 
-def _more(before: Parameters, params: Sequence[Any], named: Mapping[str, Any]) -> Parameters:
-    """The parameters of one more clause. Raises InvalidQuery where some have names and some have none."""
-    if not params and not named:
-        return before
-    if (params and named) or (before and isinstance(before, Mapping) != bool(named)):
+def _given(params: Sequence[Any], named: Mapping[str, Any]) -> Parameters:
+    """The parameters of one clause. Raises InvalidQuery where some have names and some have none."""
+    if params and named:
         raise mixed()
-    if not named:
-        return (*cast("Sequence[Any]", before), *params)
-    known = dict(cast("Mapping[str, Any]", before or {}))
-    if twice := [name for name in named if name in known and known[name] != named[name]]:
-        raise InvalidQuery(f"The parameter {twice[0]!r} was given before, with another value.", "Use another name.")
-    return {**known, **named}
+    return named or params
+
+
+def _condition(condition: str | None, params: Parameters) -> str | None:
+    """A condition of one leg, checked and escaped; None where there is none. Raises InvalidQuery."""
+    if condition is None:
+        if params:
+            raise InvalidQuery("There are params, but no filter that names them.", "Give where='price < %s'.")
+        return None
+    check_condition(condition, has_params=bool(params))
+    return _escaped(condition, bool(params))

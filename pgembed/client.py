@@ -19,7 +19,7 @@ from pgembed.distilling import Distilled
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
 from pgembed.estimate import Estimate, estimate
-from pgembed.hybrid import Fused, Method, Rerank, hybrid
+from pgembed.hybrid import Fused, LegFilter, Method, Rerank, hybrid
 from pgembed.inputs import Expression, Input
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run
@@ -436,6 +436,7 @@ class Pgembed(Views, Configured):
         embeddings: Sequence[str] | None = None,
         where: str | None = None,
         params: Parameters = (),
+        filters: Sequence[LegFilter] | None = None,
         limit: int = 10,
         weights: Sequence[float] | None = None,
         method: Method = "rank",
@@ -446,35 +447,28 @@ class Pgembed(Views, Configured):
         words_function: str | None = None,
         wide: bool = False,
         exact: bool = False,
+        prefer: Prefer | None = None,
         rerank: Rerank | None = None,
     ) -> list[SearchRow]:
         """The ``limit`` rows that words and vectors together put highest, best first, as ``pgembed.hybrid`` finds them.
 
         ``words`` are looked for by full text search and, where neither ``query`` nor ``queries`` says otherwise, by
         their vector. Each of ``queries`` searches the embedding of its place in ``embeddings``; an empty list leaves
-        the words alone. ``weights`` has one for each query, in order, that of the words last. ``method`` is ``"rank"``
-        (reciprocal rank fusion) or ``"score"`` (weighted sum), over ``depth`` rows of each. ``words_columns`` says
-        where words are looked for, ``config`` the text search configuration. ``rerank`` is called with the words and
-        the first ``depth`` rows and gives their scores, the higher the better: see ``pgembed.rerank``. The rest is as
-        of ``search``. Raises InvalidQuery, CatalogError, MediaError.
+        the words alone. ``weights`` has one for each query, in order, that of the words last; so has ``filters``, each
+        a condition beside ``where``, ``("price < %s", [50])`` where it has parameters, or None. ``method`` is
+        ``"rank"`` (reciprocal rank fusion) or ``"score"`` (weighted sum), over ``depth`` rows of each.
+        ``words_columns`` says where words are looked for, ``config`` the text search configuration. ``rerank`` is
+        called with the words and the first ``depth`` rows and gives their scores, the higher the better: see
+        ``pgembed.rerank``. The rest is as of ``search``. Raises InvalidQuery, CatalogError, MediaError.
         """
         fused = Fused(
             words,
             queries=queries if query is None else [query, *(queries or [])],
             embeddings=embeddings if embedding is None else [embedding, *(embeddings or [])],
-            where=where,
-            params=params,
-            limit=limit,
-            weights=weights,
-            method=method,
-            depth=depth,
-            columns=columns,
-            words_columns=words_columns,
-            config=config,
-            words_function=words_function,
-            wide=wide,
-            exact=exact,
-        )
+            where=where, params=params, filters=filters, limit=limit, weights=weights, method=method, depth=depth,
+            columns=columns, words_columns=words_columns, config=config, words_function=words_function,
+            wide=wide, exact=exact, prefer=prefer,
+        )  # fmt: skip
         return self._run(hybrid(self._searcher, table, fused, rerank))
 
     def _run(self, plan: Plan[T]) -> T:

@@ -17,7 +17,7 @@ from pgembed.distilling import Distilled
 from pgembed.encoders import Encoder, EncoderPolicy, Settings
 from pgembed.encoders.check import EncoderReport, check_encoder
 from pgembed.estimate import Estimate, estimate
-from pgembed.hybrid import Fused, Method, Rerank, hybrid
+from pgembed.hybrid import Fused, LegFilter, Method, Rerank, hybrid
 from pgembed.inputs import Expression, Input
 from pgembed.media import MediaPolicy
 from pgembed.plans import Parameters, Plan, run_async
@@ -352,6 +352,7 @@ class AsyncPgembed(AsyncViews):
         embeddings: Sequence[str] | None = None,
         where: str | None = None,
         params: Parameters = (),
+        filters: Sequence[LegFilter] | None = None,
         limit: int = 10,
         weights: Sequence[float] | None = None,
         method: Method = "rank",
@@ -362,6 +363,7 @@ class AsyncPgembed(AsyncViews):
         words_function: str | None = None,
         wide: bool = False,
         exact: bool = False,
+        prefer: Prefer | None = None,
         rerank: Rerank | None = None,
     ) -> list[SearchRow]:
         """See Pgembed.hybrid."""
@@ -369,19 +371,10 @@ class AsyncPgembed(AsyncViews):
             words,
             queries=queries if query is None else [query, *(queries or [])],
             embeddings=embeddings if embedding is None else [embedding, *(embeddings or [])],
-            where=where,
-            params=params,
-            limit=limit,
-            weights=weights,
-            method=method,
-            depth=depth,
-            columns=columns,
-            words_columns=words_columns,
-            config=config,
-            words_function=words_function,
-            wide=wide,
-            exact=exact,
-        )
+            where=where, params=params, filters=filters, limit=limit, weights=weights, method=method, depth=depth,
+            columns=columns, words_columns=words_columns, config=config, words_function=words_function,
+            wide=wide, exact=exact, prefer=prefer,
+        )  # fmt: skip
         return await self._run(hybrid(self._searcher, table, fused, rerank))
 
     async def _run(self, plan: Plan[T]) -> T:

@@ -285,6 +285,7 @@ def _parts(
         "embedding": plan.target.column, "where": where, "params": params, "limit": len(keys), "columns": [],
         "exact": True,
         "places": True, "weights": plan.weights, "neutral": neutral and neutral.view,
+        "prefer": plan.target.prefer or "exact",
     }  # fmt: skip
     similar: list[dict[tuple[Any, ...], float]] = []
     for _, _, term in told:

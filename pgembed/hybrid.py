@@ -15,6 +15,7 @@ from pgembed.plans import Call, Compute, Parameters, Plan
 from pgembed.query import (
     PLACE,
     Chosen,
+    Prefer,
     SearchRow,
     Statement,
     Target,
@@ -28,8 +29,10 @@ from pgembed.searching import Searcher
 
 Method = Literal["rank", "score"]
 Rerank = Callable[[str, Sequence[SearchRow]], Sequence[float]]
+LegFilter = str | tuple[str, Parameters] | None  # a condition, without parameters or with them
 _TYPES: dict[str, LiteralString] = {
-    "weights": "::float8[]", "columns": "::text[]", "config": "::regconfig", "words_function": "::regproc"
+    "weights": "::float8[]", "filters": "::text[]", "columns": "::text[]", "config": "::regconfig",
+    "words_function": "::regproc",
 }  # fmt: skip
 _MANY = 2**31  # for which Postgres has no integer
 _FOUND = quoted("pgembed found")
@@ -50,6 +53,7 @@ class Fused:
     embeddings: Sequence[str | None] | None = None
     where: str | None = None
     params: Parameters = ()
+    filters: Sequence[LegFilter] | None = None
     limit: int = 10
     weights: Sequence[float] | None = None
     method: Method = "rank"
@@ -64,6 +68,7 @@ class Fused:
     joined: Parameters = ()
     least: float | None = None
     places: bool = False
+    prefer: Prefer | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def prepared(searcher: Searcher, table: str, fused: Fused) -> Plan[FusedPlan]:
     vectors: list[Statement] = []
     targets: list[str] = []
     for query, name in zip(queries, names, strict=False):
-        plan = yield from searcher.prepare(table, query, embedding=name, limit=fused.limit)
+        plan = yield from searcher.prepare(table, query, embedding=name, limit=fused.limit, prefer=fused.prefer)
         vectors.append(plan.vector)
         targets.append(plan.target.column)
     for of, number in (("limit", fused.limit), ("depth", fused.depth)):
@@ -144,7 +149,8 @@ def _arguments(target: Target, fused: Fused, queries: Sequence[Statement], embed
         "embeddings": list(embeddings),
         "weights": None if fused.weights is None else list(map(float, fused.weights)),
         "method": fused.method,
-        "filter": _filter(target, fused),
+        "filter": _filter(target, fused, _condition(fused.where, fused.params)),
+        "filters": _filters(target, fused),
         "columns": None if fused.words_columns is None else list(fused.words_columns),
         "config": fused.config,
         "words_function": fused.words_function,
@@ -194,7 +200,7 @@ def _statement(target: Target, fused: Fused, read: Sequence[Chosen], arguments: 
         )
         parts.append(sql.SQL(" JOIN {} ON {}").format(quoted(target.schema, target.table), same))
         parts += [sql.SQL(" "), _escaped(_joins(fused))]
-        if fused.joins and (where := _where(fused)) is not None:
+        if fused.joins and (where := _condition(fused.where, fused.params)) is not None:
             conditions.append(sql.SQL("({})").format(_escaped(where)))
     if fused.least is not None:
         conditions.append(sql.SQL("{} >= {}").format(_SCORE, fused.least))
@@ -210,9 +216,20 @@ def _of_item(name: str) -> sql.Composed:
     return sql.SQL("({}.{}).{}").format(_FOUND, _ITEM, quoted(name))
 
 
-def _filter(target: Target, fused: Fused) -> str | None:
-    """The condition on the table's rows: with joins, that the key is one of those that join and match."""
-    where = _where(fused)
+def _filters(target: Target, fused: Fused) -> list[str | None] | None:
+    """The condition of each leg beside that of all."""
+    if fused.filters is None:
+        return None
+    if isinstance(fused.filters, str):
+        raise InvalidQuery(
+            f"filters has one for each leg, which {fused.filters!r} is not.", 'For all legs: where="price < 50".'
+        )
+    pairs = [(one, ()) if one is None or isinstance(one, str) else one for one in fused.filters]
+    return [None if where is None else _filter(target, fused, _condition(where, params)) for where, params in pairs]
+
+
+def _filter(target: Target, fused: Fused, where: str | None) -> str | None:
+    """A condition on the table's rows: with joins, that the key is one of those that join and match."""
     if not fused.joins:
         return where
     keys = sql.SQL(", ").join(map(sql.Identifier, target.keys)).as_string(None)
@@ -225,10 +242,9 @@ def _joins(fused: Fused) -> str:
     return _inlined(" ".join(fused.joins), fused.joined)
 
 
-def _where(fused: Fused) -> str | None:
-    """The filter with its parameters written into it as psycopg writes literals, so that their types are those of
+def _condition(where: str | None, params: Parameters) -> str | None:
+    """A filter with its parameters written into it as psycopg writes literals, so that their types are those of
     ``search``. Raises InvalidQuery where it names other parameters than there are."""
-    where, params = fused.where, fused.params
     if where is None:
         if params:
             raise InvalidQuery("There are params, but no filter that names them.", "Give where='price < %s'.")

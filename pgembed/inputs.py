@@ -28,6 +28,8 @@ SourceKind = Literal["bytes", "path", "url", "picture"]
 InputModality = Literal["text", "image", "screenshot", "vector", "row", "view"]
 
 _LARGEST_BOX = 1e9  # pixels; not a number is not less either
+_NUMBERS = "Give a list or an array of finite numbers: Vector([0.1, -0.2])."
+_NO_DIRECTION = "Give a vector of finite numbers, not all of them 0."
 _CANCELS = 1e-6  # of the sum of the weights: what is left then is the rounding of float32, not a direction
 
 
@@ -67,7 +69,10 @@ class Expression:
         there are no terms, a vector is zero or not finite, dimensions or named spaces differ, or the sum cancels.
         """
         if len(self.spaces) > 1:
-            raise InvalidQuery(f"The query mixes vectors of the spaces {' and '.join(sorted(self.spaces))}.")
+            raise InvalidQuery(
+                f"The query mixes vectors of the spaces {' and '.join(sorted(self.spaces))}.",
+                "Vectors of one query must come from one space.",
+            )
         return self.direction(encode).astype(np.float32)
 
     def direction(self, encode: Callable[[Input], NDArray[Any]]) -> NDArray[np.float64]:
@@ -122,7 +127,7 @@ class Expression:
     def __truediv__(self, divisor: float) -> Expression:
         factor = _number(divisor, "/")
         if factor == 0:
-            raise InvalidQuery(f"{self!r} is divided by zero.")
+            raise InvalidQuery(f"{self!r} is divided by zero.", "Divide by another number.")
         return _sum(tuple(Term(term.weight / factor, term.input) for term in self.terms))
 
     def __neg__(self) -> Expression:
@@ -172,7 +177,7 @@ class Term:
     def __post_init__(self) -> None:
         weight = _number(self.weight, "*")
         if not math.isfinite(weight):
-            raise InvalidQuery(f"The weight {weight} of {self.input!r} is not finite.", "Use a finite number.")
+            raise InvalidQuery(f"The weight {weight} of {self.input!r} is not a finite number.", "Use a finite number.")
         object.__setattr__(self, "weight", weight + 0.0)  # -0.0 becomes 0.0
 
     def __neg__(self) -> Term:
@@ -215,7 +220,7 @@ class Text(Input):
         if not isinstance(self.text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidInput(f"Text takes a str, not {_kind_of(self.text)}.")
         if not self.text.strip():
-            raise InvalidQuery(f"Text({self.text!r}) holds no words.", "Give it some, or leave it out of the query.")
+            raise InvalidQuery(f"Text({self.text!r}) is empty.", "Give it some words, or leave it out of the query.")
         if fault := _not_text(self.text):
             raise InvalidInput(f"Text({shortened(self.text)!r}) holds {fault}.")
 
@@ -326,12 +331,16 @@ class Vector(Input):
             with np.errstate(over="ignore"):
                 copied = np.array(array, dtype=np.float32)
         except (TypeError, ValueError):
-            raise InvalidQuery(f"Vector takes numbers, not {shortened(repr(plain))}.") from None
+            raise InvalidQuery(f"Vector takes numbers, not {shortened(repr(plain))}.", _NUMBERS) from None
         if copied.ndim != 1 or not copied.size:
-            raise InvalidQuery(f"A vector has one dimension and is not empty; this one's shape is {copied.shape}.")
+            raise InvalidQuery(
+                f"A vector has one dimension and is not empty; this one's shape is {copied.shape}.", _NUMBERS
+            )
         bad = np.flatnonzero(~np.isfinite(copied))
         if bad.size:
-            raise InvalidQuery(f"Number {bad[0] + 1} of the vector, {array[bad[0]]}, is not finite in float32.")
+            raise InvalidQuery(
+                f"Number {bad[0] + 1} of the vector, {array[bad[0]]}, is not finite in float32.", _NUMBERS
+            )
         copied += 0.0  # -0.0 becomes 0.0, so that equal vectors have equal bytes
         object.__setattr__(self, "content", copied.tobytes())
         object.__setattr__(self, "space", space)
@@ -400,12 +409,12 @@ def batches(*expressions: Expression) -> Batches:
 def _unit(input: Input, encode: Callable[[Input], NDArray[Any]]) -> NDArray[np.float64]:
     vector = np.asarray(input.values if isinstance(input, Vector) else encode(input), dtype=np.float64)
     if vector.ndim != 1 or not vector.size:
-        raise InvalidQuery(f"The vector of {input!r} has shape {vector.shape}, not (dim,).")
+        raise InvalidQuery(f"The vector of {input!r} has shape {vector.shape}, not (dim,).", _NO_DIRECTION)
     if not np.isfinite(vector).all():
-        raise InvalidQuery(f"The vector of {input!r} is not finite.")
+        raise InvalidQuery(f"The vector of {input!r} is not finite.", _NO_DIRECTION)
     length = math.sqrt(float(vector @ vector))
     if length == 0:
-        raise InvalidQuery(f"The vector of {input!r} is zero, which has no direction.")
+        raise InvalidQuery(f"The vector of {input!r} is zero, which has no direction.", _NO_DIRECTION)
     return vector / length
 
 

@@ -1,7 +1,7 @@
 """Plans: what a call does, step by step, without saying how it waits.
 
 A plan is a generator that yields steps and is sent their results, so that the synchronous and the asynchronous client
-run the same one.
+run the same one. An error of a step is raised in the plan, where it waits for the step.
 """
 
 from __future__ import annotations
@@ -57,44 +57,54 @@ Plan = Generator[Call | Compute | Within | Restore, Any, T]
 def run(conn: psycopg.Connection[Any], plan: Plan[T], *, own: bool = False) -> T:
     """Run a plan's steps on a connection; ``own`` tells that the transaction was begun for it."""
     answer: Any = None
+    failed: Exception | None = None
     while True:
         try:
-            step = plan.send(answer)
+            step = plan.send(answer) if failed is None else plan.throw(failed)
         except StopIteration as end:
             return end.value
-        match step:
-            case Call():
-                cursor: psycopg.Cursor[Any] = conn.cursor(row_factory=step.row_factory)
-                cursor.execute(step.query, step.params)
-                answer = cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
-            case Compute():
-                answer = step.function()
-            case Within():
-                begun = conn.info.transaction_status is TransactionStatus.IDLE
-                with conn.transaction():
-                    answer = run(conn, step.plan, own=begun)
-            case Restore(call):
-                answer = None if own else conn.execute(call.query, call.params)
+        answer = failed = None
+        try:
+            match step:
+                case Call():
+                    cursor: psycopg.Cursor[Any] = conn.cursor(row_factory=step.row_factory)
+                    cursor.execute(step.query, step.params)
+                    answer = cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
+                case Compute():
+                    answer = step.function()
+                case Within():
+                    begun = conn.info.transaction_status is TransactionStatus.IDLE
+                    with conn.transaction():
+                        answer = run(conn, step.plan, own=begun)
+                case Restore(call):
+                    answer = None if own else conn.execute(call.query, call.params)
+        except Exception as error:
+            failed = error
 
 
 async def run_async(conn: psycopg.AsyncConnection[Any], plan: Plan[T], *, own: bool = False) -> T:
     """Run a plan's steps on an asynchronous connection; computing is done in a thread. See ``run``."""
     answer: Any = None
+    failed: Exception | None = None
     while True:
         try:
-            step = plan.send(answer)
+            step = plan.send(answer) if failed is None else plan.throw(failed)
         except StopIteration as end:
             return end.value
-        match step:
-            case Call():
-                cursor: psycopg.AsyncCursor[Any] = conn.cursor(row_factory=step.row_factory)
-                await cursor.execute(step.query, step.params)
-                answer = await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
-            case Compute():
-                answer = await asyncio.to_thread(step.function)
-            case Within():
-                begun = conn.info.transaction_status is TransactionStatus.IDLE
-                async with conn.transaction():
-                    answer = await run_async(conn, step.plan, own=begun)
-            case Restore(call):
-                answer = None if own else await conn.execute(call.query, call.params)
+        answer = failed = None
+        try:
+            match step:
+                case Call():
+                    cursor: psycopg.AsyncCursor[Any] = conn.cursor(row_factory=step.row_factory)
+                    await cursor.execute(step.query, step.params)
+                    answer = await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
+                case Compute():
+                    answer = await asyncio.to_thread(step.function)
+                case Within():
+                    begun = conn.info.transaction_status is TransactionStatus.IDLE
+                    async with conn.transaction():
+                        answer = await run_async(conn, step.plan, own=begun)
+                case Restore(call):
+                    answer = None if own else await conn.execute(call.query, call.params)
+        except Exception as error:
+            failed = error

@@ -6,8 +6,10 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import psycopg
 from psycopg import sql
 
+from pgembed.errors import InvalidQuery
 from pgembed.plans import Call, Plan, Restore, Within
 from pgembed.query import EF_SEARCH, SearchPlan, SearchRow, Statement, search_row_factory
 
@@ -59,8 +61,15 @@ class Rounds:
         self._estimates: dict[Any, tuple[float, Estimate]] = {}
 
     def run(self, plan: SearchPlan, trace: Trace | None = None) -> Plan[list[SearchRow]]:
-        """The rows of a search."""
-        trace = trace or Trace()
+        """The rows of a search. Raises InvalidQuery where its filter is at fault, and Postgres's error otherwise."""
+        try:
+            return (yield from self._rows(plan, trace or Trace()))
+        except (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError) as error:
+            if not isinstance(error, psycopg.errors.InsufficientPrivilege):
+                yield from _check_filter(plan, error)
+            raise
+
+    def _rows(self, plan: SearchPlan, trace: Trace) -> Plan[list[SearchRow]]:
         if plan.statement is plan.exact:
             return (yield from _exact(plan, trace))
         if not plan.needs_rounds:
@@ -110,6 +119,22 @@ class Rounds:
                 self._estimates.clear()
             self._estimates[key] = time.monotonic(), estimate
         return estimate
+
+
+def _check_filter(plan: SearchPlan, error: psycopg.Error) -> Plan[None]:
+    """Raise InvalidQuery where the filter is why a search failed, in the words of ``pgembed.search``; where that can no
+    more be asked, since the caller's transaction failed with it, the filter is named beside what Postgres said."""
+    if (check := plan.filter_check) is None or error.sqlstate is None:  # None: psycopg's own
+        return
+    try:
+        yield Call(check.text, check.values)
+    except psycopg.errors.InFailedSqlTransaction:
+        message = error.diag.message_primary or str(error)
+        raise InvalidQuery(f"{message}.", f"Look at the filter {plan.shape.where!r}: it is one condition.") from error
+    except psycopg.errors.SyntaxError as told:  # which the check raises, whatever Postgres said
+        raise InvalidQuery(str(told.diag.message_primary), told.diag.message_hint) from error
+    except psycopg.Error:
+        return  # what the check needs is not there, which the search says better
 
 
 def _next_round(plan: SearchPlan, estimate: Estimate, seen: int, matched: int) -> Plan[int | None]:

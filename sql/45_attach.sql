@@ -294,7 +294,7 @@ BEGIN
                 pg_catalog.format('Attach one: SELECT pgembed.attach(''%s'', ''embedding'', encoder => ''...'', inputs => ''...'');', relation));
     END IF;
     RAISE EXCEPTION USING ERRCODE = 'ambiguous_parameter',
-        MESSAGE = pg_catalog.format('Table %s has %s embeddings: %s.', relation, cardinality(candidates),
+        MESSAGE = pg_catalog.format('Table %s has several embeddings: %s.', relation,
             (SELECT string_agg(c.target, ', ' ORDER BY c.id) FROM unnest(candidates) AS c)),
         HINT = 'Say which: embedding => ''' || candidates[1].target || '''.';
 END

@@ -14,7 +14,8 @@ DECLARE
 BEGIN
     IF plain ~ '--|/\*|;' THEN
         RAISE EXCEPTION USING ERRCODE = 'syntax_error',
-            MESSAGE = format('The filter %s holds a comment or a semicolon.', quote_literal(filter)),
+            MESSAGE = format('The filter %s holds a %s.', quote_literal(filter),
+                CASE WHEN plain ~ '--|/\*' THEN 'comment' ELSE 'semicolon' END),
             HINT = 'Give one condition, as it could stand after WHERE.';
     ELSIF params IS NOT NULL OR plain ~ '\$[0-9]' THEN
         bound := pgembed._bound_filter(filter, params);

@@ -111,7 +111,8 @@ BEGIN
     shares := pgembed._hybrid_weights(weights, cardinality(legs) + (words IS NOT NULL)::integer, cardinality(legs));
     IF k IS NULL OR k <= 0 OR depth IS NULL OR depth <= 0 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('%s is a number of rows, at least 1, not %s.', CASE WHEN k > 0 THEN 'depth' ELSE 'k' END,
+            MESSAGE = format('%s, at least 1, not %s.',
+                CASE WHEN k > 0 THEN 'depth is a number of rows' ELSE 'k is the number of rows wanted' END,
                 coalesce(CASE WHEN k > 0 THEN depth ELSE k END::text, 'NULL')),
             HINT = 'For example: k => 10, depth => 100.';
     ELSIF method IS NULL OR method NOT IN ('rank', 'score') THEN

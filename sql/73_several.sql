@@ -122,8 +122,10 @@ BEGIN
         RETURN pgembed._fitted((pgembed._view_in(content #>> '{}', target.source, target.target, target.encoder,
             target.space)).vectors[1], target.dim, target.shares);
     ELSIF kind = 'vector' AND query ->> 'space' <> target.space THEN
-        fault := format('The vector is one of space %s; %s.%I holds vectors of ''%s'' (space %s).', query ->> 'space',
-            target.source, target.target, target.encoder, target.space);
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('%s.%I holds vectors of ''%s'' (space %s); the query has vectors of space %s.',
+                target.source, target.target, target.encoder, target.space, query ->> 'space'),
+            HINT = format('Encode them with ''%s''.', target.encoder);
     ELSIF kind = 'vector' AND jsonb_typeof(content) IN ('array', 'string') THEN
         BEGIN
             RETURN pgembed._fitted((content #>> '{}')::@extschema:vector@.vector, target.dim, target.shares);

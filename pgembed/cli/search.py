@@ -99,7 +99,7 @@ def search(
     ] = None,
     minus_weight: Annotated[float, typer.Option(help="Weight of --minus and --unlike.")] = 0.8,
     where: Annotated[str | None, typer.Option(help="SQL on the table's columns: price < 50.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many rows.")] = 10,
+    limit: Annotated[int, typer.Option("--limit", "-n", help="How many rows.")] = 10,
     target: Target = None,
     column: Annotated[
         list[str] | None,
@@ -141,7 +141,7 @@ def search(
     positive = [*_pictures(image or [], screenshot or []), *_rows(like, "--like")]
     if to is not None or was is not None or by is not None:
         positive = [_changed(positive, to, was, by)]
-    if words:
+    if words is not None:
         positive.append(_weighted(words_weight, _text(words)))
     negative = [*map(_text, minus or []), *_rows(unlike, "--unlike")]
     query = _composed(

@@ -39,10 +39,13 @@ _LOOKS_LIKE = (  # first bytes -> what to call it
     (rb"(?i)\s*(<\?xml.{0,1000}?)?(<!--.{0,1000}?-->\s*)?(<!doctype svg.{0,1000}?)?<svg", "an SVG drawing"),
     (rb"(?i)\s*<(!doctype )?html", "an HTML page"), (rb"data:[a-z]+/", "a data: URL"),
 )  # fmt: skip
+_PICTURE = "Give a picture file: PNG, JPEG, WebP, GIF, AVIF or TIFF."
 _HINTS = {
     "an SVG drawing": "Draw it to pixels first, as PNG.",
     "a PDF": "Draw its pages to pixels first, as PNG.",
     "a JPEG XL picture": "Store it as PNG, JPEG, WebP or AVIF.",
+    "text": _PICTURE,
+    "unknown data": _PICTURE,
     "a data: URL": 'Keep it in a column of type text, and attach that with "as": "url".',
 }
 _BAND = 4_000_000  # pixels that are converted at once: a copy of them, not of the whole picture, lies in memory

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE = 1000  # candidates that an HNSW index gives in one round, by pgvector's bound of hnsw.ef_search
 EF_SEARCH = 40  # what an HNSW index gives at most in one round, by pgvector's default
+_FILTER_CHECK = sql.Composed([sql.SQL("SELECT pgembed._filter_condition(%s::regclass::text || %s, %s, NULL)")])
 _REMEMBERED = 200  # shapes of searches whose SQL is kept
 
 
@@ -53,6 +54,7 @@ class SearchPlan:
     _given: Values
     _only_exact: bool
     filtered: bool
+    _joined: int  # how many of the given values are those of joins, where they have no names
     _after: Values = ()
     weights: Mapping[str, float] | None = None  # of the inputs of a row
 
@@ -99,6 +101,19 @@ class SearchPlan:
     def matching(self) -> Statement:
         """What asks the planner how many rows match: its one row is a plan in JSON."""
         return Statement(self._texts.matching, self._given)
+
+    @property
+    def filter_check(self) -> Statement | None:
+        """What has ``pgembed._filter_condition`` say what is wrong with the filter, in the words of ``pgembed.search``;
+        None without a filter."""
+        if (where := self._texts.condition) is None:
+            return None
+        of_joins, of_where = self._given, self._given
+        if isinstance(self._given, tuple):
+            of_joins, of_where = self._given[: self._joined], self._given[self._joined :]
+        table = sql.Identifier(self.target.schema, self.target.table).as_string(None)
+        joins = Statement(self._texts.joins, of_joins).as_string()
+        return Statement(_FILTER_CHECK, (table, joins, Statement(where, of_where).as_string()))
 
     def explained(self, statement: Statement) -> Statement:
         """What asks for Postgres's plan of one of these statements."""
@@ -174,6 +189,12 @@ def to_encode(target: Target, query: Expression) -> tuple[Input, ...]:
     )
 
 
+def check_limit(limit: int) -> None:
+    """Raise InvalidQuery where that is no number of rows that a search can give."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidQuery(f"limit is the number of rows wanted, at least 1, not {limit!r}.", "For example: limit=10.")
+
+
 class Compiler:
     """Compiles searches of one target; the SQL of a search that differs only in its values is made once."""
 
@@ -214,8 +235,7 @@ class Compiler:
         taken before. An index serves that only without a filter, for as many rows as one round gives. Raises
         InvalidQuery.
         """
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidQuery(f"The limit is the number of rows wanted, at least 1, not {limit!r}.")
+        check_limit(limit)
         if isinstance(columns, str):
             raise InvalidQuery(f"columns is a list of names, not {columns!r}.", f"Write columns=[{columns!r}].")
         given: Values = dict(params) if isinstance(params, Mapping) else tuple(params)
@@ -258,7 +278,7 @@ class Compiler:
             raise InvalidQuery(f"Parameters may not be named {', '.join(sorted(taken))}: pgembed names its own so.")
         filtered = where is not None or bool(joins) or self.target.row_security
         exact = exact or (neutral is not None and (filtered or limit + (shape.after or 0) > EF_SEARCH))
-        return SearchPlan(limit, self.target, shape, texts, bound, given, exact, filtered, last, weights)
+        return SearchPlan(limit, self.target, shape, texts, bound, given, exact, filtered, len(joined), last, weights)
 
     def vectors(self, queries: Sequence[Expression], vectors: Mapping[Input, NDArray[Any]]) -> Statement:
         """The statement whose one row holds the vector of each query as an array of numbers. Raises InvalidQuery."""
@@ -371,5 +391,10 @@ def _known(target: Target, input: Input, vectors: Mapping[Input, NDArray[Any]]) 
         )
     # a Vector is finite; its bytes are looked at without numpy, whose calls a quick search would feel
     if not (vector.any() and np.isfinite(vector).all() if given is not None else any(cast(Vector, input).content)):
-        raise InvalidQuery(f"The vector of {input!r} is zero or not finite: no row is near to it.")
+        raise InvalidQuery(
+            f"The vector of {input!r} is {'not finite' if vector.any() else 'zero'}, to which no row is near.",
+            "If it was read from a table: there is no such row, or it is not encoded yet."
+            if given is None
+            else f"The encoder made it: see pgembed encoder test {target.encoder}",
+        )
     return vector

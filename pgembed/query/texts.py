@@ -100,7 +100,7 @@ class Texts:
         self._sorted = _sql("0 + ", self._order)
         places = [self._distance, *(_sql(quoted(key), "::text") for key in target.keys)]
         self._places = [_sql(place, " AS ", quoted(name)) for place, name in zip(places, _places(target), strict=True)]
-        self._joins = sql.SQL("").join(
+        self.joins = sql.SQL("").join(
             _sql("\n    ", check_condition(join, has_params=shape.joins_have_params, what="join"))
             for join in shape.joins
         )
@@ -110,8 +110,10 @@ class Texts:
             self._compared = _without(target, self._own_vector, shape.neutral)
         self._present = self._where = _present(target, self._own_vector)
         self._matches = sql.SQL("true")
+        self.condition: sql.Composed | None = None
         if shape.where is not None:
-            self._matches = _sql("(", check_condition(shape.where, has_params=shape.has_params), ")")
+            self.condition = _sql(check_condition(shape.where, has_params=shape.has_params))
+            self._matches = _sql("(", self.condition, ")")
             self._where = _sql(self._present, " AND ", self._matches)
 
     @property
@@ -160,7 +162,7 @@ class Texts:
         target = self._target
         return _rendered(
             _sql(
-                "EXPLAIN (FORMAT JSON) SELECT FROM ", quoted(target.schema, target.table), _side(target), self._joins,
+                "EXPLAIN (FORMAT JSON) SELECT FROM ", quoted(target.schema, target.table), _side(target), self.joins,
                 " WHERE ", self._where,
             )
         )  # fmt: skip
@@ -254,7 +256,7 @@ class Texts:
         first = sql.SQL("") if every else _sql("\n    ORDER BY ", order, *self._first(candidates))
         return _sql(
             "    SELECT ", sql.SQL(", ").join(read), "\n    FROM ", quoted(target.schema, target.table), _side(target),
-            self._joins, "\n    WHERE ", self._where if candidates is None else self._present, unless, first,
+            self.joins, "\n    WHERE ", self._where if candidates is None else self._present, unless, first,
         )  # fmt: skip
 
     def _first(self, candidates: sql.Composable | None) -> tuple[LiteralString | sql.Composable, ...]:

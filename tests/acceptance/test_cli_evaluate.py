@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_told_and_stops_no_other(shop: Cli, judgments: Path
         )
     asked = ["eval", "run", "product", judgments, "--embedding", "looks", "--id-column", "name"]
     told = shop(*asked, fails=1)
-    assert "error: line 5, query empty: Text(' ') holds no words." in told
+    assert "error: line 5, query empty: Text(' ') is empty." in told
     assert re.search(r"error: line 6, query gone: The picture '.*none.*' could not be opened", told)
     assert "judged ids that are no row's name: 4 (unknown0, unknown1, unknown2)" in told
     assert "queries without judgments, which do not count: 1 (loose)" in told

@@ -317,7 +317,7 @@ def test_one_of_several_embeddings_must_be_named(
 ) -> None:
     table = Table(database, database_dsn, monkeypatch)
     attach(database, "product", target="second", encoder="fake")
-    with pytest.raises(psycopg.Error, match=r"public\.product has 2 embeddings: embedding, second"):
+    with pytest.raises(psycopg.Error, match=r"public\.product has several embeddings: embedding, second"):
         database.execute("SELECT pgembed.detach('product')")
     database.execute("SELECT pgembed.detach('product', 'embedding')")
     table.insert("red shoe")

@@ -280,6 +280,10 @@ def test_rerank_orders_the_first_rows_anew(db: Pgembed) -> None:
         (lambda asked: asked.near(QUERY).where("price < %s"), "has placeholders, but there are no params"),
         (lambda asked: asked.near(QUERY).where("(SELECT false AS a€$$)) OR true --$$)"), "filter .* holds a comment"),
         (lambda asked: asked.near(QUERY).where("title = E'a'\n'\\'') OR true -- '"), "filter .* holds a comment"),
+        (
+            lambda asked: asked.near(QUERY).where("prise < %s", 3),
+            "The filter 'prise < 3' is not one condition on product",
+        ),
         (lambda asked: asked.near(QUERY).join("JOIN brand ON true --"), "The join .* holds a comment.*JOIN brand ON"),
         (lambda asked: asked.near(QUERY).select("1; x AS y"), "The expression '1; x' holds a semicolon"),
         (lambda asked: asked.near(QUERY).select("price * 2"), "no column 'price . 2'.*AS double"),
@@ -371,6 +375,8 @@ def test_async_queries_give_the_same(db: Pgembed, dsn: str) -> None:
         async with pgembed.connect_async(dsn) as other:
             asked = other.query("product").near(QUERY).where("price < %s", 50).limit(4)
             same = db.query("product").near(QUERY).where("price < %s", 50).limit(4)
+            with pytest.raises(InvalidQuery, match=r"The filter '.*price <\)' is not one condition on product: syntax"):
+                await asked.where("price <").rows()
             assert await asked.rows() == same.rows() == [row async for row in asked]
             assert await asked.first() == same.first()
             page = await asked.page()

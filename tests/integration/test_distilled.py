@@ -207,6 +207,18 @@ def test_python_searches_by_it_without_loading_a_model(
         assert not any("black" in row.title for row in mixed)
         with pytest.raises(KeyError, match="word:small"):
             other.search("product", query, prefer="exact", limit=6)
+        with pytest.raises(KeyError, match="word:small"):
+            other.query("product").near(query).prefer("exact").rows()
+    with pgembed.connect(database_dsn) as other:
+        stepwise = other.query("product").near(query).prefer("static").limit(6)
+        assert [row.id for row in stepwise] == [row.id for row in rows]
+        assert [len(parts) for parts in stepwise.near(query).explain().leg_shares] == [2] * 6
+        fused = stepwise.hybrid("wooden lamp").rows()
+        assert fused == other.hybrid("product", "wooden lamp", query=query, prefer="static", limit=6)
+        parts = other.query("product").near(query - Text("black")).prefer("static").explain().parts
+        assert [part.term for part in parts[0]] == ["Text('a wooden lamp')", "Text('black')"]
+        with pytest.raises(InvalidInput, match="prefer is 'fast', which is no way"):
+            other.query("product").prefer("fast")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InvalidInput, match="prefer is 'fast', which is no way"):
         pgembed.connect(database_dsn, prefer="fast")  # pyright: ignore[reportArgumentType]
 

@@ -82,6 +82,25 @@ def fetched(dsn: str, asked: Query) -> list[tuple[Any, ...]]:
         return found
 
 
+def test_a_leg_may_have_a_filter_of_its_own_on_joined_tables(db: Pgembed, dsn: str) -> None:
+    start = db.query("product").join("JOIN brand ON brand.id = product.brand_id").select("id").limit(ROWS)
+    start = start.near(TITLE, embedding="title", where="brand.price < %s", params=[2]).fuse("score", depth=ROWS)
+    asked = start.near(PHOTO, embedding="photo").hybrid("red", columns=["item"], where="brand.price = 4")
+    with psycopg.connect(dsn) as conn:
+        by_hand = conn.execute(
+            "SELECT * FROM (SELECT p.id, CASE WHEN p.brand_id < 2 THEN 1 - (p.title <=> %s) END AS title,"
+            " 1 - (s.vector <=> %s) AS photo, p.brand_id = 4 AND item LIKE '%%red%%' AS has_word"
+            " FROM product p LEFT JOIN product_photo s ON s.id = p.id) AS f"
+            " WHERE title IS NOT NULL OR photo IS NOT NULL OR has_word",
+            ["[1,0,0,0,0,0]", "[0,1,0,0]"],
+        ).fetchall()
+    rows = asked.rows()
+    assert {row.id for row in rows} == {id for id, *_ in by_hand}
+    of_vectors = {id: (title or 0) + (photo or 0) for id, title, photo, has_word in by_hand if not has_word}
+    assert {row.id: row.score for row in rows if row.id in of_vectors} == pytest.approx(of_vectors, abs=1e-6)
+    assert [(row.id, row.score) for row in rows] == fetched(dsn, asked)
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_scores_are_those_by_hand_and_rows_without_a_vector_are_found(db: Pgembed, dsn: str, exact: bool) -> None:
     with psycopg.connect(dsn) as conn:
@@ -175,12 +194,12 @@ def test_a_score_at_least_and_a_function_of_ones_own_choose(db: Pgembed, dsn: st
         (lambda asked: asked.hybrid(" "), "hybrid takes words to look for, not ' '"),
         (lambda asked: asked.hybrid("x", columns="item"), "columns is a list of names"),
         (lambda asked: asked.hybrid("x", columns=["nope"]), "no column 'nope'"),
-        (lambda asked: asked.hybrid("x", weight=float("nan")), "finite number, not nan"),
-        (lambda asked: asked.near(TITLE, embedding="title", weight="much"), "finite number, not 'much'"),
+        (lambda asked: asked.hybrid("x", weight=float("nan")), "The weight nan is not a finite number"),
+        (lambda asked: asked.near(TITLE, embedding="title", weight="much"), "The weight 'much' is not a finite number"),
         (lambda asked: asked.fuse("sum"), "by rank or by score, not 'sum'"),
         (lambda asked: asked.fuse("rank", depth=0), "depth is a number of rows, at least 1, not 0"),
         (lambda asked: asked.near(TITLE, embedding="nope"), "no embedding named 'nope'"),
-        (lambda asked: asked.near(TITLE), "has 2 embeddings: title, photo"),
+        (lambda asked: asked.near(TITLE), "has several embeddings: title, photo"),
         (lambda asked: asked.near(PHOTO, embedding="title"), "with 6 dimensions"),
         (lambda asked: asked.select("price * 2"), "no column 'price . 2'.*AS double"),
         (lambda asked: asked.where("price < 1) OR (true"), "does not close its parentheses"),

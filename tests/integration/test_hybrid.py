@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import pgembed
 from pgembed import Row, Text, Vector
-from pgembed.errors import CatalogError, InvalidQuery
+from pgembed.errors import CatalogError, InvalidQuery, PgembedError
 from tests.conftest import connection_to, new_database
 from tests.fakes import Connection
 
@@ -344,8 +344,8 @@ REFUSED = [
     ("NULL", "There are no words and no query vectors"),
     ("queries => '{}'", "There are no words and no query vectors"),
     ("E' \\n'", "The words to search for are empty."),
-    ("'x', k => 0", "k is a number of rows, at least 1, not 0."),
-    ("'x', k => NULL", "k is a number of rows, at least 1, not NULL."),
+    ("'x', k => 0", "k is the number of rows wanted, at least 1, not 0."),
+    ("'x', k => NULL", "k is the number of rows wanted, at least 1, not NULL."),
     ("'x', depth => -1", "depth is a number of rows, at least 1, not -1."),
     ("'x', method => 'sum'", "method is 'rank' or 'score', not 'sum'."),
     ("'x', weights => '{1}'", "weights has 1 and there are 2 legs: 1 of vectors and 1 of words."),
@@ -362,7 +362,7 @@ REFUSED = [
         "'x', filters => ARRAY['id > 1) OR (true', NULL]",
         "The filter 'id > 1) OR (true' is not one condition on note",
     ),
-    ("'x', filter => 'true; DROP TABLE note'", "holds a comment or a semicolon"),
+    ("'x', filter => 'true; DROP TABLE note'", "holds a semicolon"),
     ("'x', params => '[1]'", "There are params, but no filter that names them."),
     ("'x', words_function => 'now'", "The words function now is not one of (text, integer)"),
     ("queries => ARRAY[NULL::vector]", "The query vector is NULL"),
@@ -409,12 +409,54 @@ def test_python_gives_the_rows_of_sql(notes: Connection, database_dsn: str) -> N
         found = db.search("note", Text("red shoe"), where=where, params=params)
         assert {row.id for row in filtered} == {row.id for row in found} == {1, 3}
         assert [row.id for row in db.hybrid("note", "shoe", queries=[], where="id % 2 = 1")] == [1]
+        notes.execute(
+            "CREATE FUNCTION last_first(words text, depth integer) RETURNS TABLE (id integer, score float8) STABLE"
+            " LANGUAGE sql AS 'SELECT n.id, n.id FROM note n WHERE strpos(n.body, $1) > 0 ORDER BY 1 DESC LIMIT $2'"
+        )
+        by_function = notes.execute(
+            "SELECT (item).id, score FROM pgembed.hybrid(NULL::note, 'shoe', words_function => 'last_first')"
+        ).fetchall()
+        assert [(row.id, row.score) for row in db.hybrid("note", "shoe", words_function="last_first")] == by_function
+        stepwise = db.query("note").hybrid("shoe", words_function="last_first")
+        assert [(row.id, row.score) for row in stepwise] == by_function != [(row.id, row.score) for row in plain]
 
     async def ask() -> list[Any]:
         async with pgembed.connect_async(database_dsn) as db:
             return await db.hybrid("note", "blue shoe")
 
     assert asyncio.run(ask()) == plain
+
+
+def test_python_gives_each_leg_a_filter_of_its_own_as_sql_does(notes: Connection, database_dsn: str) -> None:
+    expected = notes.execute(
+        "SELECT (item).id, score FROM pgembed.hybrid(NULL::note, 'blue shoe', filter => 'title LIKE ''%e%''',"
+        " filters => ARRAY['id < $1', 'day > $2::date AND title <> ''100%'''], params => '[3, \"2024-01-01\"]')"
+    ).fetchall()
+    assert expected
+    day = datetime.date(2024, 1, 1)
+    with pgembed.connect(database_dsn) as db:
+        filters = [("id < %s", [3]), ("day > %(day)s AND title <> '100%%'", {"day": day})]
+        rows = db.hybrid("note", "blue shoe", where="title LIKE '%e%'", filters=filters)
+        assert [(row.id, row.score) for row in rows] == expected
+        asked = db.query("note").near(Text("blue shoe"), where="id < 3")
+        asked = asked.hybrid("blue shoe", where="day > %s AND title <> '100%%'", params=[day])
+        asked = asked.where("title LIKE '%e%'")
+        assert [(row.id, row.score) for row in asked] == expected
+        assert [leg["score"] for leg in asked.explain().facts()["leg_shares"][0]]
+        one = db.query("note").near(Text("blue shoe"), where="id < %s", params=[3]).where("id > %s", 1)
+        assert [row.id for row in one] == [2], "of a single leg it is one more condition"
+        for filters, message in (
+            ([("id < %s", [3])], "There are 1 filters, and 2 legs"),
+            (["id <", None], "The filter 'id <' is not one condition on note"),
+            (["id < %s", None], "The filter 'id < %s' is not one condition on note"),
+            ("id < 3", "filters has one for each leg, which 'id < 3' is not"),
+        ):
+            with pytest.raises(PgembedError, match=message):
+                db.hybrid("note", "blue shoe", filters=filters)
+        with pytest.raises(InvalidQuery, match="holds a semicolon"):
+            db.query("note").hybrid("shoe", where="true; DROP TABLE note")
+        with pytest.raises(InvalidQuery, match="params, but no filter"):
+            db.query("note").near(Text("shoe"), params=[3])
 
 
 def test_python_searches_several_embeddings_of_odd_names(shop: Shop) -> None:

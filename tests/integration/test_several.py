@@ -137,7 +137,7 @@ REFUSED = [
     ({"photo": {"row": 3}}, "[3] is no key of"),
     ({"photo": {"row": ["de", 99999]}}, 'The row ["de", 99999] is not in'),
     ({"photo": {"vector": [1, 0, 0, 0], "filter": "true) OR (true"}}, "is not one condition on"),
-    ({"photo": {"vector": [1, 0, 0, 0], "filter": "true; DROP TABLE x"}}, "holds a comment or a semicolon"),
+    ({"photo": {"vector": [1, 0, 0, 0], "filter": "true; DROP TABLE x"}}, "holds a semicolon"),
 ]
 
 

@@ -53,7 +53,7 @@ def test_a_query_at_fault_is_told_by_line_and_id_and_stops_no_other(tmp_path: Pa
     assert [(fault.line, fault.id) for fault in found.faults] == [
         (2, "b"), (3, "?"), (4, "?"), (5, "c"), (7, "a"), (8, "d"), (9, "e"),
     ]  # fmt: skip
-    assert "holds no words" in found.faults[0].reason
+    assert "is empty" in found.faults[0].reason
     assert "line 1 too" in found.faults[4].reason
 
 

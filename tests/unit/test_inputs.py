@@ -428,7 +428,7 @@ for _ in range(60):
         ({"text": "a", "row": [1]}, "one of text, image"),
         ({"text": "a", "weight": 2}, "'weight', which is not one of text"),
         ({"text": 7}, "query.text is 7, not text"),
-        ({"text": " "}, "holds no words"),
+        ({"text": " "}, "is empty"),
         ({"vector": [1, "2"]}, r"query.vector\[1\] is '2', not a number"),
         ({"vector": [1, True]}, "not a number"),
         ({"vector": []}, "has 0 entries, and at least 1 are wanted"),
