@@ -44,6 +44,7 @@ LAYERS = (
         "sampling",
         "schema",
         "searching",
+        "statements",
         "static_sides",
         "told",
         "view_scores",
