@@ -7,10 +7,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import django
-from django.apps import apps
+from django.apps import AppConfig, apps
 from django.conf import settings
 from django.db import connections
 from psycopg.conninfo import conninfo_to_dict
+
+
+class TestsConfig(AppConfig):
+    """The app of the models that tests declare."""
+
+    name = "tests.django_project"
+    label = "tests"
+
+    def import_models(self) -> None:
+        super().import_models()
+        self.models_module = self.module  # that there is one has its tables made without migrations
 
 
 def set_up() -> None:
@@ -24,6 +35,7 @@ def set_up() -> None:
             "django.contrib.messages",
             "django.contrib.admin",
             "pgembed.django",
+            "tests.django_project.TestsConfig",
         ],
         DATABASES={
             "default": {"ENGINE": "django.db.backends.postgresql", "NAME": "none"},

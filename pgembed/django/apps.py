@@ -17,6 +17,7 @@ from pgembed.django.running import begin, own_cursors
 from pgembed.django.schema_editor import extend
 from pgembed.searching import Searcher
 from pgembed.told import in_own_words
+from pgembed.worker.inline import Loaded
 
 
 class PgembedConfig(AppConfig):
@@ -29,6 +30,7 @@ class PgembedConfig(AppConfig):
     def __init__(self, *args: Any) -> None:  # noqa: ANN401
         super().__init__(*args)
         self._searchers: dict[str, Searcher] = {}
+        self.loaded: Loaded = {}  # encoders of tests
         self._lock = threading.Lock()
 
     def ready(self) -> None:
@@ -49,6 +51,7 @@ class PgembedConfig(AppConfig):
         """Look all up anew, as after the databases of the settings were others."""
         with self._lock:
             self._searchers.clear()
+            self.loaded.clear()
 
 
 def searcher(alias: str) -> Searcher:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.pq import TransactionStatus
 from psycopg.types.json import JsonbLoader, JsonLoader
@@ -59,19 +59,31 @@ def own_cursors(
         raw.cursor_factory = before
 
 
+def new_connection(alias: str) -> psycopg.Connection[Any]:
+    """A connection of psycopg's alone to a database of the settings, for a worker."""
+    connection: Any = connections[alias]
+    options = connection.get_connection_params()
+    for of_django in ("context", "cursor_factory", "prepare_threshold"):
+        options.pop(of_django, None)
+    opened = psycopg.connect(**options)
+    if role := connection.settings_dict["OPTIONS"].get("assume_role"):
+        opened.execute("SELECT pg_catalog.set_config('role', %s, false)", [role])
+        opened.commit()
+    return opened
+
+
 class OwnCursor(psycopg.Cursor[Any]):
     """A cursor as psycopg has it: parameters go to the server, and JSON comes decoded, which Django does by itself."""
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **options)
-        decodes_json(self)
+        self.adapters.register_loader("json", JsonLoader)
+        self.adapters.register_loader("jsonb", JsonbLoader)
         register_packed(self.adapters)
 
 
-def decodes_json(cursor: psycopg.Cursor[Any]) -> None:
-    """Have a cursor decode JSON."""
-    cursor.adapters.register_loader("json", JsonLoader)
-    cursor.adapters.register_loader("jsonb", JsonbLoader)
+class OwnRawCursor(psycopg.RawCursor[Any], OwnCursor):
+    """The same, with ``$1`` as parameters."""
 
 
 @contextmanager

@@ -188,7 +188,7 @@ class EmbeddingSchemaEditor(_Base):
         read = [(model, old_field)] + [
             (cast(type[Model], relation.related_model), cast(Field, relation.field))
             for relation in cast("Sequence[Any]", model._meta.related_objects)
-            if relation.field.concrete and old_field in relation.field.foreign_related_fields
+            if old_field in getattr(relation.field, "foreign_related_fields", ())
         ]
         return list(dict.fromkeys(one for one, field in read if _reads(one, field)))
 

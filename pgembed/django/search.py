@@ -131,13 +131,12 @@ class _SearchCompiler:
         query = self.query
         if result_type != MULTI or query.explain_info or query.high_mark is None or query.is_empty():
             return parent.execute_sql(result_type, chunked_fetch, chunk_size)
-        aside = query.embedding.declared.storage == "side"
-        chunks: list[Sequence[Any]] = [] if aside else list(parent.execute_sql(MULTI, False, chunk_size))
-        found = sum(map(len, chunks))
-        if not aside and found >= query.high_mark - query.low_mark:
-            return chunks
-        keys = self._nearest()
-        if not aside and len(keys) <= found + query.low_mark:
+        if query.embedding.declared.storage == "side":  # which only that search has an index for
+            parent.as_sql()  # for what is read of each row
+            return self._only(self._nearest()).execute_sql(MULTI, chunked_fetch, chunk_size)
+        chunks: list[Sequence[Any]] = list(parent.execute_sql(MULTI, False, chunk_size))
+        found = query.low_mark + sum(map(len, chunks))
+        if found >= query.high_mark or len(keys := self._nearest()) <= found:
             return chunks
         return self._only(keys).execute_sql(MULTI, chunked_fetch, chunk_size)
 
@@ -169,13 +168,15 @@ class _SearchCompiler:
         return f"({keys}) IN ({written})"
 
     def _only(self, keys: Sequence[Key]) -> SQLCompiler:
-        """The same query, of these rows alone."""
+        """The same query, of these rows alone, all of which are compared."""
         query = self.query.chain(Query)
         low, high = query.low_mark, query.high_mark
         query.clear_limits()
         opts = query.embedding.model._meta
         name = "pk" if len(opts.pk_fields) > 1 else opts.pk.name
         query.add_q(Q((f"{name}__in", [key[0] if len(key) == 1 else key for key in keys])))
+        query.clear_ordering(force=True)
+        query.add_ordering(0.0 + Distance(self.query.embedding.name, self.query.asked))
         query.set_limits(low, high)
         return query.get_compiler(connection=self.connection)
 

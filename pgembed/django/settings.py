@@ -19,6 +19,7 @@ from pgembed.declared import EncoderSpec
 from pgembed.encoders import EncoderPolicy
 from pgembed.errors import InvalidInput
 from pgembed.media import MediaPolicy
+from pgembed.worker import WorkerOptions
 
 ALLOW_DROP = "PGEMBED_ALLOW_DROP"  # in the environment of one `manage.py migrate`
 _KEYS = ("encoders", "media", "load", "install", "allow_drop")
@@ -42,6 +43,12 @@ def media(alias: str) -> MediaPolicy | None:
 def load(alias: str) -> EncoderPolicy | None:
     """Which encoders may be loaded."""
     return _option(alias, "load", None)
+
+
+def worker_options(alias: str, **options: Any) -> WorkerOptions:  # noqa: ANN401
+    """How a worker of a database works: what it may read and load as here, and options of its own."""
+    chosen: dict[str, Any] = {"media": media(alias), "encoders": load(alias), **options}
+    return WorkerOptions(**{name: value for name, value in chosen.items() if value is not None})
 
 
 def installs(alias: str) -> bool:
