@@ -6,12 +6,14 @@ import threading
 from typing import Any, cast
 
 from django.apps import AppConfig, apps
+from django.core import checks
 from django.db import connections, router
 from django.db.models.signals import pre_migrate
 from django.db.utils import load_backend
 
 from pgembed import schema
 from pgembed.django import settings
+from pgembed.django.checks import check_embeddings
 from pgembed.django.fields import embeddings_of
 from pgembed.django.running import begin, own_cursors
 from pgembed.django.schema_editor import extend
@@ -39,6 +41,7 @@ class PgembedConfig(AppConfig):
             if wrapper.vendor == "postgresql":
                 wrapper.SchemaEditorClass = extend(wrapper.SchemaEditorClass)
         pre_migrate.connect(install_before, sender=self)
+        checks.register(check_embeddings, checks.Tags.models)
 
     def searcher(self, alias: str) -> Searcher:
         """What looks up embeddings of a database and encodes queries to them; models are loaded once a process."""

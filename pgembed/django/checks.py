@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
-from django.apps import apps
+from django.apps import AppConfig, apps
 from django.core.checks import CheckMessage, Error
 from django.db import connections, router
+from django.db.models import Model
 
 from pgembed.django import settings
-from pgembed.django.fields import embeddings_of, local_fields
+from pgembed.django.fields import EmbeddingField, embeddings_of, local_fields
 from pgembed.errors import PgembedError
 
-if TYPE_CHECKING:
-    from pgembed.django.fields import EmbeddingField
+
+def check_embeddings(
+    app_configs: Sequence[AppConfig] | None,
+    databases: Sequence[str] | None = None,
+    **_told: Any,  # noqa: ANN401
+) -> list[CheckMessage]:
+    """What is wrong with the embeddings of the models of these apps, or of all."""
+    models = apps.get_models() if app_configs is None else [one for app in app_configs for one in app.get_models()]
+    return [found for model in models for found in check_model(model, databases or ())]
 
 
-def check_field(field: EmbeddingField, databases: Sequence[str]) -> list[CheckMessage]:
-    """What is wrong with an embedding."""
-    return [Error(told, hint, field, f"pgembed.{number}") for number, told, hint in _faults(field, databases)]
+def check_model(model: type[Model], databases: Sequence[str]) -> list[CheckMessage]:
+    """What is wrong with the embeddings of a model."""
+    return [
+        Error(told, hint, field, f"pgembed.{number}")
+        for field in embeddings_of(model)
+        for number, told, hint in _faults(field, databases)
+    ]
 
 
 def _faults(field: EmbeddingField, databases: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     model = field.model
-    if not apps.is_installed("pgembed.django"):
-        yield "E001", "'pgembed.django' is not in INSTALLED_APPS.", "Add it: without it nothing attaches the embedding."
     encoder = field.declared.encoder
     try:
         aliases = [alias for alias in connections if router.allow_migrate_model(alias, model)]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+from django.apps import apps
 from django.core import checks
 from django.db.models import F, Func, Model
 from django.db.models.query_utils import DeferredAttribute
@@ -144,9 +145,12 @@ class EmbeddingField(VectorField):
         return Declared(self.declared.encoder, inputs_of(inputs), **options, metric=self.declared.metric)
 
     def check(self, **options: Any) -> list[checks.CheckMessage]:  # noqa: ANN401
-        from pgembed.django.checks import check_field  # which needs the apps
-
-        return [*super().check(**options), *check_field(self, options.get("databases") or ())]
+        """What is wrong with the field by itself; the app tells the rest, in checks.py."""
+        found = super().check(**options)
+        if not apps.is_installed("pgembed.django"):
+            hint = "Add it: without it nothing attaches the embedding."
+            found.append(checks.Error("'pgembed.django' is not in INSTALLED_APPS.", hint, self, "pgembed.E001"))
+        return found
 
 
 _FIXED: Mapping[str, bool] = {"null": True, "blank": True, "editable": False, "serialize": False}

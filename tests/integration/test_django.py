@@ -24,7 +24,7 @@ from django.core.management import call_command  # noqa: E402
 from django.core.paginator import Paginator  # noqa: E402
 from django.db import connection, connections, models, transaction  # noqa: E402
 from django.db.models import Exists, F, OuterRef, Q  # noqa: E402
-from django.test import RequestFactory, TestCase, TransactionTestCase, override_settings  # noqa: E402
+from django.test import RequestFactory, TestCase, TransactionTestCase, modify_settings, override_settings  # noqa: E402
 from django.test.utils import CaptureQueriesContext, isolate_apps  # noqa: E402
 
 import pgembed  # noqa: E402
@@ -37,6 +37,7 @@ from pgembed.django import (  # noqa: E402
     Score,
 )
 from pgembed.django.admin import EmbeddingAdmin  # noqa: E402
+from pgembed.django.checks import check_model  # noqa: E402
 from pgembed.django.testing import drain  # noqa: E402
 from pgembed.encoders.builtin import LiteEncoder  # noqa: E402
 from pgembed.errors import CatalogError, InvalidQuery, MediaError  # noqa: E402
@@ -337,7 +338,7 @@ def test_bad_input(filled: str) -> None:
 
 def test_checks_tell_what_is_wrong() -> None:
     def told(given: type[models.Model], *databases: str) -> dict[str | None, str]:
-        return {one.id: one.msg for one in given.check(databases=databases) if (one.id or "").startswith("pgembed")}
+        return {one.id: one.msg for one in check_model(given, databases)}
 
     assert told(Product, "default") == {}
     assert told(Product, "plain") == {"pgembed.E005": "Database 'plain' is SQLite, and embeddings need Postgres."}
@@ -364,6 +365,8 @@ def test_checks_tell_what_is_wrong() -> None:
                 app_label = "tests"
 
         assert "of a table that it inherits from" in told(Child)["pgembed.E003"]
+    with modify_settings(INSTALLED_APPS={"remove": "pgembed.django"}):
+        assert [one.id for one in Product._meta.get_field("embedding").check()] == ["pgembed.E001"]
     with override_settings(PGEMBED={"encoder": {}}):
         assert "no option 'encoder'" in told(Product)["pgembed.E002"]
 
@@ -379,7 +382,7 @@ def test_several_databases(filled: str, full_or_other: str) -> None:
         with override_settings(
             PGEMBED={"encoders": {}, "databases": {"other": {"encoders": {"lite": "builtin:lite"}}}}
         ):
-            assert [one.id for one in Product._meta.get_field("embedding").check()] == ["pgembed.E002"]
+            assert [one.id for one in check_model(Product, ())] == ["pgembed.E002"]
 
 
 @pytest.fixture
