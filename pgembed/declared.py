@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from pgembed import catalog
 from pgembed.catalog import InputSpec
 from pgembed.encoders import Metric
-from pgembed.errors import InvalidInput
+from pgembed.errors import CatalogError, InvalidInput
+from pgembed.plans import Plan
 
 Storage = Literal["column", "side"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
@@ -65,6 +67,18 @@ class Declared:
     def attached(self) -> tuple[str, ...]:
         """What cannot be changed but by attaching anew: two that are alike in this hold the same vectors."""
         return self.encoder, self.inputs, *(getattr(self, name) for name in OPTIONS)
+
+
+def registered(encoder: EncoderSpec) -> Plan[None]:
+    """Register an encoder, unless it is. Raises CatalogError where one of that name is another one."""
+    known = {row.name: row for row in (yield from catalog.encoders())}.get(encoder.name)
+    if known is None:
+        yield from catalog.add_encoder(encoder.name, encoder.spec, encoder.settings, None)
+    elif (known.spec, known.settings) != (encoder.spec, dict(encoder.settings)):
+        raise CatalogError(
+            f"An encoder '{encoder.name}' is there, as {known.spec} or with other settings, not as {encoder.spec}.",
+            "Vectors of two encoders do not compare: add the new one under another name, and alter the embedding.",
+        )
 
 
 def inputs_of(given: Mapping[str, InputSpec | None]) -> str:

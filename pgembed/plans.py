@@ -108,3 +108,26 @@ async def run_async(conn: psycopg.AsyncConnection[Any], plan: Plan[T], *, own: b
                     answer = None if own else await conn.execute(call.query, call.params)
         except Exception as error:
             failed = error
+
+
+def run_before(conn: psycopg.Connection[Any], plan: Plan[T]) -> T:
+    """Run a plan that only reads, and where no transaction has begun in the database, begin none: what it waits for
+    is waited for before."""
+    if conn.autocommit or conn.info.transaction_status is not TransactionStatus.IDLE:
+        return run(conn, plan)
+    conn.autocommit = True
+    try:
+        return run(conn, plan)
+    finally:
+        conn.autocommit = False
+
+
+async def run_before_async(conn: psycopg.AsyncConnection[Any], plan: Plan[T]) -> T:
+    """See ``run_before``."""
+    if conn.autocommit or conn.info.transaction_status is not TransactionStatus.IDLE:
+        return await run_async(conn, plan)
+    await conn.set_autocommit(True)
+    try:
+        return await run_async(conn, plan)
+    finally:
+        await conn.set_autocommit(False)

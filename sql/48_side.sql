@@ -146,6 +146,40 @@ BEGIN ATOMIC
     LIMIT 1;
 END;
 
+-- See that what the catalog names as the place of an embedding's vectors holds vectors: the catalog is data, and
+-- nothing of the user's is dropped or overwritten for its sake. Called by all that drops or writes vectors in SQL.
+CREATE OR REPLACE FUNCTION pgembed._check_place(embedding pgembed.embedding, relation regclass, done text)
+RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    own_side CONSTANT oid := CASE embedding.storage WHEN 'side' THEN pgembed._side_of(embedding, relation) END;
+    type_name text;
+BEGIN
+    IF embedding.storage = 'side' THEN
+        IF own_side IS NULL THEN
+            PERFORM pgembed._raise_no_side(relation::text, embedding.target);
+        ELSIF embedding.side IS DISTINCT FROM own_side THEN
+            RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
+                MESSAGE = format('The vectors of %s.%I stand in %s; %s, which the catalog names, is not %s.',
+                    relation, embedding.target, own_side::regclass, embedding.side::regclass, done),
+                HINT = format('Run: SELECT pgembed.sync(''%s'')', relation);
+        END IF;
+        RETURN;
+    END IF;
+    SELECT format_type(a.atttypid, a.atttypmod) INTO type_name FROM pg_attribute AS a
+    WHERE a.attrelid = relation AND a.attname = embedding.target AND a.attnum > 0 AND NOT a.attisdropped
+        AND a.atttypid NOT IN ('@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype);
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
+            MESSAGE = format('Column %I of %s is %s, and holds no vectors: it is not %s.', embedding.target, relation,
+                type_name, done),
+            HINT = format('Put the name of the vector column into pgembed.embedding, where id = %s.', embedding.id);
+    END IF;
+END
+$$;
+
 -- Whether a side table shows vectors of rows that row-level security hides. Called by _secure_side and doctor.
 CREATE OR REPLACE FUNCTION pgembed._side_is_open(embedding pgembed.embedding) RETURNS boolean
 LANGUAGE sql STABLE

@@ -11,11 +11,9 @@ from alembic.operations import MigrateOperation, Operations
 from psycopg import sql
 from sqlalchemy import text
 
-from pgembed import catalog, schema
+from pgembed import catalog, schema, statements
 from pgembed.catalog import InputSpec
-from pgembed.declared import Declared, EncoderSpec, VectorIndex, inputs_of
-from pgembed.encoders import load_encoder
-from pgembed.errors import CatalogError
+from pgembed.declared import Declared, EncoderSpec, VectorIndex, inputs_of, registered
 from pgembed.indexing import built
 from pgembed.plans import Plan
 from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, RegisterEncoder, RemoveEncoder
@@ -264,18 +262,9 @@ def _uninstall(operations: Operations, operation: UninstallOp) -> None:
 def _add_encoder(operations: Operations, operation: AddEncoderOp) -> None:
     encoder = operation.encoder
     if _is_script(operations):
-        ships = encoder.spec == "builtin:lite" and not encoder.settings
-        facts = {} if ships else catalog.facts(load_encoder(encoder.spec, encoder.settings))
-        operations.execute(RegisterEncoder(encoder, facts))
-        return
-    known = {row.name: row for row in _run(operations, catalog.encoders())}.get(encoder.name)
-    if known is None:
-        _run(operations, catalog.add_encoder(encoder.name, encoder.spec, encoder.settings, None))
-    elif (known.spec, known.settings) != (encoder.spec, encoder.settings):
-        raise CatalogError(
-            f"An encoder '{encoder.name}' is there, as {known.spec} or with other settings, not as {encoder.spec}.",
-            "Vectors of two encoders do not compare: add the new one under another name, and alter the embedding.",
-        )
+        operations.execute(RegisterEncoder(encoder, statements.facts_for_script(encoder)))
+    else:
+        _run(operations, registered(encoder))
 
 
 @Operations.implementation_for(RemoveEncoderOp)

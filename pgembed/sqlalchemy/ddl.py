@@ -3,18 +3,18 @@ into a script."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Connection, String, literal, text
+from psycopg import sql
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
 
-from pgembed import catalog
+from pgembed import catalog, statements
 from pgembed.declared import Declared, EncoderSpec
-from pgembed.sqlalchemy.running import qualified, run_plan
+from pgembed.sqlalchemy.running import has_doubled_percents, qualified, run_plan
 
 _CATALOG = (
     "SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
@@ -69,58 +69,27 @@ class RemoveEncoder(ExecutableDDLElement):
 
 @compiles(AttachEmbedding)
 def _attach(element: AttachEmbedding, compiler: DDLCompiler, **_: Any) -> str:  # noqa: ANN401
-    declared = element.declared
-    arguments = [
-        _relation(element.schema, element.table, compiler),
-        _text(element.embedding, compiler),
-        _text(declared.encoder, compiler),
-        _text(declared.inputs, compiler),
-        *(f"{name} => {_text(value, compiler)}" for name, value in declared.unusual.items()),
-    ]
-    return f"SELECT pgembed.attach({', '.join(arguments)})"
+    table = qualified(compiler.preparer, element.schema, element.table)
+    return _written(statements.attach(table, element.embedding, element.declared), compiler)
 
 
 @compiles(DetachEmbedding)
 def _detach(element: DetachEmbedding, compiler: DDLCompiler, **_: Any) -> str:  # noqa: ANN401
-    relation, target = _relation(element.schema, element.table, compiler), _text(element.embedding, compiler)
-    statement = f"SELECT pgembed.detach({relation}, {target})"
-    if element.if_attached:
-        statement += (
-            f" WHERE EXISTS (SELECT FROM pgembed.embedding WHERE relation = {relation}::oid AND target = {target})"
-        )
-    return statement
+    table = qualified(compiler.preparer, element.schema, element.table)
+    return _written(statements.detach(table, element.embedding, if_attached=element.if_attached), compiler)
 
 
 @compiles(RegisterEncoder)
 def _register(element: RegisterEncoder, compiler: DDLCompiler, **_: Any) -> str:  # noqa: ANN401
-    encoder = element.encoder
-    named: dict[str, Any] = {**({"settings": encoder.settings} if encoder.settings else {}), **element.facts}
-    told = "".join(f", {name} => {_value(value, compiler)}" for name, value in named.items())
-    return f"SELECT pgembed.add_encoder({_text(encoder.name, compiler)}, {_text(encoder.spec, compiler)}{told})"
+    return _written(statements.add_encoder(element.encoder, element.facts), compiler)
 
 
 @compiles(RemoveEncoder)
 def _remove(element: RemoveEncoder, compiler: DDLCompiler, **_: Any) -> str:  # noqa: ANN401
-    return f"SELECT pgembed.remove_encoder({_text(element.name, compiler)})"
+    return _written(statements.remove_encoder(element.name), compiler)
 
 
-def _value(value: object, compiler: DDLCompiler) -> str:
-    match value:
-        case None:
-            return "NULL"
-        case bool() | int():
-            return str(value).lower()
-        case str():
-            return _text(value, compiler)
-        case list():
-            return f"ARRAY[{', '.join(_value(each, compiler) for each in cast('list[object]', value))}]"
-        case _:
-            return _text(json.dumps(value), compiler)
-
-
-def _relation(schema: str | None, table: str, compiler: DDLCompiler) -> str:
-    return f"{_text(qualified(compiler.preparer, schema, table), compiler)}::regclass"
-
-
-def _text(value: str, compiler: DDLCompiler) -> str:
-    return compiler.sql_compiler.process(literal(value, String()), literal_binds=True)
+def _written(statement: sql.Composed, compiler: DDLCompiler) -> str:
+    """A statement as SQLAlchemy hands it on: where a driver has percent signs doubled, with that."""
+    text = statement.as_string(None)
+    return text.replace("%", "%%") if has_doubled_percents(compiler.preparer) else text

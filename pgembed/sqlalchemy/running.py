@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, TypeVar, cast
 
 import psycopg
-from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
 from sqlalchemy.sql.compiler import IdentifierPreparer
 from sqlalchemy.util import await_only
 
+from pgembed import plans
 from pgembed.errors import InvalidInput
 from pgembed.plans import Plan, run, run_async
 from pgembed.told import in_own_words
@@ -25,28 +25,23 @@ def run_plan(connection: Connection, plan: Plan[T]) -> T:
 
 
 def run_before(connection: Connection, plan: Plan[T]) -> T:
-    """Run a plan that only reads, and where no transaction has begun in the database, begin none: what it waits for
-    is waited for before."""
+    """Run a plan that only reads; see ``plans.run_before``."""
     raw = driver_connection(connection)
-    if raw.autocommit or raw.info.transaction_status is not TransactionStatus.IDLE:
-        return run_plan(connection, plan)
-    if isinstance(raw, psycopg.AsyncConnection):
-        await_only(raw.set_autocommit(True))
-        try:
-            return run_plan(connection, plan)
-        finally:
-            await_only(raw.set_autocommit(False))
-    raw.autocommit = True
-    try:
-        return run_plan(connection, plan)
-    finally:
-        raw.autocommit = False
+    with in_own_words():
+        if isinstance(raw, psycopg.AsyncConnection):
+            return await_only(plans.run_before_async(raw, plan))
+        return plans.run_before(raw, plan)
 
 
 def qualified(preparer: IdentifierPreparer, schema: str | None, table: str) -> str:
     """The name of a table, quoted, as the database reads it: where a driver has percent signs doubled, without that."""
     name = ".".join(preparer.quote_identifier(part) for part in (schema, table) if part)
-    return name.replace("%%", "%") if getattr(preparer, "_double_percents", False) else name
+    return name.replace("%%", "%") if has_doubled_percents(preparer) else name
+
+
+def has_doubled_percents(preparer: IdentifierPreparer) -> bool:
+    """Whether a driver reads two percent signs as one."""
+    return bool(getattr(preparer, "_double_percents", False))
 
 
 def driver_connection(connection: Connection) -> psycopg.Connection[Any] | psycopg.AsyncConnection[Any]:

@@ -3,8 +3,9 @@
 Nothing outside this folder knows about jobs.
 """
 
+from pgembed.worker.inline import work_inline
 from pgembed.worker.run import Worker
 from pgembed.worker.state import Progress, Summary, WorkerOptions
 from pgembed.worker.verification import Verification, VerifyOptions, verify
 
-__all__ = ["Progress", "Summary", "Verification", "VerifyOptions", "Worker", "WorkerOptions", "verify"]
+__all__ = ["Progress", "Summary", "Verification", "VerifyOptions", "Worker", "WorkerOptions", "verify", "work_inline"]

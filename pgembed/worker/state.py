@@ -105,13 +105,18 @@ class Trouble:
 class State:
     """Shared by the stages of one worker; every method may be called from any of their threads."""
 
-    def __init__(self, options: WorkerOptions, on_progress: Callable[[Progress], None] | None) -> None:
+    def __init__(
+        self,
+        options: WorkerOptions,
+        on_progress: Callable[[Progress], None] | None,
+        loaded: dict[str, tuple[Encoder, str]] | None = None,
+    ) -> None:
         self.options = options
         self.on_progress = on_progress
         self.stop = threading.Event()
         self.log: Any = structlog.get_logger("pgembed.worker")
         self.summary = Summary()
-        self._encoders: dict[str, tuple[Encoder, str]] = {}
+        self._encoders = {} if loaded is None else loaded  # by name, with their fingerprints
         self._load_turns: dict[str, threading.Lock] = {}
         self._trouble: dict[int, Trouble] = {}
         self._refused: dict[int, PgembedError] = {}

@@ -45,6 +45,7 @@ LAYERS = (
         "sampling",
         "schema",
         "searching",
+        "statements",
         "static_sides",
         "told",
         "view_scores",
