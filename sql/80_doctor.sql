@@ -212,14 +212,14 @@ DECLARE
     named text;
     n bigint;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = embedding.relation) THEN
+    IF pgembed._restored_as(embedding) IS NOT NULL THEN
         ok := false;
-        IF pgembed._table_of(embedding.id) IS NOT NULL THEN
-            finding := 'The table has another number than in the catalog: it was restored.';
-            remedy := 'SELECT pgembed.sync();';
-            RETURN NEXT;
-            RETURN;
-        END IF;
+        finding := 'The table has another number than in the catalog: it was restored.';
+        remedy := 'SELECT pgembed.sync();';
+        RETURN NEXT;
+        RETURN;
+    ELSIF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = embedding.relation) THEN
+        ok := false;
         finding := 'The table is gone.';
         named := pg_catalog.format('%I.%I', embedding.schema_name, embedding.table_name);
         remedy := pg_catalog.format(CASE WHEN to_regclass(named) IS NOT NULL
