@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql
 
 from pgembed.errors import CatalogError
+from pgembed.plans import Call, Plan, run
 from pgembed.pooling import PROCESS, require_session
 
 Connect = Callable[[], psycopg.Connection[Any]]
@@ -32,7 +33,7 @@ def build_index(
         if memory is not None:
             require_session(conn, connect, "An index build with memory of its own")
             conn.execute("SELECT pg_catalog.set_config('maintenance_work_mem', %s, false)", [memory])
-        _drop_invalid(conn, statement)
+        run(conn, drop_invalid(statement))
         done = threading.Event()
         watcher = None
         if on_progress is not None:
@@ -49,17 +50,20 @@ def build_index(
                 watcher.join()
 
 
-def _drop_invalid(conn: psycopg.Connection[Any], statement: str) -> None:
-    rows = conn.execute(
-        "SELECT n.nspname, c.relname FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid"
-        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE NOT i.indisvalid AND strpos(%s, ' IF NOT EXISTS ' || quote_ident(c.relname) || ' ON ') > 0"
-        " AND c.relname ~ '_hnsw_[0-9]+$'"
-        " AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index p WHERE p.index_relid = c.oid)",
+def drop_invalid(statement: str) -> Plan[None]:
+    """Drop what a build of this statement left that was broken off, and that Postgres would take for the index."""
+    rows = yield Call(
+        sql.SQL(
+            "SELECT n.nspname, c.relname FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid"
+            " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE NOT i.indisvalid AND strpos(%s, ' IF NOT EXISTS ' || quote_ident(c.relname) || ' ON ') > 0"
+            " AND c.relname ~ '_hnsw_[0-9]+$'"
+            " AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index p WHERE p.index_relid = c.oid)"
+        ),
         [statement],
-    ).fetchall()
-    for schema, name in rows:
-        conn.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(schema, name)))
+    )
+    for row in rows:
+        yield Call(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(row["nspname"], row["relname"])))
 
 
 def _watch(connect: Connect, pid: int, on_progress: Callable[[str, int, int], None], done: threading.Event) -> None:

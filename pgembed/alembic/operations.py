@@ -16,9 +16,11 @@ from pgembed.catalog import InputSpec
 from pgembed.declared import Declared, EncoderSpec, VectorIndex, inputs_of
 from pgembed.encoders import load_encoder
 from pgembed.errors import CatalogError
+from pgembed.indexing import drop_invalid
 from pgembed.plans import Call, Plan
 from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, RegisterEncoder, RemoveEncoder
 from pgembed.sqlalchemy.queries import install
+from pgembed.sqlalchemy.reflection import attached
 from pgembed.sqlalchemy.running import qualified, run_plan
 
 
@@ -127,7 +129,8 @@ class AttachEmbeddingOp(PgembedOp):
         schema: str | None = None,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        """Attach an embedding, as ``Pgembed.attach`` does: the call returns at once, workers fill it.
+        """Attach an embedding, as ``Pgembed.attach`` does: the call returns at once, workers fill it. One that is there
+        and is the same is left as it is.
 
         ``options`` are ``mode``, ``stale``, ``storage`` and ``fusion``.
         """
@@ -285,7 +288,8 @@ def _remove_encoder(operations: Operations, operation: RemoveEncoderOp) -> None:
 @Operations.implementation_for(AttachEmbeddingOp)
 def _attach(operations: Operations, operation: AttachEmbeddingOp) -> None:
     place = operation.place
-    operations.execute(AttachEmbedding(place.schema, place.table, place.target, operation.declared))
+    if not _stands(operations, place, operation.declared):
+        operations.execute(AttachEmbedding(place.schema, place.table, place.target, operation.declared))
     for index in operation.indexes:
         operations.invoke(index)
 
@@ -299,8 +303,9 @@ def _detach(operations: Operations, operation: DetachEmbeddingOp) -> None:
 @Operations.implementation_for(AlterEmbeddingOp)
 def _alter(operations: Operations, operation: AlterEmbeddingOp) -> None:
     place = operation.place
-    operations.execute(DetachEmbedding(place.schema, place.table, place.target))
-    operations.execute(AttachEmbedding(place.schema, place.table, place.target, operation.declared))
+    if not _stands(operations, place, operation.declared):
+        operations.execute(DetachEmbedding(place.schema, place.table, place.target))
+        operations.execute(AttachEmbedding(place.schema, place.table, place.target, operation.declared))
     for index in operation.indexes:
         operations.invoke(index)
 
@@ -321,6 +326,17 @@ def _drop_index(operations: Operations, operation: DropVectorIndexOp) -> None:
     )
 
 
+def _stands(operations: Operations, place: Place, declared: Declared) -> bool:
+    """Whether an embedding is there as it is declared: a migration that was broken off in the building of an index,
+    which commits what was done before, is run again from its beginning."""
+    if _is_script(operations):
+        return False
+    bind = operations.get_bind()
+    relation = qualified(bind.dialect.identifier_preparer, place.schema, place.table)
+    found = {target: there for (_, _, target), there in attached(bind, relation).items()}
+    return place.target in found and found[place.target].attached == declared.attached
+
+
 def _declared(
     encoder: str,
     text: InputSpec | None,
@@ -336,8 +352,8 @@ def _run(operations: Operations, plan: Plan[Any]) -> Any:  # noqa: ANN401
 
 
 def _run_what_it_gives(operations: Operations, query: str) -> None:
-    """Run the statement that a query gives, outside the transaction. In a script psql does: an index's name has its
-    embedding's number in it."""
+    """Run the statement that a query gives, outside the transaction, in the place of what an earlier run left that was
+    broken off. In a script psql does: an index's name has its embedding's number in it."""
     context = operations.get_context()
     if _is_script(operations):
         with context.autocommit_block():
@@ -345,6 +361,7 @@ def _run_what_it_gives(operations: Operations, query: str) -> None:
         return
     statement = _run(operations, _given(query))
     with context.autocommit_block():
+        _run(operations, drop_invalid(statement))
         operations.execute(text(statement.replace(":", "\\:")))  # its colons are no parameters
 
 
