@@ -13,9 +13,9 @@ DECLARE
 BEGIN
     FOR embedding IN SELECT * FROM pgembed.embedding ORDER BY id LOOP
         PERFORM pgembed._tune_queue(embedding.id);
-        found_relation := pgembed._table_of(embedding.id);
-        CONTINUE WHEN found_relation IS NULL;
-        IF found_relation = embedding.relation THEN
+        found_relation := pgembed._restored_as(embedding);
+        IF found_relation IS NULL THEN
+            CONTINUE WHEN pgembed._table_of(embedding.id) IS DISTINCT FROM embedding.relation;
             changed := changed + pgembed._follow_renames(embedding);
         ELSE -- a restored table has other numbers for its columns, and the names that the catalog knows
             UPDATE pgembed.embedding AS e
@@ -41,6 +41,13 @@ BEGIN
     RETURN changed;
 END
 $$;
+
+-- The table that carries an embedding's triggers where the catalog has the number of none, or of some other, as after a
+-- restore; NULL where the catalog is right. Called by sync and doctor.
+CREATE OR REPLACE FUNCTION pgembed._restored_as(embedding pgembed.embedding) RETURNS regclass
+LANGUAGE sql STABLE
+RETURN (SELECT t.relation FROM (SELECT pgembed._table_of((embedding).id)) AS t (relation)
+    WHERE t.relation IS DISTINCT FROM (embedding).relation AND pgembed._unhooked_table(embedding) IS NULL);
 
 -- Grant the triggers of an embedding again what they write the log with. What they missed meanwhile is noted: they may
 -- have been unable to do it themselves. Called by sync.

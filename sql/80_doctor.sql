@@ -212,14 +212,14 @@ DECLARE
     named text;
     n bigint;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = embedding.relation) THEN
+    IF pgembed._restored_as(embedding) IS NOT NULL THEN
         ok := false;
-        IF pgembed._table_of(embedding.id) IS NOT NULL THEN
-            finding := 'The table has another number than in the catalog: it was restored.';
-            remedy := 'SELECT pgembed.sync();';
-            RETURN NEXT;
-            RETURN;
-        END IF;
+        finding := 'The table has another number than in the catalog: it was restored.';
+        remedy := 'SELECT pgembed.sync();';
+        RETURN NEXT;
+        RETURN;
+    ELSIF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = embedding.relation) THEN
+        ok := false;
         finding := 'The table is gone.';
         named := pg_catalog.format('%I.%I', embedding.schema_name, embedding.table_name);
         remedy := pg_catalog.format(CASE WHEN to_regclass(named) IS NOT NULL
@@ -429,7 +429,8 @@ BEGIN
     END IF;
 
     SELECT count(*) FILTER (WHERE i.indisvalid),
-        string_agg(i.indexrelid::regclass::text, ', ') FILTER (WHERE NOT i.indisvalid)
+        string_agg(i.indexrelid::regclass::text, ', ') FILTER (WHERE NOT i.indisvalid AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_stat_progress_create_index AS p WHERE p.index_relid = i.indexrelid))
     INTO valid, invalid
     FROM pg_catalog.pg_index AS i
     JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
@@ -437,9 +438,10 @@ BEGIN
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
     WHERE (i.indrelid, a.attname) IN (SELECT v.relation, v.column_name FROM pgembed._vectors_of(embedding) AS v);
     part := 'index';
-    ok := valid > 0 OR (state.ready < 1000 AND invalid IS NULL);
-    finding := CASE WHEN valid > 0 THEN 'vector index there'
-        WHEN invalid IS NOT NULL THEN pg_catalog.format('only an invalid vector index, %s', invalid)
+    ok := (valid > 0 OR state.ready < 1000) AND invalid IS NULL;
+    finding := CASE WHEN invalid IS NOT NULL
+            THEN pg_catalog.format('%s invalid vector index, %s', CASE valid WHEN 0 THEN 'only an' ELSE 'an' END, invalid)
+        WHEN valid > 0 THEN 'vector index there'
         ELSE pg_catalog.format('no vector index, %s vectors', state.ready) END;
     remedy := CASE WHEN NOT ok THEN pg_catalog.format('pgembed index %s, or in psql: %sSELECT pgembed.index_sql(%L, %L) \gexec',
         relation, 'DROP INDEX ' || invalid || '; ', relation, embedding.target) END;

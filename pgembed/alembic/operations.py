@@ -18,6 +18,7 @@ from pgembed.indexing import built
 from pgembed.plans import Plan
 from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, RegisterEncoder, RemoveEncoder
 from pgembed.sqlalchemy.queries import install
+from pgembed.sqlalchemy.reflection import attached
 from pgembed.sqlalchemy.running import qualified, run_plan
 
 
@@ -126,7 +127,8 @@ class AttachEmbeddingOp(PgembedOp):
         schema: str | None = None,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        """Attach an embedding, as ``Pgembed.attach`` does: the call returns at once, workers fill it.
+        """Attach an embedding, as ``Pgembed.attach`` does: the call returns at once, workers fill it. One that is there
+        and is the same is left as it is.
 
         ``options`` are ``mode``, ``stale``, ``storage`` and ``fusion``.
         """
@@ -275,7 +277,8 @@ def _remove_encoder(operations: Operations, operation: RemoveEncoderOp) -> None:
 @Operations.implementation_for(AttachEmbeddingOp)
 def _attach(operations: Operations, operation: AttachEmbeddingOp) -> None:
     place = operation.place
-    operations.execute(AttachEmbedding(place.schema, place.table, place.target, operation.declared))
+    if not _stands(operations, place, operation.declared):
+        operations.execute(AttachEmbedding(place.schema, place.table, place.target, operation.declared))
     for index in operation.indexes:
         operations.invoke(index)
 
@@ -289,8 +292,9 @@ def _detach(operations: Operations, operation: DetachEmbeddingOp) -> None:
 @Operations.implementation_for(AlterEmbeddingOp)
 def _alter(operations: Operations, operation: AlterEmbeddingOp) -> None:
     place = operation.place
-    operations.execute(DetachEmbedding(place.schema, place.table, place.target))
-    operations.execute(AttachEmbedding(place.schema, place.table, place.target, operation.declared))
+    if not _stands(operations, place, operation.declared):
+        operations.execute(DetachEmbedding(place.schema, place.table, place.target))
+        operations.execute(AttachEmbedding(place.schema, place.table, place.target, operation.declared))
     for index in operation.indexes:
         operations.invoke(index)
 
@@ -321,6 +325,17 @@ def _drop_index(operations: Operations, operation: DropVectorIndexOp) -> None:
     statement = operations.get_bind().scalar(text(query.replace(":", "\\:")))
     with operations.get_context().autocommit_block():
         operations.execute(text(str(statement).replace(":", "\\:")))  # its colons are no parameters
+
+
+def _stands(operations: Operations, place: Place, declared: Declared) -> bool:
+    """Whether an embedding is there as it is declared: a migration that was broken off in the building of an index,
+    which commits what was done before, is run again from its beginning."""
+    if _is_script(operations):
+        return False
+    bind = operations.get_bind()
+    relation = qualified(bind.dialect.identifier_preparer, place.schema, place.table)
+    found = {target: there for (_, _, target), there in attached(bind, relation).items()}
+    return place.target in found and found[place.target].attached == declared.attached
 
 
 def _declared(
