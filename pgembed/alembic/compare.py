@@ -11,7 +11,7 @@ import alembic.util
 from alembic.autogenerate import comparators
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
-from sqlalchemy import Column, Connection, Index, Table, inspect, text
+from sqlalchemy import Column, Connection, Index, Table, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex
 
@@ -23,10 +23,10 @@ from pgembed.alembic.operations import (
     InstallOp,
     Place,
 )
-from pgembed.declared import Declared, EncoderSpec
+from pgembed.declared import EncoderSpec
 from pgembed.sqlalchemy.columns import Embedding
 from pgembed.sqlalchemy.ddl import is_installed
-from pgembed.sqlalchemy.reflection import attached
+from pgembed.sqlalchemy.reflection import Attached, attached_of
 from pgembed.sqlalchemy.running import qualified
 from pgembed.sqlalchemy.tables import embedding_columns, indexes_over
 
@@ -34,14 +34,6 @@ ALLOW_DROP = "allow-drop"  # alembic -x allow-drop
 _OWN_INDEX = re.compile(r".*_hnsw_\d+")
 _OF_A_VIEW = "(pgembed.neutralize("  # what pgembed.neutral_index_sql wrote
 _OWN_SCHEMA = "pgembed"
-_SIDES = text(
-    "SELECT n.nspname, c.relname FROM pgembed.embedding e JOIN pg_catalog.pg_class c ON c.oid = e.side"
-    " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-)
-_SIDE = text(
-    "SELECT c.relname FROM pgembed.embedding e JOIN pg_catalog.pg_class c ON c.oid = e.side"
-    " WHERE e.relation = pg_catalog.to_regclass(CAST(:relation AS pg_catalog.text)) AND e.target = :target"
-)
 _INDEX = text(
     "SELECT i.relname, pg_catalog.pg_get_indexdef(i.oid) AS definition FROM pg_catalog.pg_index x"
     " JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid"
@@ -77,12 +69,13 @@ def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas
     connection = context.connection
     if connection is None or connection.dialect.name != "postgresql":
         return
-    default = inspect(connection).default_schema_name
-    by_table: dict[tuple[str | None, str], dict[str, Declared]] = {}
-    for (schema, table, target), declared in attached(connection).items():
-        by_table.setdefault((None if schema == default else schema, table), {})[target] = declared
-    sides = _side_tables(connection) if by_table else []
-    own = {(None if schema == default else schema, table) for schema, table in sides}
+    default = context.inspector.default_schema_name
+    by_table: dict[tuple[str | None, str], dict[str, Attached]] = {}
+    own: set[tuple[str | None, str]] = set()
+    for (schema, table, target), there in attached_of(context.inspector).items():
+        by_table.setdefault((None if schema == default else schema, table), {})[target] = there
+        if there.side is not None:
+            own.add((None if there.side[0] == default else there.side[0], there.side[1]))
     compared = {
         (None if table.schema == default else table.schema, table.name): table for table in context.sorted_tables
     }
@@ -92,9 +85,8 @@ def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas
     for schema, name in dropped:
         for target, was in by_table.get((schema, name), {}).items():
             place = Place(name, target, schema)
-            first.append(DetachEmbeddingOp(place, was, indexes=_rebuilding(connection, place, was)))
+            first.append(DetachEmbeddingOp(place, was.declared, indexes=_rebuilding(connection, place, was)))
     encoders: dict[str, EncoderSpec] = {}
-    known = _encoders(connection)
     for (schema, name), table in compared.items():
         if schema not in schemas or (schema, name) in own:
             continue
@@ -102,7 +94,7 @@ def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas
         for column, declared in embedding_columns(table):
             if not context.run_object_filters(column, cast(Any, column.name), "column", False, None):
                 continue
-            if declared.registered_as is not None and declared.encoder not in known:
+            if declared.registered_as is not None:
                 encoders[declared.encoder] = declared.registered_as
         changes = _of_table(context, connection, schema, table, there)
         first += changes.first
@@ -111,7 +103,8 @@ def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas
         upgrade, {(op.place.schema, op.place.table) for op in last if isinstance(op, AlterEmbeddingOp)}
     )
     install = [InstallOp()] if last and not is_installed(connection) else []
-    added = [AddEncoderOp(encoder) for encoder in encoders.values()]
+    known = _encoders(connection) if encoders else set[str]()
+    added = [AddEncoderOp(encoder) for name, encoder in encoders.items() if name not in known]
     upgrade.ops[:] = [*first, *upgrade.ops, *install, *added, *last, *dropped_after]
 
 
@@ -126,18 +119,18 @@ def _of_table(
     connection: Connection,
     schema: str | None,
     table: Table,
-    there: dict[str, Declared],
+    there: dict[str, Attached],
 ) -> _Changes:
     changes = _Changes([], [])
     declared_here = dict(embedding_columns(table))
     names = {column.name for column in declared_here}
     for target, was in there.items():
         if target not in names and context.run_object_filters(
-            Column(target, cast(Any, Embedding(was))), cast(Any, target), "column", True, None
+            Column(target, cast(Any, Embedding(was.declared))), cast(Any, target), "column", True, None
         ):
             place = Place(table.name, target, schema)
             indexes = _rebuilding(connection, place, was)
-            changes.first.append(DetachEmbeddingOp(place, was, asked=False, indexes=indexes))
+            changes.first.append(DetachEmbeddingOp(place, was.declared, asked=False, indexes=indexes))
     for column, declared in declared_here.items():
         if not context.run_object_filters(column, cast(Any, column.name), "column", False, None):
             continue
@@ -146,11 +139,11 @@ def _of_table(
         if was is None:
             changes.last.append(AttachEmbeddingOp(place, declared))
             changes.last.extend(_created(index, schema) for index in wanted)
-        elif was.attached != declared.attached:
-            anew = [_created(index, schema) for index in wanted]
-            changes.last.append(AlterEmbeddingOp(place, declared, was, anew, _rebuilding(connection, place, was)))
+        elif was.declared.attached != declared.attached:
+            anew, were = [_created(index, schema) for index in wanted], _rebuilding(connection, place, was)
+            changes.last.append(AlterEmbeddingOp(place, declared, was.declared, anew, were))
         else:
-            _compare_indexes(connection, _vectors(connection, place, was), wanted, changes)
+            _compare_indexes(connection, _vectors(place, was), wanted, changes)
     return changes
 
 
@@ -189,9 +182,9 @@ def _rebuilt(connection: Connection, place: Place, name: str, definition: str) -
     return ops.ExecuteSQLOp(re.sub(r"(?<!:):(?=\w)", r"\\:", statement))
 
 
-def _rebuilding(connection: Connection, place: Place, was: Declared) -> list[ops.ExecuteSQLOp]:
+def _rebuilding(connection: Connection, place: Place, was: Attached) -> list[ops.ExecuteSQLOp]:
     """What builds the indexes over an embedding again, but for those of ``pgembed index``."""
-    vectors = _vectors(connection, place, was)
+    vectors = _vectors(place, was)
     there = _definitions(connection, vectors)
     return [
         _rebuilt(connection, vectors, name, definition)
@@ -214,13 +207,9 @@ def _drops_after(upgrade: ops.UpgradeOps, altered: Collection[tuple[str | None, 
     return drops
 
 
-def _vectors(connection: Connection, place: Place, was: Declared) -> Place:
+def _vectors(place: Place, was: Attached) -> Place:
     """Where an embedding's vectors stand: a table and its column."""
-    if was.storage == "column":
-        return place
-    relation = _quoted(connection, place.schema, place.table)
-    side = connection.execute(_SIDE, {"relation": relation, "target": place.target}).first()
-    return Place(side.relname, "vector", place.schema) if side is not None else place
+    return place if was.side is None else Place(was.side[1], "vector", place.schema)
 
 
 def _definitions(connection: Connection, place: Place) -> dict[str, str]:
@@ -260,7 +249,7 @@ def _tail(definition: str) -> str:
 
 def _without_ours(
     upgrade: ops.UpgradeOps,
-    by_table: dict[tuple[str | None, str], dict[str, Declared]],
+    by_table: dict[tuple[str | None, str], dict[str, Attached]],
     own: Collection[tuple[str | None, str]],
     compared: dict[tuple[str | None, str], Table],
 ) -> list[tuple[str | None, str]]:
@@ -294,7 +283,7 @@ def _without_ours(
     return dropped
 
 
-def _dropped_without(operation: ops.DropTableOp, there: dict[str, Declared]) -> ops.DropTableOp:
+def _dropped_without(operation: ops.DropTableOp, there: Collection[str]) -> ops.DropTableOp:
     """The same, so that its reverse makes the table without its embeddings, which are attached then."""
     reverse = operation._reverse  # pyright: ignore[reportPrivateUsage]
     if reverse is not None:
@@ -333,10 +322,6 @@ def _columns_of(index: Index) -> Iterator[str]:
             yield expression.name
         else:
             yield from re.findall(r"\w+", str(expression))
-
-
-def _side_tables(connection: Connection) -> list[tuple[str, str]]:
-    return [(row.nspname, row.relname) for row in connection.execute(_SIDES)]
 
 
 def _encoders(connection: Connection) -> set[str]:

@@ -20,31 +20,56 @@ Name = tuple[str, str, str]  # schema, table, target
 _EMBEDDINGS = text(
     "SELECT n.nspname, c.relname, e.target, e.encoder, pgembed._renamed(c.oid, e.inputs) AS inputs, e.mode, e.stale,"
     " e.storage, coalesce(e.fusion ->> 'method', 'sum') AS fusion, pgembed._metric(o.metric, e.fusion) AS metric,"
-    " o.spec, o.settings"
+    " o.spec, o.settings, m.nspname AS side_schema, s.relname AS side_table,"
+    " (SELECT a.attname FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped"
+    " ORDER BY a.attnum DESC LIMIT 1) AS last_column"
     " FROM pgembed.embedding e JOIN pgembed.encoder o ON o.name = e.encoder"
     " JOIN pg_catalog.pg_class c ON c.oid = e.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+    " LEFT JOIN (pg_catalog.pg_class s JOIN pg_catalog.pg_namespace m ON m.oid = s.relnamespace) ON s.oid = e.side"
 )
-_LAST = text(
-    "SELECT DISTINCT ON (c.oid) n.nspname, c.relname, a.attname FROM pgembed.embedding e"
-    " JOIN pg_catalog.pg_class c ON c.oid = e.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-    " JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped ORDER BY c.oid, a.attnum DESC"
-)
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An embedding of a database: what a model would declare, its side table with the schema, and the last column of
+    its own table."""
+
+    declared: Declared
+    side: tuple[str, str] | None
+    last_column: str
 
 
 def attached(connection: Connection) -> dict[Name, Declared]:
     """The embeddings of a database; none where pgembed is not there, or its catalog not for us."""
+    return {name: found.declared for name, found in _attached(connection).items()}
+
+
+def attached_of(inspector: Inspector) -> dict[Name, Attached]:
+    """The same, with where they stand, asked once by an Inspector."""
+    known: dict[Any, Any] = inspector.info_cache
+    if Attached not in known:
+        with _connection(inspector.bind) as connection:
+            known[Attached] = _attached(connection)
+    return known[Attached]
+
+
+def _attached(connection: Connection) -> dict[Name, Attached]:
     if not is_installed(connection, readable=True):
         return {}
     return {
-        (row.nspname, row.relname, row.target): Declared(
-            encoder=row.encoder,
-            inputs=inputs_of(row.inputs),
-            mode=row.mode,
-            stale=row.stale,
-            storage=row.storage,
-            fusion=row.fusion,
-            metric=row.metric,
-            registered_as=EncoderSpec(row.encoder, row.spec, row.settings),
+        (row.nspname, row.relname, row.target): Attached(
+            Declared(
+                encoder=row.encoder,
+                inputs=inputs_of(row.inputs),
+                mode=row.mode,
+                stale=row.stale,
+                storage=row.storage,
+                fusion=row.fusion,
+                metric=row.metric,
+                registered_as=EncoderSpec(row.encoder, row.spec, row.settings),
+            ),
+            None if row.side_table is None else (row.side_schema, row.side_table),
+            row.last_column,
         )
         for row in connection.execute(_EMBEDDINGS)
     }
@@ -56,38 +81,19 @@ def _reflects(inspector: Inspector, table: Table, column: dict[str, Any]) -> Non
     the last column."""
     if inspector.dialect.name != "postgresql":
         return
-    there = _embeddings(inspector).get((table.schema or inspector.default_schema_name, table.name))
-    if there is None:
-        return
-    declared = there.of.get(column["name"])
-    if declared is not None and declared.storage == "column" and isinstance(column["type"], VECTOR):
-        column["type"] = Embedding(declared, column["type"].dim)
-    if column["name"] == there.last:
-        beside = {target: declared for target, declared in there.of.items() if declared.storage == "side"}
-        column["info"] = {**column.get("info", {}), FOLLOWED_BY: beside}
-
-
-@dataclass
-class _There:
-    """The embeddings of a table, and its last column."""
-
-    of: dict[str, Declared]
-    last: str
-
-
-def _embeddings(inspector: Inspector) -> dict[tuple[str | None, str], _There]:
-    """The embeddings of a database by their tables, asked once by an Inspector."""
-    known: dict[Any, Any] = inspector.info_cache
-    if _There not in known:
-        found: dict[tuple[str | None, str], _There] = {}
-        with _connection(inspector.bind) as connection:
-            for (schema, table, target), declared in attached(connection).items():
-                found.setdefault((schema, table), _There({}, "")).of[target] = declared
-            for row in connection.execute(_LAST) if found else ():
-                if (there := found.get((row.nspname, row.relname))) is not None:
-                    there.last = row.attname
-        known[_There] = found
-    return known[_There]
+    schema, name = table.schema or inspector.default_schema_name, column["name"]
+    of_table = {
+        target: found for (*place, target), found in attached_of(inspector).items() if place == [schema, table.name]
+    }
+    if name in of_table and of_table[name].side is None and isinstance(column["type"], VECTOR):
+        column["type"] = Embedding(of_table[name].declared, column["type"].dim)
+    follow = {
+        target: found.declared
+        for target, found in of_table.items()
+        if found.side is not None and found.last_column == name
+    }
+    if follow:
+        column["info"] = {**column.get("info", {}), FOLLOWED_BY: follow}
 
 
 @contextmanager
