@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import psycopg
 import pytest
 
@@ -18,6 +19,7 @@ from pgembed.cli.main import main
 from pgembed.encoders.builtin import LiteEncoder
 from pgembed.media import MediaPolicy, open_picture
 from tests.composed_datasets import cirr
+from tests.open_clip_models import by_hand, make_model
 
 DATA = Path(__file__).parents[1] / "data"
 PHOTOS = sorted((DATA / "photos").glob("*.jpg"))
@@ -267,6 +269,33 @@ def test_what_cannot_be_evaluated_is_an_error_that_says_what_to_do(shop: Cli, ju
     (tmp_path / "a.run").write_text("other Q0 cat 1 1.0 a\n")
     runs = [tmp_path / "a.run", tmp_path / "a.run"]
     assert "has a relevant row" in shop("eval", "compare", *runs, "--qrels", judgments / "qrels" / "test.tsv", fails=1)
+
+
+def test_a_published_dataset_is_measured_with_a_model_of_open_clip(cli: Cli, tmp_path: Path) -> None:
+    """What it finds is what the model finds where open_clip's own functions run it."""
+    folder, model, mine = (
+        cirr(tmp_path / "cirr"),
+        make_model(tmp_path / "model", "clip-shallow"),
+        tmp_path / "mine.json",
+    )
+    cirr(folder, split="test1")
+    asked = [
+        "eval", "cir", "cirr", folder, "--encoder", f"open_clip:local-dir:{model}", "--model-dir", tmp_path,
+        "--cache", tmp_path / "cache", "--way", "sum", "--weight", "0.5", "--json",
+    ]  # fmt: skip
+    (figures,) = [part["figures"] for part in json.loads(cli(*asked))["parts"]]
+    cli(*asked, "--split", "test", "--submission", mine)
+    captions = ("one", "two")
+    pictures = [PIL.Image.open(path) for path in sorted((folder / "img_raw" / "dev").glob("*.png"))]
+    words, looks = by_hand(model, list(captions), pictures)
+    ranked = [[int(n) for n in np.argsort(-(looks @ (looks[0] + 0.5 * word))) if n] for word in words]
+    submitted = json.loads(mine.read_text())
+    assert [submitted[pair] for pair in ("11", "12")] == [[f"test1-{n}-0-img0" for n in row] for row in ranked]
+    places = [ranked[0].index(1), ranked[1].index(3)]
+    assert figures["R@1"] == np.mean([place == 0 for place in places])
+    among = [[n for n in row if n in (1, 2, 3)] for row in ranked]
+    for k in (1, 2, 3):
+        assert figures[f"Rsubset@{k}"] == np.mean([1 in among[0][:k], 3 in among[1][:k]])
 
 
 def test_a_published_dataset_is_measured_without_a_database_and_its_submission_written(
