@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,10 +37,11 @@ class Leg:
     name: str
     weight: float
     candidates: int
-    plan: Literal["index", "exact"] | None = None
+    plan: Literal["index", "partial index", "exact"] | None = None
     looks: tuple[Look, ...] = ()
     matching: float | None = None
     postgres: str = ""
+    index: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Explanation:
     """How a search was run.
 
     ``plan`` is ``exact`` where all matching rows were compared, after ``looks`` at the index that gave too few, or at
-    once; ``index`` where a vector index answered; ``fused`` where there were several ``legs``, of which each has its
+    once; ``index`` where a vector index answered, which ``index`` names, and ``partial index`` where that holds a part
+    of the rows only; ``fused`` where there were several ``legs``, of which each has its
     own. ``matching`` is the planner's estimate of the rows that match the filter, None where it was not asked;
     ``total`` the rows of the table. ``milliseconds`` is the time without encoding. ``postgres`` is Postgres's own plan
     of the statement that answered.
@@ -70,7 +73,7 @@ class Explanation:
     where that was asked and there are any.
     """
 
-    plan: Literal["index", "exact", "fused"]
+    plan: Literal["index", "partial index", "exact", "fused"]
     looks: tuple[Look, ...]
     matching: float | None
     total: float
@@ -86,11 +89,12 @@ class Explanation:
     words: list[list[str]] = field(default_factory=list[list[str]])
     method: str | None = None
     recall: float | None = None
+    index: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """All but the rows, for JSON."""
         return {
-            "plan": self.plan, "looks": [asdict(one) for one in self.looks],
+            "plan": self.plan, "index": self.index, "looks": [asdict(one) for one in self.looks],
             "matching": self.matching, "total": self.total, "milliseconds": round(self.milliseconds, 3),
             "rows": len(self.rows), "parts": _dicts(self.parts), "inputs": _dicts(self.inputs),
             "views": _dicts(self.views), "method": self.method,
@@ -130,11 +134,12 @@ class Explanation:
 
     def summary(self) -> str:
         """How it was run, in lines: all but the rows and Postgres's plan."""
-        how = f"by {_PLANS[self.plan]}" if self.plan != "fused" else f"{len(self.legs)} legs fused by {self.method}"
+        by = _by(self.plan, self.index)
+        how = f"by {by}" if by else f"{len(self.legs)} legs fused by {self.method}"
         lines = [f"{len(self.rows)} rows in {self.milliseconds:.1f} ms, {how}."]
         lines += _found(self.matching, self.total, self.looks)
         for number, leg in enumerate(self.legs):
-            by = f", by {_PLANS[leg.plan]}" if leg.plan else ""
+            by = f", by {how}" if (how := _by(leg.plan, leg.index)) else ""
             lines.append(f"Leg {self._leg_heading(number)}, weight {leg.weight:g}: {leg.candidates} candidates{by}.")
             lines += [f"  {line}" for line in _found(leg.matching, self.total, leg.looks)]
         if self.recall is not None:
@@ -151,7 +156,23 @@ class Explanation:
         return "\n".join([*lines, "", self.postgres])
 
 
-_PLANS = {"index": "the vector index", "exact": "comparing all matching rows"}
+_PLANS = {
+    "index": "the vector index {}", "partial index": "the vector index {}, which holds a part of the rows",
+    "exact": "comparing all matching rows",
+}  # fmt: skip
+# How Postgres tells of an index that gives an order; likewise in sql/69_rounds.sql.
+_INDEX = re.compile(r'Index Scan using (?:"(?P<quoted>(?:[^"]|"")+)"|(?P<plain>\S+)) on [^\n]*\n\s+Order By: ')
+
+
+def _by(plan: str | None, index: str | None) -> str | None:
+    """What a plan is, in words; None of what has none of its own."""
+    return _PLANS[plan].format(index) if plan in _PLANS else None
+
+
+def _index_in(postgres: str) -> str | None:
+    """The name of the vector index in Postgres's plan."""
+    found = _INDEX.search(postgres)
+    return found and (found["plain"] or found["quoted"].replace('""', '"'))
 
 
 def _dicts(told: Sequence[Sequence[Any]]) -> list[list[dict[str, Any]]]:
@@ -195,6 +216,7 @@ def explained(
     statement = plan.exact if trace.exact else plan.among(last) if last else plan.statement
     planned = yield Call(plan.explained(statement).text, statement.values)
     postgres = "\n".join(row["QUERY PLAN"] for row in planned)
+    index = None if trace.exact else _index_in(postgres)
     estimate = trace.estimate
     found: float | None = None
     if recall:
@@ -202,7 +224,7 @@ def explained(
         # rows as near as the last count, whichever of them a tie left out
         found = min(1.0, sum(row.score >= best[-1].score for row in rows) / len(best)) if best else None
     return Explanation(
-        plan="exact" if trace.exact or "Order By: " not in postgres else "index",  # as Postgres tells of an index
+        plan="exact" if index is None else "partial index" if index in plan.target.partial else "index",
         looks=tuple(trace.looks),
         matching=estimate.matching if estimate else None,
         total=plan.target.rows,
@@ -212,8 +234,9 @@ def explained(
         postgres=postgres,
         parts=(yield from _parts(searcher, table, query, plan, rows)),
         inputs=(yield from input_shares(searcher, table, plan, [_key(row)[1:] for row in rows])) if inputs else [],
-        views=(yield from view_scores(searcher, table, plan, [_key(row)[1:] for row in rows])) if views else [],
+        views=(yield from view_scores(plan, [_key(row)[1:] for row in rows])) if views else [],
         recall=found,
+        index=index,
     )
 
 
@@ -228,7 +251,7 @@ def explained_fused(plan: FusedPlan, *, recall: bool) -> Plan[Explanation]:
         Leg(
             leg.get("embedding") or "words", leg["weight"], leg["candidates"], leg.get("plan"),
             tuple(Look(**look) for look in leg.get("looks", ())), leg.get("matching"),
-            "\n".join(leg.get("postgres", ())),
+            "\n".join(leg.get("postgres", ())), leg.get("index"),
         )
         for leg in told["legs"]
     )  # fmt: skip

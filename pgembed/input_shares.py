@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, cast
 
 import numpy as np
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from pgembed.catalog import EncoderRow
 from pgembed.encoders import Encoder
@@ -44,18 +45,19 @@ def input_shares(
 ) -> Plan[list[list[InputShare]]]:
     """For the row of each key, as text, what each of its inputs gave; nothing where the embedding has one input.
 
-    A row's vector has the direction of the weighted sum of its inputs' (the mean, where weights are equal), and so is
-    its cosine the weighted sum of theirs over the length of that sum. Read under the caller's rights. Raises
-    InvalidQuery where the metric is no cosine, and MediaError for a picture that cannot be read here.
+    Where inputs stand side by side, that is in the stored vectors. Where they are summed, a row's vector has the
+    direction of the weighted sum of its inputs' (the mean, where weights are equal), and so is its cosine the weighted
+    sum of theirs over the length of that sum. Read under the caller's rights. Raises InvalidQuery where the metric is
+    no cosine, and MediaError for a picture that cannot be read here.
     """
     target = plan.target
+    if target.parts:
+        return (yield from _part_shares(plan, keys))
     if target.metric != "cosine":
         raise InvalidQuery(
             f"{target.name} is searched by {target.metric}: only a cosine is told apart by inputs.", "Leave inputs out."
         )
-    found: dict[str, Any] = (yield Call(_INPUTS, [f"{_quoted(target.schema)}.{_quoted(target.table)}", target.column]))[
-        0
-    ]
+    found: dict[str, Any] = (yield Call(_INPUTS, [target.relation, target.column]))[0]
     facts: dict[str, Any] = found["inputs"]
     if len(facts) < 2 or not keys:
         return [[] for _ in keys]
@@ -76,17 +78,27 @@ def input_shares(
         sql.SQL("SELECT ({})::pg_catalog.float4[] AS query").format(plan.vector.text), plan.vector.values
     )
     query = _unit(np.array(vector[0]["query"], dtype=np.float64))
-    if len(query) != found["dim"]:
-        raise InvalidQuery(
-            f"The vectors of {target.name} have {len(query)} dimensions, and those of its inputs {found['dim']}:"
-            " they are no sums, of which each input has a share.",
-            "Leave inputs out.",
-        )
     encoder = EncoderRow(**{field.name: found[field.name] for field in fields(EncoderRow) if field.name in found})
     by_key: dict[tuple[str, ...], list[InputShare]] = yield Compute(
         lambda: _shares(searcher.load(encoder), replace(searcher.media, any_path=False), facts, rows, query)
     )
     return [by_key.get(key, []) for key in keys]
+
+
+def _part_shares(plan: SearchPlan, keys: Sequence[tuple[str, ...]]) -> Plan[list[list[InputShare]]]:
+    """By ``pgembed._part_shares``, which gives what ``pgembed.explain_search`` tells."""
+    if not keys:
+        return []
+    vector, target = plan.vector, plan.target
+    table, column, rows = (
+        _trusted(sql.Literal(value).as_string(None))
+        for value in (target.relation, target.column, Jsonb([*map(list, keys)]))
+    )
+    text = sql.SQL("SELECT pgembed._part_shares({}::regclass, {}, {}, {}) AS told").format(
+        table, column, vector.text, rows
+    )
+    found = yield Call(text, vector.values)
+    return [[InputShare(**one) for one in row] for row in found[0]["told"]]
 
 
 def _shares(
@@ -135,9 +147,5 @@ def _unit(vector: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _trusted(text: str) -> sql.SQL:
-    """SQL that pgembed wrote, in which psycopg must not see placeholders."""
+    """SQL that is no caller's, in which psycopg must not see placeholders."""
     return sql.SQL(cast(LiteralString, text.replace("%", "%%")))
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

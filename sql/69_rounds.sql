@@ -139,7 +139,8 @@ $$;
 
 -- Add how a search was run to the setting pgembed.trace, a JSON array: the embedding, the looks at its index, the
 -- planner's estimate of the matching rows, the table's rows, and Postgres's plan of the statement that answered, by
--- which the plan is called index or exact. VOLATILE likewise. Called by search, where that setting is not empty.
+-- which the plan is called index (with its name), partial index (of some rows only) or exact. VOLATILE likewise. Called
+-- by search, where that setting is not empty.
 CREATE OR REPLACE FUNCTION pgembed._trace(
     relation oid,
     embedding text,
@@ -156,12 +157,23 @@ AS $$
 DECLARE
     line text;
     plan text[];
+    index text; -- as Postgres tells of one that gives an order; quoted where it must be
+    partial text[];
 BEGIN
     FOR line IN EXECUTE 'EXPLAIN ' || statement USING query, k, params, candidates, ceil(1.25 * k)::integer LOOP
         plan := plan || regexp_replace(line, '''\[[-+.,0-9e]{20,}\]''', '''[...]''', 'g'); -- the vector itself
     END LOOP;
+    index := substring(array_to_string(plan, E'\n') -- likewise in pgembed/explaining.py
+        FROM 'Index Scan using ("(?:[^"]|"")+"|\S+) on [^\n]*\n\s+Order By: ');
+    SELECT array_agg(quote_ident(p.name)) INTO partial
+    FROM pgembed.embedding AS e
+    JOIN pgembed.encoder AS m ON m.name = e.encoder
+    CROSS JOIN LATERAL pgembed._graph_of(e, pgembed._metric(m.metric, e.fusion)) AS g
+    CROSS JOIN LATERAL unnest(g.partial) AS p (name)
+    WHERE e.relation = _trace.relation AND e.target = _trace.embedding;
     PERFORM set_config('pgembed.trace', (current_setting('pgembed.trace')::jsonb || jsonb_build_object(
-        'embedding', embedding, 'plan', CASE WHEN array_to_string(plan, ' ') LIKE '%Order By: %' THEN 'index' ELSE 'exact' END,
+        'embedding', embedding, 'index', index, 'plan', CASE WHEN index IS NULL THEN 'exact'
+            WHEN index = ANY (partial) THEN 'partial index' ELSE 'index' END,
         'looks', looks, 'matching', matching, 'total', coalesce((SELECT sum(greatest(leaf.reltuples, 0))
             FROM pg_catalog.pg_partition_tree(_trace.relation) AS tree
             JOIN pg_catalog.pg_class AS leaf ON leaf.oid = tree.relid WHERE tree.isleaf),

@@ -1,5 +1,8 @@
 -- Explanations in SQL: how a search was run, and what gave each row its score, as JSON for jsonb_pretty.
 
+DROP FUNCTION IF EXISTS pgembed.explain_search(anyelement, @extschema:vector@.vector, integer, text, jsonb, text,
+    boolean, @extschema:vector@.vector[], float8[], text[], boolean);
+
 -- What pgembed.search with these arguments does, and what each row's score is made of:
 --
 --     SELECT jsonb_pretty(pgembed.explain_search(NULL::product, filter => 'price < 50',
@@ -9,12 +12,16 @@
 -- prototype ... exact  as of search; without a query, the sum of the terms is one.
 -- terms, weights, names  what the query is the sum of (pgembed.compose), to be told what each gave.
 -- recall  also compares all rows: which share of the k nearest was found.
+-- views   for each row, the named views of the space on which it scores high: those on which nine in ten rows of a
+--         sample of the table (1,000, or about so many) score less.
 --
--- plan is index where a vector index answered, exact where all matching rows were compared, after looks at the index
+-- plan is index where a vector index answered (index is its name), partial index where one that holds a part of the
+-- rows did, exact where all matching rows were compared, after looks at the index
 -- (candidates, NULL where it was read until enough were found, and matching rows found) that gave too few, or at once.
 -- matching is the planner's estimate of the rows that match, where it was asked; total about the rows of the table.
 -- milliseconds is the time of the search alone. rows has each row's key, as text, and score, and for each term its
--- similarity to the row and under cosine its share, which add up to the score. postgres is Postgres's own plan.
+-- similarity to the row and under cosine its share, which add up to the score; where inputs stand side by side, for
+-- each input of the row its weight, similarity and share, which add up too. postgres is Postgres's own plan.
 CREATE OR REPLACE FUNCTION pgembed.explain_search(
     prototype anyelement,
     query @extschema:vector@.vector DEFAULT NULL,
@@ -26,7 +33,8 @@ CREATE OR REPLACE FUNCTION pgembed.explain_search(
     terms @extschema:vector@.vector[] DEFAULT NULL,
     weights float8[] DEFAULT NULL,
     names text[] DEFAULT NULL,
-    recall boolean DEFAULT false
+    recall boolean DEFAULT false,
+    views boolean DEFAULT false
 ) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -42,6 +50,7 @@ DECLARE
     began timestamptz;
     took float8;
     found jsonb;
+    row_keys jsonb;
     trace jsonb;
     share float8;
 BEGIN
@@ -95,8 +104,104 @@ BEGIN
             'WHERE (f ->> ''score'')::float8 >= min(s.score))::float8 / nullif(count(*), 0) %strue) AS s',
             asked) INTO share USING query, k, filter, params, found;
     END IF;
+    row_keys := (SELECT jsonb_agg(r.value -> 'key' ORDER BY r.n)
+        FROM jsonb_array_elements(found) WITH ORDINALITY AS r (value, n));
+    IF target.shares IS NOT NULL THEN
+        found := pgembed._each_with(found, 'inputs', pgembed._part_shares(target.relation, target.target,
+            pgembed._fitted(query, target.dim, target.shares), row_keys));
+    END IF;
+    IF views THEN
+        found := pgembed._each_with(found, 'views', pgembed._view_scores(target.relation, target.target, row_keys));
+    END IF;
     RETURN trace || jsonb_build_object('milliseconds', round(took::numeric, 3), 'rows', found,
         'recall', CASE WHEN share > 1 THEN 1 ELSE share END);
+END
+$$;
+
+-- Objects in JSON, each with one more field: of the n-th what `told` has there. Called by explain_search.
+CREATE OR REPLACE FUNCTION pgembed._each_with(objects jsonb, field text, told jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN (
+    SELECT coalesce(jsonb_agg(o.value || jsonb_build_object(field, told -> (o.n - 1)::integer) ORDER BY o.n), '[]')
+    FROM jsonb_array_elements(objects) WITH ORDINALITY AS o (value, n)
+);
+
+-- That a row's key is "wanted key", an array of texts in JSON. Called by what follows.
+CREATE OR REPLACE FUNCTION pgembed._wanted_row(relation oid) RETURNS text
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT string_agg(format('%I = ("wanted key" ->> %s)::%s', a.attname, c.n - 1,
+        format_type(a.atttypid, a.atttypmod)), ' AND ' ORDER BY c.n)
+    FROM jsonb_array_elements(pgembed._key_columns(relation)) WITH ORDINALITY AS c (key, n)
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attname = c.key ->> 'name';
+END;
+
+-- What each input gave to the score of the rows with these keys, where inputs stand side by side: for each key in order
+-- an array with input, weight, similarity and share, their product; an input that a row does not have is left out. By
+-- the stored vectors, which makes the shares of a row add up to its score. Called by explain_search, and by Python.
+CREATE OR REPLACE FUNCTION pgembed._part_shares(
+    relation regclass,
+    embedding text,
+    query @extschema:vector@.vector,
+    keys jsonb
+) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    target CONSTANT record := pgembed._vectors_target(relation, embedding);
+    parts CONSTANT jsonb := (pgembed._embedding(relation, embedding)).fusion -> 'parts';
+    told jsonb;
+BEGIN
+    EXECUTE format('SELECT jsonb_agg(coalesce(t.told, ''[]'') ORDER BY "wanted n") '
+        'FROM jsonb_array_elements($1) WITH ORDINALITY AS w ("wanted key", "wanted n") LEFT JOIN LATERAL ('
+            'SELECT jsonb_agg(jsonb_build_object(''input'', b.part, ''weight'', b.weight, '
+                '''similarity'', coalesce(b.share / nullif(b.weight, 0), 0), ''share'', b.share) ORDER BY b.n) AS told '
+            'FROM (SELECT p.part, p.n, @extschema:vector@.vector_norm(s.own) AS length, '
+                '@extschema:vector@.vector_norm(s.own) * @extschema:vector@.vector_norm(s.asked) AS weight, '
+                '-(s.own OPERATOR(@extschema:vector@.<#>) s.asked) AS share '
+                'FROM (SELECT %1$s AS vector FROM %2$s WHERE %3$s AND %4$s) AS r '
+                'CROSS JOIN jsonb_array_elements_text($3) WITH ORDINALITY AS p (part, n) CROSS JOIN LATERAL ('
+                    'SELECT @extschema:vector@.subvector(r.vector, (p.n::integer - 1) * $4 + 1, $4) AS own, '
+                    '@extschema:vector@.subvector($2, (p.n::integer - 1) * $4 + 1, $4) AS asked) AS s) AS b '
+            'WHERE b.length > 0) AS t ON true',
+        target.vector_sql, target.source || target.side, pgembed._wanted_row(relation), target.present)
+        INTO told USING keys, query, parts, target.dim / jsonb_array_length(parts);
+    RETURN told;
+END
+$$;
+
+-- The named views of the space on which the rows with these keys score high, beside a sample of their table: for each
+-- key in order an array with view, score (the similarity to the view's first direction) and above (the share of the
+-- sample that scores less, 0.9 at least), the highest first. Called by explain_search, and by Python.
+CREATE OR REPLACE FUNCTION pgembed._view_scores(relation regclass, embedding text, keys jsonb) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    target CONSTANT record := pgembed._search_target(
+        (SELECT c.reltype::regtype FROM pg_catalog.pg_class AS c WHERE c.oid = relation), embedding, false);
+    total CONSTANT float8 := (SELECT g.rows FROM pgembed.embedding AS e
+        CROSS JOIN LATERAL pgembed._graph_of(e, target.metric) AS g
+        WHERE e.relation = _view_scores.relation AND e.target = target.target);
+    told jsonb;
+BEGIN
+    EXECUTE format('WITH named AS (SELECT d.name AS "view name", pgembed._fitted(d.vectors[1], $2, $3) AS "view vector" '
+            'FROM pgembed.direction AS d JOIN pgembed.encoder AS e ON e.name = d.encoder WHERE e.space = $4), '
+        'drawn AS MATERIALIZED (SELECT %1$I FROM %2$s WHERE %3$s AND random() < $5 LIMIT 2000), '
+        'sample AS (SELECT "view name" AS name, %4$s AS score FROM drawn CROSS JOIN named), '
+        'scored AS (SELECT "wanted n" AS n, "view name" AS name, %4$s AS score FROM jsonb_array_elements($1) '
+            'WITH ORDINALITY AS w ("wanted key", "wanted n") JOIN %2$s ON %5$s CROSS JOIN named WHERE %3$s), '
+        'placed AS (SELECT r.*, (SELECT avg((s.score < r.score)::integer) FROM sample AS s '
+            'WHERE s.name = r.name AND s.score < ''NaN'') AS above FROM scored AS r WHERE r.score < ''NaN'') '
+        'SELECT jsonb_agg(coalesce((SELECT jsonb_agg(jsonb_build_object(''view'', p.name, ''score'', p.score, '
+            '''above'', p.above) ORDER BY p.above DESC, p.score DESC, p.name) FROM placed AS p '
+            'WHERE p.n = w.n AND p.above >= 0.9), ''[]'') ORDER BY w.n) '
+        'FROM jsonb_array_elements($1) WITH ORDINALITY AS w (key, n)',
+        CASE target.side WHEN '' THEN target.target ELSE 'pgembed vector' END, target.source || target.side,
+        target.present, format(CASE target.metric WHEN 'cosine' THEN '1 - (%s)' ELSE '-(%s)' END,
+            regexp_replace(target.distance, '\$1(::[^$]+)?$', '"view vector"\1')),
+        pgembed._wanted_row(relation))
+        INTO told USING keys, target.dim, target.shares, target.space, least(1, 1000 / greatest(total, 1));
+    RETURN told;
 END
 $$;
 

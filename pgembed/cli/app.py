@@ -72,6 +72,13 @@ class Prefer(StrEnum):
     static = "static"
 
 
+class Method(StrEnum):
+    """How the ranks or scores of vectors and of words become one."""
+
+    rank = "rank"
+    score = "score"
+
+
 class Settings:
     """What the options before the command say, and those of commands that load encoders."""
 

@@ -12,7 +12,7 @@ import typer
 
 from pgembed.cli import completion
 from pgembed.cli.allowed import loads_encoders
-from pgembed.cli.app import Json, TableName, Target, WrongUsage, app, examples, settings
+from pgembed.cli.app import Json, Method, TableName, Target, WrongUsage, app, examples, settings
 from pgembed.cli.output import console, print_json, print_table, progress_bar, remark
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ Seed = Annotated[int, typer.Option(help="Of the randomization test, and of the q
         "pgembed eval run product judgments/ --run lite.run --report lite.html",
         "pgembed eval run product judgments/ --embedding lite --against shop",
         'pgembed eval run product judgments/ --where "price < 50" --measure nDCG@10 --measure P@5',
+        "pgembed eval run product judgments/ --words --method score",
     ),
 )
 @loads_encoders
@@ -82,6 +83,18 @@ def evaluate_table(
         ),
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare every row; use no vector index.")] = False,
+    by_words: Annotated[
+        bool, typer.Option("--words", help="Look for the words of queries too, by full text search, and fuse both.")
+    ] = False,
+    method: Annotated[
+        Method, typer.Option(help="How --words fuses: by ranks, or by the sum of the scores.")
+    ] = Method.rank,
+    neutral: Annotated[
+        str | None,
+        typer.Option(
+            help="A view that is not to count: it is taken out of query and rows.", autocompletion=completion.view
+        ),
+    ] = None,
     ef_search: Annotated[
         int | None, typer.Option(min=1, max=1000, help="hnsw.ef_search of the searches.", show_default=False)
     ] = None,
@@ -112,7 +125,12 @@ def evaluate_table(
     questions = read_queries(_given(queries, folder and folder / "queries.jsonl", "--queries"))
     grades = read_qrels(_given(qrels, folder and find_qrels(folder, split), "--qrels"))
     measures = list(dict.fromkeys(measure or MEASURES))
-    options = Options(where=where, depth=depth, exact=exact, ef_search=ef_search, seed=seed)
+    if by_words and neutral is not None:
+        raise WrongUsage("--neutral takes a view out of vectors, and --words looks for words.", "Leave one out.")
+    options = Options(
+        where=where, depth=depth, exact=exact, ef_search=ef_search, seed=seed, words=by_words, method=method.value,
+        neutral=neutral,
+    )  # fmt: skip
     with connected() as (conn, db):
         found: list[Evaluation] = []
         for embedding in [target, *([against] if against else [])]:
@@ -263,6 +281,7 @@ def _told(each: Evaluation) -> dict[str, Some]:
         "queries without judgments, which do not count": each.unjudged,
         "queries without a relevant row in the judgments, which do not count": each.irrelevant,
         "judged queries that are not in the file of queries": each.unasked,
+        "queries without words, asked by their vectors alone": each.wordless,
     }
 
 
@@ -276,6 +295,7 @@ def _facts(each: Evaluation) -> dict[str, Any]:
         "without judgments": vars(each.unjudged),
         "without relevant rows": vars(each.irrelevant),
         "judged, not in the file": vars(each.unasked),
+        "without words": vars(each.wordless),
         "rows that wait": each.waiting,
         "faults": [vars(fault) for fault in each.faults],
     }

@@ -25,7 +25,8 @@ _LITERAL = re.compile(r"(?<!=> )'((?:[^']|'')*)'")
 # Arguments, JSON and views that hints name, and the options and commands for them.
 _OTHERS = (
     (re.compile(r"\b(embedding|stale|storage|mode|prefer) => '?(\w+)'?"), r"--\1 \2"),
-    (re.compile(r"\blimit=(\d+)"), r"--limit \1"),
+    (re.compile(r"\blimit=(\d+)|\.limit\((\d+)\)"), r"--limit \1\2"),
+    (re.compile(r'\.fuse\("(\w+)"\)'), r"--method \1"),
     (re.compile(r'\{"(text|image|screenshot)": \{"column": "(\w+)"\}\}'), r"--\1 \2"),
     (re.compile(r'"as": "(path|url)"'), r"--image-as \1"),
     (re.compile(r"SELECT \* FROM pgembed\.(failures|status);"), r"pgembed \1,"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 from decimal import Decimal
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ import typer
 
 from pgembed.cli import completion
 from pgembed.cli.allowed import loads_encoders
-from pgembed.cli.app import Json, Prefer, TableName, Target, WrongUsage, app, database, examples
+from pgembed.cli.app import Json, Method, Prefer, TableName, Target, WrongUsage, app, database, examples
 from pgembed.cli.keys import key_of
 from pgembed.cli.output import console, errors, print_json, print_table
 
@@ -24,13 +23,6 @@ if TYPE_CHECKING:
     from pgembed.inputs import Expression
 
 SCORE_DIGITS = 3
-
-
-class Method(StrEnum):
-    """How the ranks or scores of vectors and of words become one."""
-
-    rank = "rank"
-    score = "score"
 
 
 @app.command(
@@ -44,6 +36,7 @@ class Method(StrEnum):
         "pgembed search product --query query.json",
         'pgembed search product "a red shoe" --minus "in blue" --where "price < 50" --explain',
         'pgembed search product "red shoe" --words --explain --recall',
+        'pgembed search product "a red shoe" --at-least 0.3 --page',
     )
 )
 @loads_encoders
@@ -100,6 +93,16 @@ def search(
     minus_weight: Annotated[float, typer.Option(help="Weight of --minus and --unlike.")] = 0.8,
     where: Annotated[str | None, typer.Option(help="SQL on the table's columns: price < 50.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", help="How many rows.")] = 10,
+    at_least: Annotated[
+        float | None,
+        typer.Option(help="Only rows with this score or a higher one; none is an answer too.", show_default=False),
+    ] = None,
+    paged: Annotated[
+        bool, typer.Option("--page", help="Tell how to go on; with --json an object of rows and next.")
+    ] = False,
+    after: Annotated[
+        str | None, typer.Option(help="Go on after a page: what --page told as next.", show_default=False)
+    ] = None,
     target: Target = None,
     column: Annotated[
         list[str] | None,
@@ -153,10 +156,13 @@ def search(
     with database("static" if prefer is Prefer.static else None) as db:
         if by_words and not words:
             raise WrongUsage("--words looks for words, and there are none.", 'Give some: "red shoe" --words')
+        paged = paged or after is not None
         more = {"--recall": recall, "--inputs": inputs, "--views": views}
         if any(more.values()) and not explain:
             asked_for = next(option for option, given in more.items() if given)
             raise WrongUsage(f"{asked_for} tells more of --explain.", "Give --explain too.")
+        if contact_sheet is not None and paged:
+            raise WrongUsage("A contact sheet is of one search, and --page and --after go on.", "Leave one out.")
         if by_words and input_weight:
             raise WrongUsage("--words takes no --input-weight.", "Leave one of them out.")
         if by_words and neutral is not None:
@@ -168,13 +174,19 @@ def search(
         asked = asked.hybrid(words).fuse(method.value) if by_words and words else asked
         asked = asked.weighing(**_input_weights(input_weight)) if input_weight else asked
         asked = asked.neutral(neutral) if neutral is not None else asked
+        asked = asked.at_least(at_least) if at_least is not None else asked
+        asked = asked.after(after)
         if sql:
             sys.stdout.write(asked.compile().as_string() + "\n")
             return
         if explain:
             _print_explained(asked.explain(recall=recall, inputs=inputs, views=views), as_json=as_json)
             return
-        if contact_sheet is None:
+        following = None
+        if paged:
+            page = asked.page()
+            rows, following = [dict(row) for row in page], page.next
+        elif contact_sheet is None:
             rows = [dict(row) for row in asked]
         else:
             from pgembed.cli.sheet import search_with_sheet
@@ -186,12 +198,14 @@ def search(
             if unread:
                 errors.print(f"{unread} pictures could not be read for the sheet; name their folder: --media-root DIR")
     if as_json:
-        print_json(rows)
+        print_json({"rows": rows, "next": following} if paged else rows)
         return
     if rows:
         _print_rows(rows)
     else:
-        errors.print("No row has a vector, or none matches.")
+        errors.print("No row has a vector, or none matches." if at_least is None else "No row is an answer.")
+    if following is not None:
+        errors.print(f"Go on: --after {following}", markup=False, soft_wrap=True)
     if contact_sheet is not None:
         errors.print(f"Contact sheet: {contact_sheet}", markup=False, soft_wrap=True)
 

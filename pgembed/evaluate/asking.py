@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
+from pgembed.building import Query
 from pgembed.client import Pgembed
 from pgembed.errors import CatalogError, InvalidInput, MediaError
 from pgembed.evaluate import metrics
 from pgembed.evaluate.judgments import Fault, Qrels, Question, Questions
 from pgembed.evaluate.runs import Run
 from pgembed.evaluate.target import Connection, Evaluated, look_up, set_ef_search, unknown_ids
+from pgembed.hybrid import Method
 
 LEAST_DEPTH = 100
 Progress = Callable[[int, int], None]
@@ -29,6 +30,9 @@ class Options:
     exact: bool = False
     ef_search: int | None = None
     seed: int = 0
+    words: bool = False  # also look for a query's words, and fuse both by the method
+    method: Method = "rank"
+    neutral: str | None = None  # a view that is not to count
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Evaluation:
     unjudged: Some  # queries without a judgment
     irrelevant: Some  # queries whose judgments hold nothing relevant
     unasked: Some  # judged queries that the file of queries does not have
+    wordless: Some  # queries asked by their vectors alone, where words are looked for too
     waiting: int  # rows that wait for their vectors, or were given up: what is found may still change
     milliseconds: tuple[float, float]  # of one search, encoding included: median, 95th percentile
 
@@ -82,7 +87,7 @@ def evaluate(
     options: Options | None = None,
     on_progress: Progress | None = None,
 ) -> Evaluation:
-    """Ask every query through ``db.search`` and measure; ``db`` is a client on ``conn``.
+    """Ask every query, by ``search_of``, and measure; ``db`` is a client on ``conn``.
 
     A query that cannot be asked is a fault and stops no other. Raises InvalidInput where no judged id is a row's, or no
     query counts, CatalogError, and MissingExtra without ir-measures.
@@ -133,9 +138,19 @@ def evaluate(
         unjudged=Some.of([question.id for question in questions.asked if question.id not in qrels]),
         irrelevant=Some.of([question.id for question in judged if question.id not in counting]),
         unasked=Some.of([query for query in qrels if query not in asked]),
+        wordless=Some.of([question.id for question in chosen if options.words and question.words is None]),
         waiting=sum((row.queued or 0) + row.failed for row in db.status(table) if row.target == target.embedding),
         milliseconds=times,
     )
+
+
+def search_of(db: Pgembed, table: str, embedding: str, question: Question, options: Options) -> Query:
+    """The search that a question is under these options, but for its depth and columns."""
+    asked = db.query(table).near(question.query, embedding=embedding)
+    asked = asked if options.where is None else asked.where(options.where)
+    asked = asked.exact() if options.exact else asked
+    asked = asked if options.neutral is None else asked.neutral(options.neutral)
+    return asked.hybrid(question.words).fuse(options.method) if options.words and question.words else asked
 
 
 def _ask(
@@ -152,14 +167,11 @@ def _ask(
     rankings: dict[str, list[tuple[str, float]]] = {}
     faults: list[Fault] = []
     times: list[float] = []
-    arguments: dict[str, Any] = {
-        "where": options.where, "limit": depth, "embedding": target.embedding,
-        "columns": target.ids, "exact": options.exact,
-    }  # fmt: skip
     for number, question in enumerate(questions, start=1):
         began = time.perf_counter()
         try:
-            rows = db.search(table, question.query, **arguments)
+            asked = search_of(db, table, target.embedding, question, options)
+            rows = asked.select(*target.ids).limit(depth).rows()
         except (InvalidInput, MediaError, CatalogError) as error:
             faults.append(Fault(question.line, question.id, error.message))
             if len(faults) == len(questions):

@@ -46,6 +46,7 @@ class Question:
     id: str
     line: int
     query: Expression
+    words: str | None = None  # the line's text, where it has one
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def read_queries(path: Path) -> Questions:
             identity = _id_of(fields)
             if identity in asked:
                 raise InvalidInput(f"its id stands in line {asked[identity].line} too.")
-            asked[identity] = Question(identity, number, _query(fields, path.parent))
+            asked[identity] = Question(identity, number, _query(fields, path.parent), fields.get("text"))
         except PgembedError as error:
             faults.append(Fault(number, identity, error.message))
     if not asked:

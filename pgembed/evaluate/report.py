@@ -18,7 +18,7 @@ from pgembed.contact_sheet.panel import sign_of
 from pgembed.contact_sheet.stored import caption_of, read_stored
 from pgembed.errors import PgembedError
 from pgembed.evaluate import plots
-from pgembed.evaluate.asking import Evaluation, Options
+from pgembed.evaluate.asking import Evaluation, Options, search_of
 from pgembed.evaluate.compare import Comparison
 from pgembed.evaluate.judgments import Qrels, Question, Questions
 from pgembed.evaluate.sweep import K, Point, sweep
@@ -250,38 +250,32 @@ def _hits(
 ) -> str:
     """The first rows; the last tile is for the best relevant row that is not among them, where there is one."""
     target = each.target
-    asked: dict[str, Any] = {"embedding": target.embedding, "exact": options.exact}
-    columns = db.query(table).near(question.query, embedding=target.embedding).columns
-    named: list[str] = [*columns, *target.ids, *([shelf.column] if shelf.column else [])]
-    wanted = list(dict.fromkeys(named))
-    rows = db.search(table, question.query, columns=wanted, where=options.where, limit=HITS, **asked)
+    asked = search_of(db, table, target.embedding, question, options)
+    named: list[str] = [*asked.columns, *target.ids, *([shelf.column] if shelf.column else [])]
+    asked = asked.select(*dict.fromkeys(named))
+    rows = asked.limit(HITS).rows()
     shown = {target.id_of(row) for row in rows[: HITS - 1]}
     missed = sorted(
         (row for row, grade in grades.items() if grade > 0 and row not in shown), key=lambda row: -grades[row]
     )
     tiles = [_tile(row, target.id_of(row), grades, shelf) for row in rows]
     if missed:
-        found = db.search(
-            table, question.query, columns=wanted, limit=1, **asked, **_only(target, missed[0], options.where)
-        )
+        condition, values = _only(target, missed[0])
+        found = asked.where(condition, *values).first()
         if found:
-            ranking = [row for row, _ in each.run.rankings[question.id]]
-            place = f"place {ranking.index(missed[0]) + 1}" if missed[0] in ranking else "not found"
-            tiles = [*tiles[: HITS - 1], _tile(found[0], missed[0], grades, shelf, missed=place)]
+            scores = dict(each.run.rankings[question.id])
+            place = f"place {[*scores].index(missed[0]) + 1}" if missed[0] in scores else "not found"
+            # alone it is the first of each leg, which says nothing of its score among all
+            score = scores.get(missed[0], 0.0 if options.words else found.score)
+            tiles = [*tiles[: HITS - 1], _tile({**found, "score": score}, missed[0], grades, shelf, missed=place)]
     return '<ol class="hits">' + "".join(tiles) + "</ol>" if tiles else '<p class="note">Nothing was found.</p>'
 
 
-def _only(target: Evaluated, identity: str, where: str | None) -> dict[str, Any]:
+def _only(target: Evaluated, identity: str) -> tuple[str, list[str]]:
     """The filter that one row alone passes, and its parameters."""
     values = [identity] if len(target.ids) == 1 else json.loads(identity)
     names = [sql.Identifier(name).as_string(None) for name in target.ids]
-    parts = [*(_literal(name) + "::text = %s" for name in names), *([f"({_literal(where)})"] if where else [])]
-    return {"where": " AND ".join(parts), "params": values}
-
-
-def _literal(text: str) -> str:
-    """SQL in which percent signs begin no placeholder."""
-    return text.replace("%", "%%")
+    return " AND ".join(name.replace("%", "%%") + "::text = %s" for name in names), values
 
 
 def _tile(row: Mapping[str, Any], identity: str, grades: Mapping[str, int], shelf: _Shelf, *, missed: str = "") -> str:

@@ -111,9 +111,8 @@ class SearchPlan:
         of_joins, of_where = self._given, self._given
         if isinstance(self._given, tuple):
             of_joins, of_where = self._given[: self._joined], self._given[self._joined :]
-        table = sql.Identifier(self.target.schema, self.target.table).as_string(None)
         joins = Statement(self._texts.joins, of_joins).as_string()
-        return Statement(_FILTER_CHECK, (table, joins, Statement(where, of_where).as_string()))
+        return Statement(_FILTER_CHECK, (self.target.relation, joins, Statement(where, of_where).as_string()))
 
     def explained(self, statement: Statement) -> Statement:
         """What asks for Postgres's plan of one of these statements."""

@@ -106,6 +106,11 @@ class Target:
         return f"{self.table}.{self.column}"
 
     @property
+    def relation(self) -> str:
+        """The table as a text that is a regclass."""
+        return sql.Identifier(self.schema, self.table).as_string(None)
+
+    @property
     def encoder_dim(self) -> int:
         """How many dimensions the encoder's vectors have."""
         return self.dim // max(1, len(self.parts))

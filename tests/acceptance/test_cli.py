@@ -204,6 +204,38 @@ def test_search_by_words_and_their_vectors(shop: Cli) -> None:
     assert "--words" in shop("search", "product", "--like", "1", "--words", fails=2)
 
 
+@pytest.mark.usefixtures("shop")
+def test_search_gives_only_answers_and_goes_on_page_by_page(
+    here: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def search(*options: str, json_too: bool = True, fails: int = 0) -> tuple[Any, str]:
+        capfd.readouterr()
+        here("search", "product", "a panda", *options, *(["--json"] if json_too else []), fails=fails)
+        out, told = capfd.readouterr()
+        return json.loads(out) if json_too and not fails else out, told
+
+    ask = ("--exact", "--column", "id")
+    scores = [row["score"] for row in search(*ask, "--limit", "20")[0]]
+    assert len(search(*ask, "--limit", "20", "--at-least", str(scores[2]))[0]) == 3
+    assert search(*ask, "--at-least", "0.99")[0] == []
+    assert "No row is an answer." in search(*ask, "--at-least", "0.99", json_too=False)[1]
+    page, _ = search(*ask, "--limit", "5", "--page")
+    found = page["rows"]
+    while page["next"]:
+        page, _ = search(*ask, "--limit", "5", "--after", page["next"])
+        found += page["rows"]
+    assert [row["score"] for row in found] == scores
+    assert len({row["id"] for row in found}) == len(scores) == len(PHOTOS)
+    table, told = search(*ask, "--limit", "5", "--page", json_too=False)
+    (token,) = re.findall(r"^Go on: --after (\S+)$", told, re.MULTILINE)
+    assert len(table.splitlines()) == 6
+    assert "belongs to another query" in search("--minus", "a dog", "--after", token, fails=1)[1]
+    _, by_rank = search("--words", "--at-least", "0.5", json_too=False, fails=1)
+    assert "hint: Fuse by score, --method score, or leave at_least out." in by_rank
+    assert "--limit 50" in search("--words", "--page", fails=1)[1]
+    assert "--page" in search("--page", "--contact-sheet", "out.html", fails=2)[1]
+
+
 def test_search_prints_a_statement_that_runs_anywhere(shop: Cli, database: psycopg.Connection) -> None:
     statement = shop("search", "product", "a panda", "--limit", "1", "--sql")
     cursor = database.execute(statement.encode())

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import psycopg
 import pytest
 
+from pgembed import Text, connect
 from pgembed.cli.main import main
 from pgembed.encoders.builtin import LiteEncoder
 from pgembed.media import MediaPolicy, open_picture
 from tests.composed_datasets import cirr
+from tests.open_clip_models import by_hand, make_model
 
 DATA = Path(__file__).parents[1] / "data"
 PHOTOS = sorted((DATA / "photos").glob("*.jpg"))
@@ -159,6 +162,31 @@ def test_what_does_not_fit_is_told_and_stops_no_other(shop: Cli, judgments: Path
     assert found["unknown ids"] == {"count": 4, "first": ["unknown0", "unknown1", "unknown2"]}
 
 
+def test_words_and_views_are_measured_too(shop: Cli, judgments: Path, database_dsn: str) -> None:
+    run = judgments / "some.run"
+    asked = ["eval", "run", "product", judgments, "--embedding", "names", "--id-column", "name", "--run", run, "--json"]
+
+    def measured(*options: str) -> tuple[dict[str, Any], dict[str, list[str]]]:
+        (told,) = json.loads(shop(*asked, *options))["runs"]
+        lines = [line.split() for line in run.read_text().splitlines()]
+        return told, {query: [line[2] for line in lines if line[0] == query] for query in GRADES}
+
+    found, rankings = measured("--words", "--method", "score")
+    assert found["without words"] == {"count": 2, "first": ["picture", "composed"]}
+    facts = json.loads((judgments / "some.run.json").read_text())
+    assert (facts["words"], facts["method"], facts["neutral"]) == (True, "score", None)
+    shop("view", "learn", "size", "--encoder", "lite", "--these", "a big thing", "--those", "a small thing")
+    _, neutral = measured("--neutral", "size")
+    with connect(database_dsn) as db:
+        start = db.query("product").near(Text("a cat"), embedding="names").select("name").limit(100)
+        assert rankings["words"] == [row.name for row in start.hybrid("a cat").fuse("score")]
+        assert neutral["words"] == [row.name for row in start.neutral("size")] != rankings["words"]
+    assert "--neutral takes a view out" in shop(*asked[:-1], "--words", "--neutral", "size", fails=2)
+    page = judgments / "words.html"
+    shop(*asked[:-1], "--words", "--report", page)
+    assert re.search(r"<td>words</td><td>True</td>", page.read_text())
+
+
 def test_ids_are_values_of_the_key_and_rows_may_be_filtered(shop: Cli, judgments: Path, tmp_path: Path) -> None:
     names = [picture.stem for picture in PICTURES]
     cat, car = names.index("cat"), names.index("car")
@@ -230,7 +258,9 @@ def test_what_cannot_be_evaluated_is_an_error_that_says_what_to_do(shop: Cli, ju
     assert "None of the 8 judged ids is a row's kind and n in product" in told
     assert "hint: Name the column that holds them: --id-column NAME" in told
     assert "no_column" in shop(*asked, "--id-column", "no_column", fails=1)
-    assert "2 embeddings: looks, names" in shop("eval", "run", "product", judgments, "--id-column", "name", fails=1)
+    assert "several embeddings: looks, names" in shop(
+        "eval", "run", "product", judgments, "--id-column", "name", fails=1
+    )
     assert "no measure" in shop(*asked, "--id-column", "name", "--measure", "Recall", fails=1)
     assert "too short" in shop(*asked, "--id-column", "name", "--depth", "5", fails=1)
     assert 'column "nothing" does not exist' in shop(*asked, "--id-column", "name", "--where", "nothing > 1", fails=1)
@@ -239,6 +269,33 @@ def test_what_cannot_be_evaluated_is_an_error_that_says_what_to_do(shop: Cli, ju
     (tmp_path / "a.run").write_text("other Q0 cat 1 1.0 a\n")
     runs = [tmp_path / "a.run", tmp_path / "a.run"]
     assert "has a relevant row" in shop("eval", "compare", *runs, "--qrels", judgments / "qrels" / "test.tsv", fails=1)
+
+
+def test_a_published_dataset_is_measured_with_a_model_of_open_clip(cli: Cli, tmp_path: Path) -> None:
+    """What it finds is what the model finds where open_clip's own functions run it."""
+    folder, model, mine = (
+        cirr(tmp_path / "cirr"),
+        make_model(tmp_path / "model", "clip-shallow"),
+        tmp_path / "mine.json",
+    )
+    cirr(folder, split="test1")
+    asked = [
+        "eval", "cir", "cirr", folder, "--encoder", f"open_clip:local-dir:{model}", "--model-dir", tmp_path,
+        "--cache", tmp_path / "cache", "--way", "sum", "--weight", "0.5", "--json",
+    ]  # fmt: skip
+    (figures,) = [part["figures"] for part in json.loads(cli(*asked))["parts"]]
+    cli(*asked, "--split", "test", "--submission", mine)
+    captions = ("one", "two")
+    pictures = [PIL.Image.open(path) for path in sorted((folder / "img_raw" / "dev").glob("*.png"))]
+    words, looks = by_hand(model, list(captions), pictures)
+    ranked = [[int(n) for n in np.argsort(-(looks @ (looks[0] + 0.5 * word))) if n] for word in words]
+    submitted = json.loads(mine.read_text())
+    assert [submitted[pair] for pair in ("11", "12")] == [[f"test1-{n}-0-img0" for n in row] for row in ranked]
+    places = [ranked[0].index(1), ranked[1].index(3)]
+    assert figures["R@1"] == np.mean([place == 0 for place in places])
+    among = [[n for n in row if n in (1, 2, 3)] for row in ranked]
+    for k in (1, 2, 3):
+        assert figures[f"Rsubset@{k}"] == np.mean([1 in among[0][:k], 3 in among[1][:k]])
 
 
 def test_a_published_dataset_is_measured_without_a_database_and_its_submission_written(

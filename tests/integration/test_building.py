@@ -310,7 +310,8 @@ def test_explain_tells_how(db: Pgembed, dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn, pgembed.connect(conn) as other:
         conn.execute("SET enable_seqscan = off")
         how = other.query("product").near(QUERY).explain()
-        assert how.plan == "index"
+        assert (how.plan, how.index) == ("index", "product_index")
+        assert "by the vector index product_index." in str(how)
         assert "product_index" in how.postgres
         assert "The index was read until enough were found: 10 matching rows." in str(how)
     filtered = db.query("product").near(QUERY).where("price < %s", 2).explain()

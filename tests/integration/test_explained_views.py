@@ -52,6 +52,21 @@ def test_the_views_on_which_a_row_scores_high(
     assert "high on red +" in str(how)
     assert how.facts()["views"][red][0]["view"] == "red"
     assert query.explain().views == []
+    ((told,),) = database.execute(
+        "SELECT pgembed.explain_search(NULL::product, (SELECT pgembed.encode_text('lite', 'a red shoe')), k => 3,"
+        " views => true)"
+    ).fetchall()
+    assert [row["views"] for row in told["rows"]] == how.facts()["views"], "140 rows are all of the sample"
+    assert (
+        "views"
+        not in database.execute(
+            "SELECT pgembed.explain_search(NULL::product, pgembed.encode_text('lite', 'a red shoe')) -> 'rows' -> 0"
+        ).fetchall()[0][0]
+    )
+    by_hand = np.array([one for (one,) in database.execute(
+        "SELECT 1 - (v <=> pgembed.view('red')) FROM (SELECT pgembed.encode_text('lite', title) AS v FROM product) AS p"
+    )], dtype=float)  # fmt: skip
+    assert how.views[red][0].above == pytest.approx((by_hand < how.views[red][0].score - 1e-6).mean())
 
     async def same() -> list[list[str]]:
         async with pgembed.connect_async(database_dsn) as other:

@@ -289,6 +289,39 @@ def test_hybrid_takes_vectors_of_either_width(shop: Shop) -> None:
         assert [(row.id, pytest.approx(row.score)) for row in found] == by_hand
 
 
+def test_explanations_tell_what_each_input_gave(shop: Shop) -> None:
+    plain = shop.db.query("product").near(PANDA).limit(len(PHOTOS))
+    query = text_of("a panda").astype(float)
+    cosines = {"text": shop.texts @ query, "image": shop.photos @ query}
+    weighed = dict(zip(cosines, (0.25, 0.75), strict=True))
+    for asked, weights in (
+        (plain, dict(zip(cosines, SHARES, strict=True))),
+        (plain.weighing(text=1, image=3), weighed),
+    ):
+        how = asked.explain(inputs=True)
+        assert len(how.rows) == len(PHOTOS)
+        for row, inputs in zip(how.rows, how.inputs, strict=True):
+            lacks = {NO_TEXT: "text", NO_PHOTO: "image"}.get(row.id)
+            assert [one.input for one in inputs] == [name for name in cosines if name != lacks]
+            assert sum(one.share or 0 for one in inputs) == pytest.approx(row.score, abs=1e-5)
+            for one in inputs:
+                similar = cosines[one.input][row.id]
+                assert (one.weight, one.similarity) == pytest.approx((weights[one.input], similar), abs=1e-5)
+                assert one.share == pytest.approx(weights[one.input] * similar, abs=1e-5)
+    ((told,),) = shop.conn.execute(
+        "SELECT pgembed.explain_search(NULL::product, (SELECT pgembed.encode_text('shop', 'a panda')), k => 5)"
+    ).fetchall()
+    in_python = plain.limit(5).explain(inputs=True).facts()["inputs"]
+    assert [row["inputs"] for row in told["rows"]] == [
+        [
+            {**one, **{name: pytest.approx(one[name], abs=1e-6) for name in ("weight", "similarity", "share")}}
+            for one in row
+        ]
+        for row in in_python
+    ]
+    assert "its image" in plain.explain(inputs=True).cells()
+
+
 def test_an_index_serves_it(own_shop: Shop) -> None:
     own_shop.db.build_index("product")
     own_shop.conn.execute("SET enable_seqscan = off")

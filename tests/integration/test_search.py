@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+import pgembed
 from pgembed import plans, schema
 from pgembed.inputs import Expression, Text, Vector
 from pgembed.query import Column, SearchPlan, SearchRow, Statement, Target, compile_search, search_row_factory
@@ -208,6 +209,18 @@ def test_an_index_of_the_matching_rows_is_taken(own_shop: Shop) -> None:
     )
     pretend(own_shop.conn, 1_000_000)
     target = replace(own_shop.target(), rows=1_000_000, graph=False, partial=("product_cheap",))
+    with pgembed.connect(own_shop.conn) as db:
+        asked = db.query("product").near(Vector(own_shop.query))
+        for where, expected in (("price < 50", ("partial index", "product_cheap")), ("price >= 50", ("exact", None))):
+            how = asked.where(where).explain()
+            assert (how.plan, how.index) == expected
+            ((told,),) = own_shop.conn.execute(
+                "SELECT pgembed.explain_search(NULL::product, %s::vector, filter => %s)", [text(own_shop.query), where]
+            )
+            assert (told["plan"], told["index"]) == expected
+            (leg,) = asked.where(where).hybrid("x").explain().legs[:1]
+            assert (leg.plan, leg.index) == expected
+        assert "by the vector index product_cheap, which holds a part" in str(asked.where("price < 50").explain())
     for where, partial in (("price < 50", True), ("price >= 50", False)):
         trace = Trace()
         found = run(own_shop.conn, compile_search(target, Vector(own_shop.query), where=where), trace)

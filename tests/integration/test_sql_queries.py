@@ -235,8 +235,10 @@ def test_when_the_time_is_over_the_statement_ends_and_the_answer_is_kept_for_the
         table.conn.execute("SET pgembed.encode_timeout = '1 min'")
         canceller = threading.Timer(0.5, table.conn.cancel)
         canceller.start()
+        began = time.monotonic()
         with pytest.raises(psycopg.errors.QueryCanceled):
             encoded(table.conn, "cancelled")
+        assert time.monotonic() - began < 20, "not only when the minute was over"
         canceller.join()
         assert table.conn.execute("SELECT public.dblink_get_connections()").fetchone() == (None,)
         ready.set()

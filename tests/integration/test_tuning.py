@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from pgembed.errors import InvalidInput
 from pgembed.evaluate import read_qrels, read_queries
 from pgembed.evaluate.parts import Fused, Parts, fused_inputs, read_parts
 from pgembed.evaluate.tuning import Rankings, Tuning, tune
-from pgembed.media import MediaPolicy
+from pgembed.media import MediaPolicy, open_picture
 from tests.conftest import new_database
 from tests.fakes import Connection
 
@@ -235,18 +236,20 @@ def test_fusion_that_helps_is_told_so_and_attached(database: Connection, tmp_pat
 
 
 def test_fusion_that_hurts_is_told_so_and_the_better_input_attached(database: Connection, tmp_path: Path) -> None:
-    """Pictures that have nothing to do with the text."""
+    """Each picture has another's name, and beside it stands one that is nearly the same and has its name."""
     database.execute("CREATE TABLE product (id int PRIMARY KEY, fused text, photo bytea)")
     names = [picture.stem.replace("-", " ") for picture in PICTURES]
-    for n, name in enumerate(names):
-        other = PICTURES[(n + 5) % len(PICTURES)]
-        database.execute("INSERT INTO product VALUES (%s, %s, %s)", [n, name, other.read_bytes()])
+    for n, picture in enumerate(PICTURES):
+        shown = open_picture(str(picture), "path", MediaPolicy(any_path=True))
+        shown.crop((4, 4, *shown.size)).save(nearly := io.BytesIO(), "PNG")
+        other = names[(n + 5) % len(names)]
+        database.execute("INSERT INTO product VALUES (%s, %s, %s)", [2 * n, other, picture.read_bytes()])
+        database.execute("INSERT INTO product VALUES (%s, %s, %s)", [2 * n + 1, names[n], nearly.getvalue()])
     with pgembed.connect(database) as db:
         db.add_encoder("lite", "builtin:lite")
         lines = [{"_id": str(n), "image": str(picture)} for n, picture in enumerate(PICTURES)]
         (tmp_path / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        wanted = {n: (n - 5) % len(PICTURES) for n in range(len(PICTURES))}
-        (tmp_path / "qrels.tsv").write_text("".join(f"{n}\t{row}\t1\n" for n, row in wanted.items()))
+        (tmp_path / "qrels.tsv").write_text("".join(f"{n}\t{2 * n}\t1\n" for n in range(len(PICTURES))))
         fused = fused_inputs(database, "product", None, "lite", {"text": "fused", "image": "photo"}, None)
         found = tune(
             database, db, fused, read_queries(tmp_path / "queries.jsonl"), read_qrels(tmp_path / "qrels.tsv"),
@@ -255,7 +258,9 @@ def test_fusion_that_hurts_is_told_so_and_the_better_input_attached(database: Co
     assert found.single.name == "image alone"
     assert found.single.held_out == 1
     assert found.chosen.difference <= 0
-    assert found.verdict in ("hurts", "cannot tell")
+    assert found.verdict == "hurts"
+    assert found.chosen.p < 0.05
+    assert found.sentence.startswith("Fusion does not help, it hurts: ")
     assert found.attach == (
         "SELECT pgembed.attach('product', 'fused_2', encoder => 'lite',"
         ' inputs => \'{"image": {"column": "photo"}}\');'

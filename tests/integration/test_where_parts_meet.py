@@ -124,7 +124,9 @@ def test_what_to_json_writes_of_vectors_and_views_is_a_query(shop: Shop) -> None
     plain = several(shop, {SUM: json.loads(ONE), CONCAT: json.loads(ONE)})
     spaced = to_json(Vector(json.loads(ONE), space=space))
     assert several(shop, {SUM: spaced, CONCAT: to_json(View("v"))}) == plain
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"holds vectors of .*; the query has vectors of space other"):
+    with pytest.raises(
+        psycopg.errors.InvalidParameterValue, match=r"holds vectors of .*; the query has vectors of space other"
+    ):
         several(shop, {SUM: to_json(Vector([1.0], space="other"))})
     with pytest.raises(psycopg.errors.UndefinedObject, match="no view named 'w'"):
         several(shop, {SUM: {"view": "w"}})

@@ -14,6 +14,7 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 
+from pgembed.algebra import reject, slerp, swap
 from pgembed.cli.main import main
 from pgembed.composers import Trained, train_composer
 from pgembed.composers.fitting import Pairs, Plan, Weights, fit, to_onnx
@@ -22,6 +23,7 @@ from pgembed.encoders import EncoderPolicy, Needs, load_encoder
 from pgembed.encoders.builtin import LiteEncoder
 from pgembed.encoders.composer import ComposerEncoder, ComposerManifest, shipped
 from pgembed.errors import EncoderError, EncoderMismatch, InvalidInput, InvalidQuery, MissingExtra, UnsupportedModality
+from pgembed.inputs import Text
 
 PICTURES = sorted((Path(__file__).parents[1] / "data").glob("*/*.jpg"))
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220)}
@@ -48,6 +50,26 @@ def tinted(folder: Path) -> list[list[str]]:
         for b in COLOURS
         if a != b
     ]
+
+
+def test_the_ways_without_training_are_the_operations_of_queries() -> None:
+    random = np.random.default_rng(2)
+    vectors = [unit(random.normal(size=(9, 16))) for _ in range(3)]
+    p, o, n = (Text(name) for name in ("picture", "old", "new"))
+    for weight in (0.25, 0.7, 1.4):
+        same = {
+            "sum": p + weight * n,
+            "minus and plus": p + weight * n - weight * o,
+            "swap": swap(p, o, n, weight),
+            "slerp": slerp(p, n, weight),
+            "reject and sum": reject(p, o) + weight * n,
+        }
+        assert set(WAYS) == {*same, "picture only", "words only"}
+        for name, expression in same.items():
+            found = unit(WAYS[name][1](*vectors, weight))
+            for row in range(9):
+                known = {text: of[row] for text, of in zip((p, o, n), vectors, strict=True)}
+                assert found[row] == pytest.approx(expression.resolve(known.__getitem__), abs=1e-6), name
 
 
 BAD = [

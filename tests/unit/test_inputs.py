@@ -26,7 +26,7 @@ from pgembed.algebra import View, centroid, changed, equalize, mmr, neutralize, 
 from pgembed.errors import InvalidInput, InvalidQuery
 from pgembed.inputs import Expression, Image, Input, Row, Screenshot, Sum, Term, Text, Vector, batches
 from pgembed.query.wire import from_json, to_json
-from pgembed.regions import cut
+from pgembed.regions import blend, cut
 from pgembed.shown import shown_source
 
 DIRECTIONS = {Text("x"): np.array([2.0, 0.0]), Text("y"): np.array([0.0, 0.5]), Image("x.png"): np.array([3.0, 0.0])}
@@ -156,9 +156,16 @@ def test_inputs_are_immutable_and_equal_by_content() -> None:
     assert Image(b"abc") == Image(bytearray(b"abc")) == Image(memoryview(b"abc"))
     assert Vector([1, -0.0]) == Vector(np.array([1.0, 0.0])) != Vector([1, 0], space="s")
     assert len({Text("a"), Text("a"), Image("a"), Screenshot("a"), Vector([1]), Vector((1.0,))}) == 4
-    for value, name in ((Text("a"), "text"), (Image("a"), "source"), (Vector([1]), "content"), (-Text("a"), "_terms")):
+    a, b = Text("a"), Text("b")
+    for value, name in (
+        (a, "text"), (Image("a"), "source"), (Vector([1]), "content"), (-a, "_terms"), (Row(1), "key"),
+        (View("v"), "name"), (slerp(a, b, 0.5), "t"), (reject(a, b), "operand"), (changed(a, to=b), "to"),
+        (equalize([a, b], View("v"))[0], "place"), (unit(a + b), "operand"),
+    ):  # fmt: skip
+        before = repr(value)
         with pytest.raises(AttributeError):
             setattr(value, name, None)
+        assert repr(value) == before
 
 
 def test_vector_is_a_read_only_copy() -> None:
@@ -349,6 +356,13 @@ def test_pictures_travel_as_their_bytes() -> None:
     assert isinstance(travelled, Image)
     assert isinstance(travelled.source, bytes)
     assert PIL.Image.open(BytesIO(travelled.source)).convert("RGB").tobytes() == picture.tobytes()
+
+
+def test_a_part_counts_seven_tenths_and_the_whole_picture_three() -> None:
+    one, other = np.eye(4, dtype=np.float32)[:2]
+    expected = np.array([0.7, 0.3, 0, 0]) / np.hypot(0.7, 0.3)
+    for part, whole in ((one, other), (2 * one, 9 * other)):
+        assert blend(part, whole) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_part_of_a_picture_is_another_input_and_travels_with_it() -> None:
