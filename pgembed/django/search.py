@@ -7,8 +7,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from django.db.models import Manager, Model, Q, QuerySet
+from django.db.models.lookups import IsNull
 from django.db.models.sql import Query
 from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI
+from django.db.models.sql.where import AND
 from psycopg import sql
 
 from pgembed.django.apps import searcher
@@ -73,14 +75,17 @@ class EmbeddingQuerySet(QuerySet[Any]):
             raise InvalidQuery(f"The limit is the number of rows wanted, at least 1, not {limit!r}.")
         field = _embedding(cast("type[Model]", self.model), embedding)
         asked = query if isinstance(query, Expression) else Vector(cast(Any, query))
-        distance = Distance(field.name, asked)
-        found = self.annotate(**{score: Score(field.name, asked)}).order_by(0.0 + distance if exact else distance)
+        found = self._chain()
+        found.query = searching = found.query.chain(SearchQuery)
+        searching.embedding, searching.asked, searching.limit = field, asked, limit
+        vector, distance = searching.resolve_ref(field.name), Distance(field.name, asked)
+        searching.add_annotation(Score(vector, asked), score)
+        searching.clear_ordering(force=True)
+        searching.add_ordering(0.0 + distance if exact else distance)
         if field.declared.storage == "column":
-            found = found.filter(**{f"{field.name}__isnull": False})
-        found.query = found.query.chain(SearchQuery)
-        found.query.embedding, found.query.asked, found.query.limit = field, asked, limit
+            searching.where.add(IsNull(vector, False), AND)
         if limit is not None:
-            found.query.set_limits(high=limit)
+            searching.set_limits(high=limit)
         return found
 
     async def asearch(self, query: object, limit: int | None = 10, **options: Any) -> list[Any]:  # noqa: ANN401

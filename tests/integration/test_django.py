@@ -20,6 +20,7 @@ django_project.set_up()
 from asgiref.sync import sync_to_async  # noqa: E402
 from django.contrib import admin  # noqa: E402
 from django.core import serializers  # noqa: E402
+from django.core.exceptions import ValidationError  # noqa: E402
 from django.core.management import call_command  # noqa: E402
 from django.core.paginator import Paginator  # noqa: E402
 from django.db import connection, connections, models, transaction  # noqa: E402
@@ -64,6 +65,7 @@ class Product(models.Model):
         app_label = "tests"
         db_table = "product"
         indexes = [EmbeddingIndex(fields=["embedding"], name="product_near")]  # noqa: RUF012
+        constraints = [models.CheckConstraint(condition=Q(price__lt=1000), name="product_cheap")]  # noqa: RUF012
 
 
 class Note(models.Model):
@@ -185,6 +187,9 @@ def test_expressions_in_annotations_filters_joins_and_subqueries(filled: str) ->
     assert Product.objects.aggregate(most=models.Max(near))["most"] > 0.5
     assert Product.objects.annotate(near=Distance(F("embedding"), [0.0] * 255 + [1.0])).first().near > 0
     assert Product.objects.filter(Q(embedding__isnull=True)).count() == 0
+    assert [product.title for product in Product.objects.order_by(near).iterator(2)][:1] == ["a red shoe"]
+    cheap = Product.objects.filter(price__in=[1, 2], title__startswith="a 100% 'red'")
+    assert list(cheap.order_by(near)) == []
 
 
 def test_what_a_statement_asks_is_one_call_of_the_encoder_outside_its_transaction(
@@ -264,6 +269,8 @@ def test_what_an_instance_reads(filled: str) -> None:
     product = Product(title="a dog")
     assert product.embedding is None
     product.full_clean()
+    with pytest.raises(ValidationError, match="product_cheap"):
+        Product(title="a palace", price=9000).full_clean()
     product.save()
     assert product.embedding is None
     with CaptureQueriesContext(connection) as sent:
