@@ -121,9 +121,7 @@ class EmbeddingField(VectorField):
         """The fields that it is made from, by which makemigrations knows what has to be added before."""
         names = set(self.input_names)
         if hasattr(self, "model"):  # those of its table, not what they are called there
-            names = {
-                field.name for field in local_fields(self.model) if not names.isdisjoint((field.name, field.column))
-            }
+            names = {one.name for one in local_fields(self.model) if one.name in names or one.column in names}
         return Func(*(F(name) for name in sorted(names)))
 
     @property
@@ -156,7 +154,7 @@ class EmbeddingField(VectorField):
 
     def check(self, **options: Any) -> list[checks.CheckMessage]:  # noqa: ANN401
         """What is wrong with the field by itself; the app tells the rest, in checks.py."""
-        found = super().check(**options)
+        found: list[checks.CheckMessage] = [*super().check(**options)]
         if not apps.is_installed("pgembed.django"):
             hint = "Add it: without it nothing attaches the embedding."
             found.append(checks.Error("'pgembed.django' is not in INSTALLED_APPS.", hint, self, "pgembed.E001"))
