@@ -18,6 +18,7 @@ from tests import django_project
 django_project.set_up()
 
 from asgiref.sync import sync_to_async  # noqa: E402
+from django.apps import apps  # noqa: E402
 from django.contrib import admin  # noqa: E402
 from django.core import serializers  # noqa: E402
 from django.core.exceptions import ValidationError  # noqa: E402
@@ -229,6 +230,34 @@ def test_a_filtered_search_does_not_come_back_short(django: str) -> None:
     assert list(matching.search(query, 5).values_list("price", flat=True)) == [row.price for row in found]
     percent = Product.objects.filter(title__contains="100% 'of' it; -- /*")
     assert list(percent.search(query)) == []
+
+
+def test_the_compiled_statement_is_kept_for_other_queries_of_the_same_shape(filled: str) -> None:
+    product = Product.objects.get(title="a cat")
+    product.brand = Brand.objects.create(name="Acme")
+    product.save()
+    statements = apps.get_app_config("pgembed").statements
+    kept: set[int] = set()
+    for query in (Text("a red shoe"), Text("a cat"), Text("a blue shoe")):
+        assert Product.objects.search(query, 2)[0].title == query.text
+        assert Product.objects.search(query, 2).values_list("title", flat=True)[0] == query.text
+        (score,) = Product.objects.search(query, 1).values_list("score", flat=True)
+        assert score == pytest.approx(1, abs=1e-6)
+        (row,) = Product.objects.search(query, 1).annotate(double=F("price") * 2).values("title", "double")
+        assert row["title"] == query.text
+        assert row["double"] == 2 * Product.objects.get(title=query.text).price
+        assert Product.objects.search(query, 1, score="near").defer("embedding").get().near == pytest.approx(
+            1, abs=1e-6
+        )
+        assert Product.objects.filter(brand__name="Acme").search(query).get().title == "a cat"
+        found = Product.objects.distinct().search(query, 1).select_related("brand")
+        assert titles(found) == [query.text]
+        assert Product.objects.search(query, 1, exact=True).get().title == query.text
+        assert set(titles(Product.objects.filter(pk__in=Product.objects.search(query, 1).values("pk")))) == {query.text}
+        kept.add(len(statements))
+    assert len(kept) == 1
+    assert kept != {0}
+    assert "a red shoe" not in repr([vars(one) for one in statements.values()])
 
 
 def test_the_vector_index_is_used(filled: str) -> None:
