@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable
 from typing import Any, cast
 
 from django.apps import AppConfig, apps
@@ -33,6 +34,7 @@ class PgembedConfig(AppConfig):
         super().__init__(*args)
         self._searchers: dict[str, Searcher] = {}
         self.loaded: Loaded = {}  # encoders of tests
+        self.statements: dict[Hashable, Any] = {}  # of searches, as compiling.py has them
         self._lock = threading.Lock()
 
     def ready(self) -> None:
@@ -55,11 +57,17 @@ class PgembedConfig(AppConfig):
         with self._lock:
             self._searchers.clear()
             self.loaded.clear()
+            self.statements.clear()
+
+
+def app() -> PgembedConfig:
+    """The app, which must be among INSTALLED_APPS."""
+    return cast(PgembedConfig, apps.get_app_config("pgembed"))
 
 
 def searcher(alias: str) -> Searcher:
     """The searcher of a database."""
-    return cast(PgembedConfig, apps.get_app_config("pgembed")).searcher(alias)
+    return app().searcher(alias)
 
 
 def install_before(using: str, **_told: Any) -> None:  # noqa: ANN401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -97,6 +98,10 @@ class EmbeddingField(VectorField):
         """What values are cast to; the column itself is made by ``pgembed.attach``, which knows the dimensions."""
         return "vector"
 
+    def from_db_value(self, value: Any, expression: Any, connection: Any) -> list[float] | None:  # noqa: ANN401
+        """The numbers of a vector, ten times as quick as one by one: Postgres writes them as JSON does."""
+        return json.loads(value) if isinstance(value, str) else super().from_db_value(value, expression, connection)
+
     def get_attname_column(self) -> tuple[str, Any]:
         attname, column = super().get_attname_column()
         return cast(str, attname), None if self.declared.storage == "side" else column
@@ -114,7 +119,10 @@ class EmbeddingField(VectorField):
     @property
     def expression(self) -> Func:
         """The fields that it is made from, by which makemigrations knows what has to be added before."""
-        return Func(*(F(name) for name in sorted(set(self.input_names))))
+        names = set(self.input_names)
+        if hasattr(self, "model"):  # those of its table, not what they are called there
+            names = {one.name for one in local_fields(self.model) if one.name in names or one.column in names}
+        return Func(*(F(name) for name in sorted(names)))
 
     @property
     def input_names(self) -> Iterator[str]:
@@ -146,7 +154,7 @@ class EmbeddingField(VectorField):
 
     def check(self, **options: Any) -> list[checks.CheckMessage]:  # noqa: ANN401
         """What is wrong with the field by itself; the app tells the rest, in checks.py."""
-        found = super().check(**options)
+        found: list[checks.CheckMessage] = [*super().check(**options)]
         if not apps.is_installed("pgembed.django"):
             hint = "Add it: without it nothing attaches the embedding."
             found.append(checks.Error("'pgembed.django' is not in INSTALLED_APPS.", hint, self, "pgembed.E001"))

@@ -7,14 +7,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
+from numpy.typing import NDArray
 from pgvector import Vector as PgVector
+from psycopg.adapt import Dumper
 
 from pgembed.django.apps import searcher
-from pgembed.django.running import run_before
+from pgembed.django.running import own_cursors, run_before
 from pgembed.errors import InvalidQuery
-from pgembed.inputs import Expression
+from pgembed.inputs import Expression, Vector
 from pgembed.shown import shortened
+from pgembed.vectors import pack_one, register_packed
 
 
 class Waiting(str):
@@ -25,9 +29,15 @@ class Waiting(str):
     place: tuple[str, str]  # the table, quoted, and the target
 
     def __new__(cls, query: Expression, table: str, target: str) -> Waiting:
-        waiting = super().__new__(cls, repr(query))
+        waiting = super().__new__(cls, "Vector(…)" if isinstance(query, Vector) else repr(query))
         waiting.query, waiting.place = query, (table, target)
         return waiting
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Waiting and (self.query, self.place) == (other.query, other.place)
+
+    def __hash__(self) -> int:
+        return hash((self.query, self.place))
 
 
 def checked(query: object) -> Expression | str:
@@ -58,23 +68,49 @@ def encode_queries(
     context: dict[str, Any],
 ) -> Any:  # noqa: ANN401
     """Put vectors in the place of queries. All that a statement asks of one embedding is one call of its encoder."""
-    waiting = [] if many else [value for value in params or () if type(value) is Waiting]
+    waiting = [] if many else dict.fromkeys(value for value in params or () if type(value) is Waiting)
     if not waiting:
         return execute(statement, params, many, context)
-    vectors = _vectors(context["connection"], waiting)
-    given = [vectors[value.query, value.place] if type(value) is Waiting else value for value in params or ()]
-    return execute(statement, given, many, context)
+    connection, cursor = context["connection"], context["cursor"]
+    vectors = _vectors(connection, list(waiting))
+    if type(cursor.cursor).execute is not psycopg.ClientCursor.execute:  # the server binds, or reads row by row
+        given = [PgVector(vectors[one]).to_text() if type(one) is Waiting else one for one in params or ()]
+        return execute(statement, given, many, context)
+    places = {one: Place(f"${number}") for number, one in enumerate(waiting, start=1)}
+    cursor.cursor.adapters.register_dumper(Place, PlaceDumper)
+    written = cursor.cursor.mogrify(statement, [places[one] if type(one) is Waiting else one for one in params or ()])
+    with own_cursors(connection, VectorCursor):
+        cursor.cursor = connection.create_cursor()
+    return execute(written, [pack_one(vectors[one]) for one in waiting], many, context)
 
 
-def _vectors(
-    connection: BaseDatabaseWrapper, waiting: Sequence[Waiting]
-) -> dict[tuple[Expression, tuple[str, str]], str]:
-    asked: dict[tuple[str, str], dict[Expression, None]] = defaultdict(dict)
+class Place(str):
+    """Where a vector stands in a statement whose other parameters are written into it, as Django has it: its number."""
+
+
+class PlaceDumper(Dumper):
+    """Writes it as it is."""
+
+    def dump(self, obj: Place) -> bytes:
+        return obj.encode()
+
+    quote = dump
+
+
+class VectorCursor(psycopg.RawCursor[Any]):
+    """A cursor of Django's connection that sends vectors in binary form, which is quicker."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **options)
+        register_packed(self.adapters)
+
+
+def _vectors(connection: BaseDatabaseWrapper, waiting: Sequence[Waiting]) -> dict[Waiting, NDArray[np.float32]]:
+    asked: dict[tuple[str, str], list[Waiting]] = defaultdict(list)
     for one in waiting:
-        asked[one.place][one.query] = None
-    found: dict[tuple[Expression, tuple[str, str]], str] = {}
-    for (table, target), queries in asked.items():
-        plan = searcher(connection.alias).vectors(table, list(queries), embedding=target)
-        for query, vector in zip(queries, run_before(connection, plan), strict=True):
-            found[query, (table, target)] = PgVector(vector).to_text()
+        asked[one.place].append(one)
+    found: dict[Waiting, NDArray[np.float32]] = {}
+    for (table, target), those in asked.items():
+        plan = searcher(connection.alias).vectors(table, [one.query for one in those], embedding=target)
+        found.update(zip(those, run_before(connection, plan), strict=True))
     return found

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from pgembed.django import settings
-from pgembed.django.apps import PgembedConfig
+from pgembed.django.apps import app
 from pgembed.django.running import OwnRawCursor, begin, own_cursors
 from pgembed.told import in_own_words
 from pgembed.worker import Summary, work_inline
@@ -21,8 +20,7 @@ def drain(using: str = DEFAULT_DB_ALIAS, *embeddings: str, **options: Any) -> Su
     ``embeddings`` names tables or table.target, ``options`` are those of WorkerOptions. What may be read and loaded is
     as PGEMBED says. Raises what keeps an encoder from working.
     """
-    config = cast(PgembedConfig, apps.get_app_config("pgembed"))
     chosen = settings.worker_options(using, embeddings=embeddings, **{"decode_in": "threads", **options})
     with own_cursors(connections[using], OwnRawCursor) as raw, in_own_words():
         begin(raw)
-        return work_inline(raw, chosen, config.loaded)
+        return work_inline(raw, chosen, app().loaded)

