@@ -18,7 +18,6 @@ from pgembed.indexing import built
 from pgembed.plans import Plan
 from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, RegisterEncoder, RemoveEncoder
 from pgembed.sqlalchemy.queries import install
-from pgembed.sqlalchemy.reflection import attached
 from pgembed.sqlalchemy.running import qualified, run_plan
 
 
@@ -334,8 +333,8 @@ def _stands(operations: Operations, place: Place, declared: Declared) -> bool:
         return False
     bind = operations.get_bind()
     relation = qualified(bind.dialect.identifier_preparer, place.schema, place.table)
-    found = {target: there for (_, _, target), there in attached(bind, relation).items()}
-    return place.target in found and found[place.target].attached == declared.attached
+    statement = statements.is_attached(relation, place.target, declared).as_string(None)
+    return bool(bind.scalar(text(statement.replace(":", "\\:"))))
 
 
 def _declared(
