@@ -61,10 +61,9 @@ class Explanation:
 
     ``plan`` is ``exact`` where all matching rows were compared, after ``looks`` at the index that gave too few, or at
     once; ``index`` where a vector index answered, which ``index`` names, and ``partial index`` where that holds a part
-    of the rows only; ``fused`` where there were several ``legs``, of which each has its
-    own. ``matching`` is the planner's estimate of the rows that match the filter, None where it was not asked;
-    ``total`` the rows of the table. ``milliseconds`` is the time without encoding. ``postgres`` is Postgres's own plan
-    of the statement that answered.
+    of the rows only; ``fused`` where there were several ``legs``, of which each has its own. ``matching`` is the
+    planner's estimate of the rows that match the filter, None where it was not asked; ``total`` the rows of the table.
+    ``milliseconds`` is the time without encoding. ``postgres`` is Postgres's own plan of the statement that answered.
 
     For each row ``parts`` tells what each term of the query gave to its score, where there are several; ``inputs`` what
     each input of the row gave, and ``views`` on which named views it scores high, where these were asked;

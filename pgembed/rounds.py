@@ -124,13 +124,15 @@ class Rounds:
 def _check_filter(plan: SearchPlan, error: psycopg.Error) -> Plan[None]:
     """Raise InvalidQuery where the filter is why a search failed, in the words of ``pgembed.search``; where that can no
     more be asked, since the caller's transaction failed with it, the filter is named beside what Postgres said."""
-    if (check := plan.filter_check) is None or error.sqlstate is None:  # None: psycopg's own
+    # what functions raise has a context, and psycopg's own errors have no code: neither is about the filter's text
+    if (check := plan.filter_check) is None or error.sqlstate is None or error.diag.context:
         return
     try:
         yield Call(check.text, check.values)
     except psycopg.errors.InFailedSqlTransaction:
         message = error.diag.message_primary or str(error)
-        raise InvalidQuery(f"{message}.", f"Look at the filter {plan.shape.where!r}: it is one condition.") from error
+        hint = f"Look at the filter {plan.shape.where!r}: it is one condition, as it could stand after WHERE."
+        raise InvalidQuery(f"{message}.", hint) from error
     except psycopg.errors.SyntaxError as told:  # which the check raises, whatever Postgres said
         raise InvalidQuery(str(told.diag.message_primary), told.diag.message_hint) from error
     except psycopg.Error:

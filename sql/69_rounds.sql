@@ -157,7 +157,7 @@ AS $$
 DECLARE
     line text;
     plan text[];
-    index text; -- as Postgres tells of one that gives an order; quoted where it must be
+    index text; -- the name of the one that gives the order
     partial text[];
 BEGIN
     FOR line IN EXECUTE 'EXPLAIN ' || statement USING query, k, params, candidates, ceil(1.25 * k)::integer LOOP
@@ -165,11 +165,13 @@ BEGIN
     END LOOP;
     index := substring(array_to_string(plan, E'\n') -- likewise in pgembed/explaining.py
         FROM 'Index Scan using ("(?:[^"]|"")+"|\S+) on [^\n]*\n\s+Order By: ');
-    SELECT array_agg(quote_ident(p.name)) INTO partial
+    IF index LIKE '"%' THEN
+        index := replace(substr(index, 2, length(index) - 2), '""', '"');
+    END IF;
+    SELECT g.partial INTO partial
     FROM pgembed.embedding AS e
     JOIN pgembed.encoder AS m ON m.name = e.encoder
     CROSS JOIN LATERAL pgembed._graph_of(e, pgembed._metric(m.metric, e.fusion)) AS g
-    CROSS JOIN LATERAL unnest(g.partial) AS p (name)
     WHERE e.relation = _trace.relation AND e.target = _trace.embedding;
     PERFORM set_config('pgembed.trace', (current_setting('pgembed.trace')::jsonb || jsonb_build_object(
         'embedding', embedding, 'index', index, 'plan', CASE WHEN index IS NULL THEN 'exact'

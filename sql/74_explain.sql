@@ -149,7 +149,12 @@ LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     target CONSTANT record := pgembed._vectors_target(relation, embedding);
-    parts CONSTANT jsonb := (pgembed._embedding(relation, embedding)).fusion -> 'parts';
+    parts CONSTANT jsonb := (SELECT e.fusion -> 'parts' -- by name too, as _search_target finds it after a restore
+        FROM pg_catalog.pg_class AS c
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        JOIN pgembed.embedding AS e ON e.relation = c.oid OR e.schema_name = n.nspname AND e.table_name = c.relname
+        WHERE c.oid = _part_shares.relation AND e.target = target.target
+        ORDER BY e.relation = c.oid DESC NULLS LAST LIMIT 1);
     told jsonb;
 BEGIN
     EXECUTE format('SELECT jsonb_agg(coalesce(t.told, ''[]'') ORDER BY "wanted n") '

@@ -19,6 +19,7 @@ from pgembed import Image, Pgembed, Text, Vector
 from pgembed.cli.main import main
 from pgembed.errors import PgembedError
 from tests.conftest import connection_to, new_database
+from tests.fakes import until
 
 DIM = 256
 NO_PICTURE = b"no picture"
@@ -49,11 +50,13 @@ def shop(server_dsn: str, template: str) -> Iterator[Shop]:
 
 
 @contextmanager
-def working(db: Pgembed) -> Iterator[None]:
-    worker = db.worker()
+def working(shop: Shop) -> Iterator[None]:
+    """A worker that offers to encode queries."""
+    worker = shop.db.worker()
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
+        until(lambda: shop.conn.execute("SELECT FROM pgembed._serving('lite')").fetchall() != [])
         yield
     finally:
         worker.stop()
@@ -195,7 +198,7 @@ def test_an_unreadable_picture_is_the_same_sentence(
     shop: Shop, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any  # noqa: ANN401
 ) -> None:  # fmt: skip
     (file := tmp_path / "shoe.jpg").write_bytes(NO_PICTURE)
-    with working(shop.db):
+    with working(shop):
         in_sql = sentence_of_sql(shop, f"CALL pgembed.prepare_images('lite', ARRAY['{NO_PICTURE.decode()}'::bytea])")
     in_python = sentence_of_python(shop, lambda db: db.search("product", Image(NO_PICTURE)))
     by_command = sentence_of_command(shop, ("product", "--image", str(file)), None, monkeypatch, capfd)
@@ -210,6 +213,8 @@ def test_a_bad_filter_is_named_in_a_transaction_and_among_others(shop: Shop) -> 
     with pgembed.connect(shop.conn) as db:
         with pytest.raises(PgembedError, match=r"(?s)syntax error.*filter 'price <'"), shop.conn.transaction():
             db.search("product", Text("a shoe"), where="price <")
+        with pytest.raises(PgembedError, match=r"no word that .* Write it in English"), shop.conn.transaction():
+            db.search("product", Text("☃"), where="price < 70")
         asked = db.query("product").near(Text("a shoe")).join("JOIN two ON two.id = product.id + %s", 1)
         with pytest.raises(PgembedError, match=r"The filter '\(two\.price < 7\) AND \(two\.prise > 1\)' is not one"):
             asked.where("two.price < %s", 7).where("two.prise > 1").rows()

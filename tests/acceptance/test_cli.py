@@ -677,6 +677,9 @@ HINTS = [
         "See pgembed failures, then pgembed retry product --embedding embedding",
     ),
     ("SELECT pgembed.forget(3);", "SELECT pgembed.forget(3);"),
+    ("For example: limit=10.", "For example: --limit 10."),
+    ("Ask for more rows at once: .limit(50)", "Ask for more rows at once: --limit 50"),
+    ('Fuse by score, .fuse("score"), or', "Fuse by score, --method score, or"),
 ]
 
 

@@ -166,21 +166,25 @@ def test_words_and_views_are_measured_too(shop: Cli, judgments: Path, database_d
     run = judgments / "some.run"
     asked = ["eval", "run", "product", judgments, "--embedding", "names", "--id-column", "name", "--run", run, "--json"]
 
-    def measured(*options: str) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    def measured(*options: str) -> tuple[dict[str, Any], list[tuple[str, float]]]:
+        """What is told, and the rows and scores of the query in words."""
         (told,) = json.loads(shop(*asked, *options))["runs"]
         lines = [line.split() for line in run.read_text().splitlines()]
-        return told, {query: [line[2] for line in lines if line[0] == query] for query in GRADES}
+        return told, [(line[2], float(line[4])) for line in lines if line[0] == "words"]
 
-    found, rankings = measured("--words", "--method", "score")
+    found, fused = measured("--words", "--method", "score")
     assert found["without words"] == {"count": 2, "first": ["picture", "composed"]}
     facts = json.loads((judgments / "some.run.json").read_text())
     assert (facts["words"], facts["method"], facts["neutral"]) == (True, "score", None)
     shop("view", "learn", "size", "--encoder", "lite", "--these", "a big thing", "--those", "a small thing")
-    _, neutral = measured("--neutral", "size")
+    plain, neutral = measured()[1], measured("--neutral", "size")[1]
     with connect(database_dsn) as db:
         start = db.query("product").near(Text("a cat"), embedding="names").select("name").limit(100)
-        assert rankings["words"] == [row.name for row in start.hybrid("a cat").fuse("score")]
-        assert neutral["words"] == [row.name for row in start.neutral("size")] != rankings["words"]
+        for ranking, same in (
+            (plain, start), (fused, start.hybrid("a cat").fuse("score")), (neutral, start.neutral("size")),
+        ):  # fmt: skip
+            assert ranking == [(row.name, pytest.approx(row.score, abs=1e-5)) for row in same]
+    assert len({score for (_, score), *_ in (plain, fused, neutral)}) == 3
     assert "--neutral takes a view out" in shop(*asked[:-1], "--words", "--neutral", "size", fails=2)
     page = judgments / "words.html"
     shop(*asked[:-1], "--words", "--report", page)
