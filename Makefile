@@ -49,7 +49,7 @@ lint-types: $(VENV)/.installed
 	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
 lint-sql: $(VENV)/.installed
-	$(VENV)/bin/python tools/lint_sql.py
+	$(VENV)/bin/python -m tools.lint_sql
 
 format: $(VENV)/.installed ## format the Python files, and fix what ruff can fix
 	$(VENV)/bin/ruff format .

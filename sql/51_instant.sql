@@ -106,7 +106,7 @@ RETURN (
         'SELECT f.key FROM %2$s AS t JOIN pgembed.failure AS f ON f.embedding = %1$s AND f.key = jsonb_build_array(%3$s) '
         'FOR UPDATE OF f SKIP LOCKED)); END IF;', (embedding).id, rows,
         string_agg(format('t.%I::%s::text', key ->> 'name', key ->> 'type'), ', ' ORDER BY ordinal))
-    FROM jsonb_array_elements((embedding).key_columns) WITH ORDINALITY AS k (key, ordinal)
+    FROM jsonb_array_elements(pgembed._queue_key(embedding)) WITH ORDINALITY AS k (key, ordinal)
 );
 
 -- Make the triggers of an instant embedding whose vectors stand in a column. BEFORE triggers give the row its vector,

@@ -1,6 +1,6 @@
-"""Check the files of sql/: they parse, bodies included, can be applied again, and are laid out in one way.
+"""Check the files of sql/: they parse, bodies included, can be applied again, quote, and are laid out in one way.
 
-    python tools/lint_sql.py [FILE ...]
+    python -m tools.lint_sql [FILE ...]
 
 Prints ``file:line: what is wrong`` for each finding, and exits with 1 if there is one.
 """
@@ -17,6 +17,8 @@ from pglast import ast, parse_plpgsql, parse_sql
 from pglast.enums import DefElemAction
 from pglast.parser import ParseError, scan
 
+from tools.lint_quoting import unquoted, with_known_types
+
 VECTOR_SCHEMA = "@extschema:vector@"
 STAND_IN = "public".ljust(len(VECTOR_SCHEMA), "_")  # of equal length: positions stay what they are in the file
 MAX_COLUMNS = 120
@@ -32,6 +34,7 @@ KEYWORDS = re.compile(
     re.IGNORECASE,
 )
 LOWER_CASE = frozenset({"true", "false", "current_user", "session_user", "current_catalog"})  # values, written as such
+QUOTE = "write %I or %L, or have a function quote it whose name ends in _sql (tools/lint_quoting.py)"
 AGAIN = "sql/ is applied at every install: write CREATE OR REPLACE, IF EXISTS, or put it into a migration"
 
 
@@ -139,6 +142,8 @@ def check_statement(source: Source, statement: ast.Node, start: int, end: int) -
         yield source.finding(start, "has no comment above it that says what it is for")
     if isinstance(statement, ast.CreateFunctionStmt):
         yield from check_function(source, statement, start, end)
+        for expression in unquoted(statement, source.text[start:end]):
+            yield source.finding(start, f"puts {expression} into SQL as it is: {QUOTE}")
 
 
 def can_be_repeated(statement: ast.Node) -> bool:
@@ -179,12 +184,6 @@ def check_function(source: Source, function: ast.CreateFunctionStmt, start: int,
         return
     yield from check_words(inner)
     yield from check_indentation(inner)
-
-
-def with_known_types(function: str) -> str:
-    """The function with its types in schema public, and rows in arrays as text: the parser knows no others."""
-    in_public = re.sub(rf"\b(pgembed|{STAND_IN})\.", "public.", function)
-    return re.sub(r"\bpublic\.\w+\[\]", "text[]", in_public)
 
 
 def body_of(text: str, start: int, end: int) -> tuple[str, int]:

@@ -69,6 +69,50 @@ def test_body_in_plain_sql_is_parsed(file: Path) -> None:
     assert ["body does not parse" in found.text for found in lint(file)] == [True]
 
 
+COMPOSES = """\
+-- One that composes. Called by attach.
+CREATE OR REPLACE FUNCTION pgembed.composes(relation regclass, target text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    given text := quote_ident(target);
+BEGIN
+    EXECUTE format('SELECT %I, %s FROM %s', target, given, relation);
+    RAISE EXCEPTION USING MESSAGE = format('FROM where is %s?', target);
+END
+$$;
+"""
+RETURNS = """\
+-- One that gives SQL. Called by attach.
+CREATE OR REPLACE FUNCTION pgembed.gives_sql(key jsonb) RETURNS text
+LANGUAGE sql
+RETURN format('SELECT %I', key ->> 'name');
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "unquoted"),
+    [
+        (COMPOSES, "", "", None),
+        (COMPOSES, "SELECT %I", "SELECT %s", "target"),
+        (COMPOSES, "quote_ident(target)", "target", "target"),
+        (COMPOSES, "quote_ident(target)", "CASE WHEN true THEN 'a' ELSE 'b' || target END", "target"),
+        (COMPOSES, "EXECUTE format('SELECT %I, %s FROM %s', target, given, relation)", "EXECUTE target", "target"),
+        (COMPOSES, "EXECUTE format(", "EXECUTE format(target || ", "target"),
+        (COMPOSES, "EXECUTE format(", "given := (SELECT e.target FROM e); EXECUTE format(", "e.target"),
+        (COMPOSES, "    EXECUTE", "    SELECT 1, e.spec INTO target, given FROM e;\n    EXECUTE", "e.spec"),
+        (RETURNS, "", "", None),
+        (RETURNS, "%I", "%s", "key ->> 'name'"),
+    ],
+)
+def test_what_nobody_quoted_does_not_get_into_sql(
+    file: Path, text: str, old: str, new: str, unquoted: str | None
+) -> None:
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    assert [found.text.partition(" into SQL")[0] for found in lint(file)] == ([f"puts {unquoted}"] if unquoted else [])
+
+
 def test_exit_status_tells_whether_all_is_well(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(GOOD)
     assert main([str(file)]) == 0
