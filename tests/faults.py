@@ -41,12 +41,31 @@ def fake(texts: Sequence[str]) -> NDArray[np.float32]:
 
 def audit(conn: Connection, storage: str) -> None:
     """Note each vector that is written to ``product``; its title would not do, which may have changed since."""
-    conn.execute("CREATE TABLE effect (id integer NOT NULL, vector text, at timestamptz DEFAULT clock_timestamp())")
     conn.execute(
-        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " INSERT INTO effect (id, vector) VALUES (NEW.id, to_jsonb(NEW) ->> TG_ARGV[0]); RETURN NULL; END $$"
+        "CREATE TABLE IF NOT EXISTS effect (id integer NOT NULL, vector text, at timestamptz DEFAULT clock_timestamp(),"
+        " xact xid8 DEFAULT pg_current_xact_id(),"
+        " by_worker boolean DEFAULT current_setting('application_name') = 'pgembed worker')"
+    )
+    conn.execute(
+        "CREATE OR REPLACE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO public.effect (id, vector) VALUES (NEW.id, to_jsonb(NEW) ->> TG_ARGV[0]); RETURN NULL; END $$"
     )
     conn.execute(AUDIT[storage].encode())
+
+
+def audit_jobs(conn: Connection, storage: str) -> None:
+    """The same where an input may well come back, so that one vector is written twice: note each job that ends too."""
+    audit(conn, storage)
+    conn.execute("CREATE TABLE IF NOT EXISTS ended (id integer, xact xid8 DEFAULT pg_current_xact_id())")
+    conn.execute(
+        "CREATE OR REPLACE FUNCTION audit_job() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO public.ended (id) VALUES (OLD.key_1); RETURN NULL; END $$"
+    )
+    for (number,) in conn.execute("SELECT id FROM pgembed.embedding").fetchall():
+        conn.execute(
+            f"CREATE TRIGGER audit AFTER DELETE ON pgembed.job_{number} FOR EACH ROW"
+            " EXECUTE FUNCTION audit_job()".encode()
+        )
 
 
 def assert_kept(
@@ -63,7 +82,8 @@ def assert_kept(
 
     Every row's vector is the encoding of its present input, and one without input has none; every row that failed is
     in ``failure`` with its reason (``failed``, by key), and no other; no job is left, none is claimed; no vector is
-    left of a row that is gone; where ``audit`` looked on, no input's vector was written twice.
+    left of a row that is gone; where ``audit`` looked on, no input's vector was written twice; where ``audit_jobs``
+    did, no worker wrote one but in the transaction that ended its job.
     """
     numbers = [number for (number,) in conn.execute("SELECT id FROM pgembed.embedding ORDER BY id").fetchall()]
     for number in numbers:
@@ -93,9 +113,14 @@ def assert_kept(
     if storage == "side":
         left_over = f"SELECT s.{key} FROM {table}_embedding s WHERE NOT EXISTS"
         assert conn.execute(f"{left_over} (SELECT FROM {table} t WHERE t.{key} = s.{key})".encode()).fetchall() == []
-    if conn.execute("SELECT to_regclass('effect') IS NOT NULL").fetchone() == (True,):
-        twice = "SELECT id, vector, array_agg(at) FROM effect GROUP BY 1, 2 HAVING count(*) > 1"
-        assert conn.execute(twice).fetchall() == []
+    if audits := conn.execute("SELECT relname FROM pg_class WHERE relname IN ('effect', 'ended')").fetchall():
+        twice = (
+            "SELECT e.id, e.xact, count(*) FROM effect e WHERE by_worker GROUP BY 1, 2"
+            " HAVING count(*) > (SELECT count(*) FROM ended d WHERE d.id = e.id AND d.xact = e.xact)"
+            if len(audits) == 2
+            else "SELECT id, vector, array_agg(at) FROM effect GROUP BY 1, 2 HAVING count(*) > 1"
+        )
+        assert conn.execute(twice.encode()).fetchall() == []
 
 
 def assert_table_kept(table: Table, failed: Mapping[str, str] | None = None) -> None:

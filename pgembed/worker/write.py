@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,15 +203,15 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
     ``conn`` is a connection of ``session_connection``. Rows that another transaction holds, or whose key is in the log
     again, are given back; a row that a trigger of its table kept as it was gets an error. Returns the jobs done.
 
-    Each round trip ends with a Sync: a server that has seen none since it locked would not count as idle in a
-    transaction, and hold the rows and the queue for as long as it does not notice that this worker is cut off.
+    Each round trip ends with a Sync, and no Flush follows: otherwise a server would not count as idle in a transaction,
+    and hold the rows and the queue for as long as it does not notice that this worker is cut off.
     """
     statements = Queue(work)
     vectors = {row.seq: row.vector for row in rows if row.vector is not None and not row.gone}
     there = [row.seq for row in rows if not row.gone]
     gone = [row.seq for row in rows if row.gone]
     done = set(gone)
-    with conn.pipeline() as pipeline, conn.transaction():
+    with _pipelined_transaction(conn) as pipeline:
         locking = conn.execute(statements.lock_rows, [bigint_array(there)], binary=True)
         conn.execute(statements.lock)
         packed = vector_array(list(vectors.values()), work.vector_oid) if vectors else None  # while the server locks
@@ -237,6 +238,23 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
         if row.seq in refused:
             row.error = DatabaseRefusal(f"A trigger of {work.schema_name}.{work.table_name} kept the row as it was.")
     return len(done)
+
+
+@contextmanager
+def _pipelined_transaction(conn: psycopg.Connection[Any]) -> Generator[psycopg.Pipeline]:
+    """A pipeline that is one transaction, for a connection in autocommit.
+
+    ``conn.transaction()`` in a pipeline waits once more before it commits, and asks for that with a Flush.
+    """
+    try:
+        with conn.pipeline() as pipeline:
+            conn.execute("BEGIN ISOLATION LEVEL READ COMMITTED", prepare=False)
+            yield pipeline
+            conn.execute("COMMIT", prepare=False)
+    except BaseException:
+        if not conn.closed:
+            conn.rollback()
+        raise
 
 
 def _array(conn: psycopg.Connection[Any], pipeline: psycopg.Pipeline, cursor: psycopg.Cursor[Any]) -> list[int]:

@@ -68,9 +68,13 @@ def test_a_connection_that_is_cut_costs_no_row_and_no_second_write(table: Table,
     assert_table_kept(table, failed={"3": "bad is refused"})
 
 
-@pytest.mark.parametrize("moment", [MOMENTS[9], MOMENTS[10]], ids=str)
+WRITING = [moment for moment in MOMENTS if moment.name in {"locking rows", "the write", "the write's commit"}]
+
+
+@pytest.mark.parametrize("moment", WRITING, ids=str)
 def test_a_partition_in_the_write_frees_the_rows_and_others_go_on(table: Table, proxy: Proxy, moment: Moment) -> None:
-    """What the server holds for a worker that is cut off ends by itself: the application's rows, and the queue."""
+    """What the server holds for a worker that is cut off ends by itself: the application's rows, and the queue. Whether
+    it was told of its commit or not, nothing is written twice."""
     proxy.at(moment, proxy.stall)
     with by_way_of(proxy, table, lease=0.3):
         assert proxy.reached.wait(10)
@@ -85,7 +89,7 @@ def test_a_partition_in_the_write_frees_the_rows_and_others_go_on(table: Table, 
 
 def test_what_a_partition_held_back_is_not_written_twice(table: Table, proxy: Proxy) -> None:
     """The vectors come back when another worker has long written them, and changed titles since."""
-    proxy.at(Moment("locking rows", "before", (r"SKIP LOCKED\) AS locked",)), proxy.stall)
+    proxy.at(WRITING[0], proxy.stall)
     with by_way_of(proxy, table, lease=0.3):
         assert proxy.reached.wait(10)
         table.work()

@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 
 from pgembed.errors import EncoderError
 from tests.fakes import Connection, Table, deadlocks, until
-from tests.faults import assert_table_kept, audit
+from tests.faults import assert_table_kept, audit_jobs
 
 
 @pytest.fixture
 def table(database: Connection, database_dsn: str, monkeypatch: pytest.MonkeyPatch, storage: str) -> Table:
-    return Table(database, database_dsn, monkeypatch, storage)
+    made = Table(database, database_dsn, monkeypatch, storage)
+    audit_jobs(database, storage)
+    return made
 
 
 def test_a_row_that_is_changed_a_thousand_times(table: Table) -> None:
     """Under two workers; its vector is the last one's, and it was encoded at most once a change."""
-    audit(table.conn, table.storage)
     table.insert("shoe 0")
     with table.working(lease=0.2), table.working(lease=0.2):
         for number in range(1, 1001):
