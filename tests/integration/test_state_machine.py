@@ -25,12 +25,13 @@ from pgembed.embedded import EmbeddedServer
 from pgembed.encoders import load_encoder
 from pgembed.worker import Worker, WorkerOptions
 from tests.conftest import new_database, new_template
-from tests.fakes import FakeEncoder, register, until, vector_of
-from tests.faults import Workers, alive, assert_kept, crash, lasting_server, restart
+from tests.fakes import FakeEncoder, deadlocks, register, until, vector_of
+from tests.faults import Workers, alive, assert_kept, audit_jobs, crash, lasting_server, restart
 
 SEEDS = (1, 2, 3, 4)
 EXAMPLES, STEPS = 4, 25
 REFUSED = "ᚠ"  # FakeEncoder is told to refuse it, and builtin:lite knows no word of it
+ENDLESS = "white dog"  # some workers never return from it
 LEASE = 0.2
 PARTITIONS = (
     ("product_low", "FOR VALUES FROM (MINVALUE) TO (6)"),
@@ -38,8 +39,8 @@ PARTITIONS = (
 )
 
 KEYS = st.integers(1, 12)
-TITLES = st.sampled_from(["red shoe", "blue car", "green tree", "white dog", "black cat", None, " ", REFUSED])
-BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)  # somebody holds it: then not
+TITLES = st.sampled_from(["red shoe", "blue car", "green tree", ENDLESS, "black cat", None, " ", REFUSED])
+BUSY = psycopg.errors.LockNotAvailable  # somebody holds it: then not
 
 
 class Faults(RuleBasedStateMachine):
@@ -53,13 +54,14 @@ class Faults(RuleBasedStateMachine):
     @initialize(
         storage=st.sampled_from(["column", "side"]),
         mode=st.sampled_from(["queue", "instant"]),
+        stale=st.sampled_from(["keep", "null"]),
         partitioned=st.booleans(),
         rows=st.integers(0, 20),
     )
-    def begin(self, storage: str, mode: str, partitioned: bool, rows: int) -> None:
+    def begin(self, storage: str, mode: str, stale: str, partitioned: bool, rows: int) -> None:
         self.making: Iterator[str] = new_database(self.server.dsn(), self.template)
         self.dsn = next(self.making)
-        self.storage, self.mode, self.text, self.number = storage, mode, "title", 0
+        self.mode, self.stale, self.text, self.number = mode, stale, "title", 0
         self.partitioned = partitioned
         self.pids: list[int] = []
         self.connect()
@@ -73,16 +75,24 @@ class Faults(RuleBasedStateMachine):
         for name, bounds in PARTITIONS if partitioned else ():
             self.conn.execute(f"CREATE TABLE {name} PARTITION OF product {bounds}".encode())
         self.conn.execute("INSERT INTO product SELECT i, 'shoe ' || i FROM generate_series(1, %s) AS i", [rows])
+        self.attach(storage)
+
+    def attach(self, storage: str) -> None:
+        stale = self.stale if storage == "column" and self.mode == "queue" else "keep"
         self.conn.execute(
-            "SELECT pgembed.attach('product', 'embedding', %s, '{\"text\": \"title\"}', storage => %s, mode => %s)",
-            ["lite" if mode == "instant" else "fake", storage, mode],
+            "SELECT pgembed.attach('product', 'embedding', %s, jsonb_build_object('text', %s::text), storage => %s,"
+            " mode => %s, stale => %s)",
+            ["lite" if self.mode == "instant" else "fake", self.text, storage, self.mode, stale],
         )
+        audit_jobs(self.conn, storage)
+        self.storage = storage
 
     def connect(self) -> None:
+        """Both in this one thread: neither ever waits for the other without an end, so all deadlocks are a worker's."""
         self.conn = psycopg.connect(self.dsn, autocommit=True)
         self.beside = psycopg.connect(self.dsn)
         for conn in (self.conn, self.beside):
-            conn.execute("SET lock_timeout = '150ms'")
+            conn.execute("SET lock_timeout = '150ms'; SET deadlock_timeout = '50ms'")
         self.beside.commit()
 
     @staticmethod
@@ -128,7 +138,7 @@ class Faults(RuleBasedStateMachine):
             with self.conn.cursor().copy(f"COPY product (id, {self.text}) FROM STDIN".encode()) as copy:
                 for number, title in enumerate(titles, start=first):
                     copy.write_row((number, title))
-        except (*BUSY, psycopg.errors.UniqueViolation):
+        except (BUSY, psycopg.errors.UniqueViolation):
             pass
 
     @rule(key=KEYS, title=TITLES)
@@ -183,6 +193,14 @@ class Faults(RuleBasedStateMachine):
         except psycopg.errors.SerializationFailure:
             self.beside.rollback()
 
+    @rule(title=TITLES, level=st.sampled_from(list(psycopg.IsolationLevel)[1:]))
+    def insert_and_wait(self, title: str | None, level: psycopg.IsolationLevel) -> None:
+        """A row that nobody else writes: at no level is there a reason to refuse it."""
+        if self.beside.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            self.beside.isolation_level = level
+        self.number += 1
+        self.run("INSERT INTO product (id, {text}) VALUES (%s, %s)", 1000 + self.number, title, conn=self.beside)
+
     @rule(commits=st.booleans())
     def end_transaction(self, commits: bool) -> None:
         try:
@@ -227,6 +245,21 @@ class Faults(RuleBasedStateMachine):
     def sync(self) -> None:
         self.run("SELECT pgembed.sync('product')")
 
+    @rule(storage=st.sampled_from(["column", "side"]))
+    def detach_and_attach(self, storage: str) -> None:
+        """With vectors in another place, or in the same."""
+        if self.beside.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            return
+        before = self.storage
+        try:
+            with self.conn.transaction():
+                if before == "column":
+                    self.conn.execute("DROP TRIGGER audit ON product")  # which would hold the column
+                self.conn.execute("SELECT pgembed.detach('product')")
+                self.attach(storage)
+        except BUSY:
+            self.storage = before
+
     @rule(key=KEYS, title=TITLES)
     def unhook_change_and_sync(self, key: int, title: str | None) -> None:
         try:
@@ -269,13 +302,16 @@ class Faults(RuleBasedStateMachine):
     @rule(
         size=st.integers(1, 5),
         seconds=st.sampled_from([0.0, 0.01, 0.1]),
-        clock=st.sampled_from([0.0, 3600.0]),
+        clock=st.sampled_from([0.0, 3600.0, -3600.0]),
         spoilt=st.sampled_from(["", "", "raises", "shape", "count", "nan"]),
+        hang=st.sampled_from(["", "", ENDLESS]),
+        name=st.sampled_from(["plain", "plain", "plain", "other"]),
     )
-    def start_worker(self, size: int, seconds: float, clock: float, spoilt: str) -> None:
+    def start_worker(self, size: int, seconds: float, clock: float, spoilt: str, hang: str, name: str) -> None:
+        """One that is ``other`` has other weights than those registered, and must not write."""
         if len(self.pids) < 3:
             options = {"lease": LEASE, "batch_size": size, "sweep_every": 0.1}
-            told = {"bad": REFUSED, "seconds": seconds, "clock": clock, "spoilt": spoilt}
+            told = {"bad": REFUSED, "seconds": seconds, "clock": clock, "spoilt": spoilt, "hang": hang, "name": name}
             self.pids.append(self.forks.start(self.dsn, options=options, **told))
 
     @rule(which=st.integers(0, 2))
@@ -324,6 +360,7 @@ class Faults(RuleBasedStateMachine):
         keys = self.conn.execute(f"SELECT id FROM product WHERE {self.text} = %s".encode(), [REFUSED]).fetchall()
         reasons = dict(self.conn.execute("SELECT key ->> 0, error FROM pgembed.failure").fetchall())
         assert all(reasons.values())
+        assert deadlocks(self.conn) == 0
         assert_kept(
             self.conn,
             storage=self.storage,
