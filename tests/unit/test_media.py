@@ -7,8 +7,10 @@ import http.server
 import io
 import os
 import random
+import re
 import socket
 import socketserver
+import struct
 import threading
 import time
 import zlib
@@ -177,6 +179,13 @@ def test_heic_without_its_plugin_names_the_extra(monkeypatch: pytest.MonkeyPatch
         decode_picture(b"\0\0\0\x18ftypmif1" + bytes(20))
 
 
+def test_avif_without_its_plugin_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(Image.new("RGB", SIZE, RED), "AVIF")
+    monkeypatch.delitem(Image.OPEN, "AVIF")
+    with pytest.raises(MediaError, match=r"an AVIF picture\. Install a Pillow that reads AVIF: 11\.3 or newer\."):
+        decode_picture(data)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_broken_exif_is_ignored() -> None:
     data = saved(Image.new("RGB", SIZE, RED), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0")
@@ -232,6 +241,52 @@ def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
     start = time.perf_counter()
     with pytest.raises(MediaError, match="pixels"):
         decode_picture(png_header(*size))
+    assert time.perf_counter() - start < 0.5
+
+
+SIZES = {  # where a file says how large it is, and in which form; JPEG and JPEG 2000 say the height first
+    "JPEG": (rb"\xff\xc0\0\x11\x08", ">HH"),
+    "GIF": (rb"\AGIF8.a|,\0\0\0\0", "<HH"),
+    "BMP": (rb"\A.{18}", "<ii"),
+    "JPEG2000": (rb"ihdr", ">II"),
+    "AVIF": (rb"ispe\0{4}", ">II"),
+}
+
+
+def header(form: str, width: int, height: int) -> bytes:
+    """A small file that says it is so large."""
+    match form:
+        case "PPM":
+            return b"P6 %d %d 255 " % (width, height) + bytes(100)
+        case "WEBP":
+            data = saved(Image.new("RGB", SIZE, RED), form, lossless=True)
+            return data[:21] + struct.pack("<I", width - 1 | height - 1 << 14) + data[25:]
+        case "TIFF":
+            data = saved(Image.new("RGB", SIZE, RED), form)
+            for tag, number in ((256, width), (257, height)):
+                entry = struct.pack("<HHII", tag, 4, 1, number)
+                where = re.escape(entry[:2]) + rb"[\x03\x04]\0\x01\0\0\0.{4}"
+                data = re.sub(where, lambda _, entry=entry: entry, data, flags=re.DOTALL)
+            return data
+        case "ICO of PNG" | "ICO of BMP":
+            dib = struct.pack("<IiiHHIIiiII", 40, width, 2 * height, 1, 32, 0, 0, 0, 0, 0, 0) + bytes(1000)
+            inner = dib if form.endswith("BMP") else png_header(width, height)
+            return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+        case _:
+            where, how = SIZES[form]
+            size = struct.pack(how, *((height, width) if "JPEG" in form else (width, height)))
+            data = saved(Image.new("RGB", SIZE, RED), form)
+            return re.sub(b"(" + where + b").{%d}" % len(size), lambda m: m[1] + size, data, flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(12_000, 10_000), (16_000, 12_000)])
+@pytest.mark.parametrize("form", [*SIZES, "PPM", "WEBP", "TIFF", "ICO of PNG", "ICO of BMP"])
+def test_a_bomb_of_any_format_is_refused_by_its_header(form: str, size: tuple[int, int]) -> None:
+    """Whether it is more than the limit, or more than Pillow opens at all."""
+    start = time.perf_counter()
+    with pytest.raises(MediaError, match=r"\d x 1\d{4} pixels, more than|more pixels than Pillow opens"):
+        decode_picture(header(form, *size))
     assert time.perf_counter() - start < 0.5
 
 
@@ -653,6 +708,35 @@ def test_the_address_checked_is_the_address_connected_to(server: Server, monkeyp
     assert asked == ["changing.example"]
 
 
+def test_of_a_hosts_addresses_only_the_public_ones_are_connected_to(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A private one that the name also has is passed over, first or last, and not tried where the public one fails."""
+    connected: list[object] = []
+    addresses = ["127.0.0.1", "127.0.0.2"]
+    connect, resolve = socket.create_connection, socket.getaddrinfo
+
+    def noted(address: tuple[str, int], *rest: object, **options: object) -> socket.socket:
+        connected.append(address[0])
+        return connect(address, *rest, **options)  # type: ignore[arg-type]
+
+    def both(host: str, port: int, *rest: object, **options: object) -> list[object]:
+        names = addresses if host == "both.example" else [host]
+        return [found for name in names for found in resolve(name, port, *rest, **options)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "create_connection", noted)
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    monkeypatch.setattr(download, "is_public", lambda address: address == "127.0.0.1")
+    policy = MediaPolicy(allow_urls=True, allow_http=True, limits=Limits(timeout=5))
+    for _ in range(2):
+        connected.clear()
+        addresses.reverse()
+        assert read_media(f"http://both.example:{server.server_port}/a.png", "url", policy) == PNG
+        with pytest.raises(MediaError, match="could not be fetched"):
+            read_media("http://both.example:1/a.png", "url", policy)
+        assert connected == ["127.0.0.1"] * 2
+
+
 @pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://127.0.0.1/a", "http://[::g]/", "data:,a"])
 def test_a_redirect_to_something_else_is_refused(server: Server, to: str) -> None:
     server.answers["/out"] = redirect(to)
@@ -675,12 +759,17 @@ def test_other_answers(server: Server, status: int, transient: bool) -> None:
     assert caught.value.transient is transient
 
 
-def unless_unchanged(data: bytes, tag: str, asked: list[str | None], **headers: str) -> Answer:
+ETAG, DATE = ("ETag", "If-None-Match"), ("Last-Modified", "If-Modified-Since")
+
+
+def unless_unchanged(
+    data: bytes, tag: str, asked: list[str | None], by: tuple[str, str] = ETAG, **headers: str
+) -> Answer:
     def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
-        asked.append(handler.headers.get("If-None-Match"))
+        asked.append(handler.headers.get(by[1]))
         unchanged = asked[-1] == tag
         handler.send_response(304 if unchanged else 200)
-        handler.send_header("ETag", tag)
+        handler.send_header(by[0], tag)
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
         handler.send_header("Content-Length", "0" if unchanged else str(len(data)))
@@ -691,17 +780,24 @@ def unless_unchanged(data: bytes, tag: str, asked: list[str | None], **headers: 
     return answer
 
 
-def test_an_unchanged_picture_is_not_sent_again_and_a_changed_one_is(server: Server) -> None:
+@pytest.mark.parametrize(
+    ("by", "before", "after"),
+    [(ETAG, '"one"', '"two"'), (DATE, "Sun, 06 Nov 1994 08:49:37 GMT", "Mon, 07 Nov 1994 08:49:37 GMT")],
+    ids=["ETag", "date"],
+)
+def test_an_unchanged_picture_is_not_sent_again_and_a_changed_one_is(
+    server: Server, by: tuple[str, str], before: str, after: str
+) -> None:
     asked: list[str | None] = []
-    server.answers["/a.png"] = unless_unchanged(PNG, '"one"', asked)
+    server.answers["/a.png"] = unless_unchanged(PNG, before, asked, by)
     with MediaReader(LOCAL) as reader:
         for _ in range(3):
             assert reader.read(f"{server.url}/a.png", "url") == PNG
-        assert asked == [None, '"one"', '"one"']
-        server.answers["/a.png"] = unless_unchanged(b"other", '"two"', asked)
+        assert asked == [None, before, before]
+        server.answers["/a.png"] = unless_unchanged(b"other", after, asked, by)
         for _ in range(2):
             assert reader.read(f"{server.url}/a.png", "url") == b"other"
-        assert asked[3:] == ['"one"', '"two"']
+        assert asked[3:] == [before, after]
 
 
 def test_what_is_not_to_be_kept_is_asked_for_as_new(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
