@@ -22,7 +22,8 @@ def table(database: Connection, database_dsn: str, monkeypatch: pytest.MonkeyPat
 def attach(conn: Connection, table: str, inputs: str, target: str = "vector", **more: str) -> str:
     """Attach with the fake encoder; gives the name of the log of changes."""
     (number,) = conn.execute(
-        "SELECT pgembed.attach(%s::regclass, %s, 'fake', %s, %s)", [table, target, inputs, more.get("stale", "keep")]
+        "SELECT pgembed.attach(%s::regclass, %s, 'fake', %s, %s, storage => %s)",
+        [table, target, inputs, more.get("stale", "keep"), more.get("storage", "column")],
     ).fetchall()[0]
     return f"pgembed.change_{number}"
 
@@ -63,6 +64,7 @@ KEYS = {
 
 @pytest.mark.parametrize("kind", KEYS)
 def test_keys_of_many_types(table: Table, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With vectors in a column of the table, and beside it."""
     monkeypatch.setattr("pgembed.worker.queue.BACKFILL_LIMIT", 1)
     definition, names, values = KEYS[kind]
     conn = table.conn
@@ -72,18 +74,27 @@ def test_keys_of_many_types(table: Table, kind: str, monkeypatch: pytest.MonkeyP
     insert = f"INSERT INTO item ({names}, title) VALUES ({', '.join(['%s'] * (len(values[0]) + 1))})".encode()
     for number, value in enumerate(values):
         conn.execute(insert, [*value, f"title {number}"])
-    attach(conn, "item", '{"text": "title"}')
+    attach(conn, "item", '{"text": "title"}', "within")
+    attach(conn, "item", '{"text": "title"}', "beside", storage="side")
     conn.execute("RESET search_path")
 
     def true() -> list[bool]:
-        rows = conn.execute("SELECT title, vector::real[] FROM app.item ORDER BY title").fetchall()
-        return [vector is not None and bool(np.allclose(vector, vector_of(title), atol=1e-6)) for title, vector in rows]
+        rows = conn.execute(
+            f"SELECT title, within::real[], vector::real[] FROM app.item LEFT JOIN app.item_beside USING ({names})"
+            " ORDER BY title".encode()
+        ).fetchall()
+        return [
+            vector is not None and bool(np.allclose(vector, vector_of(title), atol=1e-6))
+            for title, *vectors in rows
+            for vector in vectors
+        ]
 
+    all_true = [True] * 2 * len(values)
     table.work()
-    assert true() == [True] * len(values)  # through the backfill
+    assert true() == all_true  # through the backfill
     conn.execute("UPDATE app.item SET title = title || ' again'")
     table.work()
-    assert true() == [True] * len(values)  # through the triggers
+    assert true() == all_true  # through the triggers
 
     def refuse(_: object) -> None:
         raise ValueError("bad")
@@ -91,14 +102,15 @@ def test_keys_of_many_types(table: Table, kind: str, monkeypatch: pytest.MonkeyP
     table.encoder.before = refuse
     conn.execute("UPDATE app.item SET title = 'z' || title")
     monkeypatch.setattr("pgembed.worker.batch._require_working", lambda *_: None)
-    assert table.work().failed == len(values)
+    assert table.work().failed == len(all_true)
     conn.execute("SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'German'")
     table.encoder.before = lambda texts: None
-    conn.execute("UPDATE app.item SET vector = NULL")
-    assert conn.execute("SELECT pgembed.reconcile('app.item')").fetchone() == (0,)
-    assert conn.execute("SELECT pgembed.retry('app.item')").fetchone() == (len(values),)
+    conn.execute("UPDATE app.item SET within = NULL; DELETE FROM app.item_beside")
+    for target in ("within", "beside"):
+        assert conn.execute("SELECT pgembed.reconcile('app.item', %s)", [target]).fetchone() == (0,)
+        assert conn.execute("SELECT pgembed.retry('app.item', %s)", [target]).fetchone() == (len(values),)
     table.work()
-    assert true() == [True] * len(values)  # through failure and retry
+    assert true() == all_true  # through failure and retry
     assert conn.execute("SELECT count(*) FROM pgembed.failure").fetchone() == (0,)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from itertools import product
 
 import psycopg
 import pytest
@@ -40,6 +41,19 @@ SEARCHES = [
     )
 ] + [
     f"SELECT (item).id FROM pgembed._kept_search({QUERY}, 10, NULL, NULL::shop.product)",
+    f"SELECT (item).id FROM pgembed.search_neutral(NULL::shop.product, {QUERY}, 'size', k => 100)",
+    f"SELECT (item).id FROM pgembed.search_neutral(NULL::shop.product, {QUERY}, 'size', exact => true)",
+    "SELECT (item).id FROM pgembed.hybrid(NULL::shop.product, 'red OR blue OR green', k => 100)",
+    f"SELECT (item).id FROM pgembed.hybrid(NULL::shop.product, queries => ARRAY[{QUERY}], exact => true)",
+    'SELECT (item).id FROM pgembed.search_several(NULL::shop.product, \'{"embedding": "shoe"}\', k => 100)',
+    *(
+        f"SELECT (r -> 'key' ->> 0)::integer FROM jsonb_array_elements(pgembed.explain_{call} -> 'rows') AS r"
+        for call in (
+            f"search(NULL::shop.product, {QUERY}, k => 100, recall => true)",
+            f"hybrid(NULL::shop.product, 'shoe', queries => ARRAY[{QUERY}], k => 100, recall => true)",
+            'several(NULL::shop.product, \'{"embedding": "shoe"}\', k => 100)',
+        )
+    ),
     "SELECT id FROM shop.product",
 ]
 FAILURES = (
@@ -60,6 +74,7 @@ def shop(
     shop.run("ALTER ROLE {worker} BYPASSRLS")
     with shop.db("owner") as db:
         assert db.grant("reader", role_of("other")) == []
+        db.learn_view("size", encoder="lite", these=[Text("large")], those=[Text("small")])
     with shop.as_role("owner") as conn:
         conn.execute("SELECT pgembed.sync()")
     assert shop.work().written == 4
@@ -212,3 +227,72 @@ def test_an_owner_whom_policies_bind_finds_his_own_rows_and_rows_go_with_their_v
     shop.work()
     if shop.storage == "side":
         assert shop.run("SELECT count(*) FROM shop.product_embedding") == [(8,)]
+
+
+WRITES = (
+    (
+        "DELETE FROM {table}",
+        "INSERT INTO {table} VALUES ({key}, 'a dog'), ({key} + 1, 'a cat'), ({key} + 2, 'a frog')",
+    ),
+    (
+        "UPDATE {table} SET title = 'a boat' WHERE id = {key}",
+        "UPDATE {table} SET id = {key} + 60 WHERE id = {key} + 1",
+        "INSERT INTO {table} VALUES ({key}, 'a shoe') ON CONFLICT (id) DO UPDATE SET title = excluded.title",
+        "DELETE FROM {table} WHERE id = {key} + 2",
+    ),
+    (
+        "DELETE FROM {table} WHERE id = {key}",
+        "INSERT INTO {table} VALUES ({key}, 'a bird')",
+    ),
+)
+PARTITIONS = """
+CREATE TABLE {table}_low PARTITION OF {table} FOR VALUES FROM (0) TO (50);
+CREATE TABLE {table}_high PARTITION OF {table} DEFAULT;
+"""
+TENANTED = """
+GRANT ALL ON {table} TO {app};
+CREATE POLICY own ON {table} USING (tenant = current_user);
+ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;
+"""
+
+
+def test_what_tenants_write_keeps_every_kind_of_table_true(
+    shop_password: str, full_database_dsn: str, full_database: Connection
+) -> None:
+    """In both storages and modes, partitioned or not, at low and high isolation, with policies for the owner or not."""
+    shop = open_shop(full_database, full_database_dsn, shop_password)
+    shop.run("ALTER ROLE {worker} BYPASSRLS")
+    tables: dict[str, str] = {}
+    with shop.as_role("owner") as conn:
+        kinds = product(("column", "side"), ("queue", "instant"), (False, True), (False, True))
+        for number, (storage, mode, forced, partitioned) in enumerate(kinds):
+            tables[table := f"shop.kind_{number}"] = storage
+            columns = "(id integer PRIMARY KEY, title text, tenant text DEFAULT current_user)"
+            conn.execute(f"CREATE TABLE {table} {columns}{' PARTITION BY RANGE (id)' * partitioned}".encode())
+            conn.execute(PARTITIONS.replace("{table}", table).encode() if partitioned else b"")
+            conn.execute(shop.composed(TENANTED.replace("{table}", table)))
+            conn.execute(f"ALTER TABLE {table} {'' if forced else 'NO '}FORCE ROW LEVEL SECURITY".encode())
+            conn.execute(
+                "SELECT pgembed.attach(%s::regclass, 'embedding', 'lite', '{\"text\": \"title\"}', storage => %s,"
+                " mode => %s)",
+                [table, storage, mode],
+            )
+    levels = (psycopg.IsolationLevel.READ_COMMITTED, psycopg.IsolationLevel.SERIALIZABLE)
+    for level, statements in product(levels, WRITES):
+        for kind, key in (("app", 1), ("owner", 100)):
+            with psycopg.connect(shop.dsn_of(kind)) as conn:
+                conn.isolation_level = level
+                for table, statement in product(tables, statements):
+                    conn.execute(statement.format(table=table, key=key).encode())
+                    conn.commit()
+        shop.work()
+        for table, storage in tables.items():
+            vector = "embedding" if storage == "column" else "s.vector"
+            beside = "" if storage == "column" else f" FULL JOIN {table}_embedding AS s USING (id)"
+            untrue = (
+                f"SELECT id, t.title FROM {table} AS t{beside}"
+                f" WHERE NOT coalesce({vector} <-> pgembed.encode_text('lite', t.title) < 1e-5, false)"
+            )
+            assert shop.run(untrue) == [], (table, level, statements)
+    assert shop.run("SELECT DISTINCT queued, failed FROM pgembed.status") == [(0, 0)]
+    shop.run("ALTER ROLE {worker} NOBYPASSRLS")

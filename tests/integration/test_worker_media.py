@@ -27,12 +27,12 @@ PHOTOS = ROOT / "tests/data/photos"
 
 
 @pytest.fixture
-def shop(database: psycopg.Connection, database_dsn: str) -> Iterator[pgembed.Pgembed]:
+def shop(database: psycopg.Connection, database_dsn: str, storage: str) -> Iterator[pgembed.Pgembed]:
     """A table for pictures, with an embedding."""
     database.execute("CREATE TABLE product (id int PRIMARY KEY, photo bytea)")
     with pgembed.connect(database_dsn) as db:
         db.add_encoder("shop", "builtin:lite")
-        db.attach("product", "embedding", encoder="shop", image="photo")
+        db.attach("product", "embedding", encoder="shop", image="photo", storage=storage)
         yield db
 
 
@@ -41,17 +41,19 @@ def insert(database: psycopg.Connection, pictures: list[bytes]) -> None:
         cursor.executemany("INSERT INTO product VALUES (%s, %s)", list(enumerate(pictures)))
 
 
-def written(database: psycopg.Connection) -> set[int]:
-    return {key for (key,) in database.execute("SELECT id FROM product WHERE embedding IS NOT NULL")}
+def written(database: psycopg.Connection, storage: str = "column") -> set[int]:
+    rows = "product WHERE embedding IS NOT NULL" if storage == "column" else "product_embedding"
+    return {key for (key,) in database.execute(f"SELECT id FROM {rows}".encode())}
 
 
-@pytest.mark.parametrize("prepared", ["there", "here"])
+@pytest.mark.parametrize(("prepared", "storage"), [("there", "column"), ("here", "side")], indirect=["storage"])
 def test_a_picture_that_kills_what_decodes_it_fails_alone(
     database: psycopg.Connection,
     shop: pgembed.Pgembed,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     prepared: str,
+    storage: str,
 ) -> None:
     deadly.arm(tmp_path, monkeypatch)
     monkeypatch.setattr(decode, "SECONDS", 1.0)
@@ -62,7 +64,7 @@ def test_a_picture_that_kills_what_decodes_it_fails_alone(
     insert(database, [deadly.picture(deeds[n]) if n in deeds else photo for n in range(12)])
     summary = shop.work(WorkerOptions(max_attempts=1), until_idle=True)
     assert (summary.written, summary.failed) == (7, 5)
-    assert written(database) == set(range(12)) - set(deeds)
+    assert written(database, storage) == set(range(12)) - set(deeds)
     failures = {int(failure.key[0]): failure.error for failure in shop.failures("product")}
     assert failures.keys() == deeds.keys()
     assert "ended the process that decoded it (SIGSEGV). Store it again, as PNG." in failures[2]
