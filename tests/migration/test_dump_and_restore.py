@@ -39,7 +39,10 @@ def dump(full_server: FullServer, full_server_dsn: str, full_template: str, stor
     """The dump of a database with an attached table: two rows with vectors, and one that waits in the queue."""
     with contextmanager(new_database)(full_server_dsn, full_template) as dsn:
         with psycopg.connect(dsn, autocommit=True) as conn:
-            conn.execute("CREATE TABLE product (id integer PRIMARY KEY, title text)")
+            conn.execute(
+                "CREATE TABLE product (gone text, id integer PRIMARY KEY, title text, note text DEFAULT 'a car')"
+            )
+            conn.execute("ALTER TABLE product DROP COLUMN gone")  # restored, the note has the number that the title had
             conn.execute("INSERT INTO product VALUES (1, 'a red apple'), (2, 'a dog in the snow')")
             db = pgembed.connect(conn)
             db.add_encoder("lite", "builtin:lite")
