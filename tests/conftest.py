@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import psycopg
 import pytest
@@ -191,7 +192,15 @@ def bare_database(bare_dsn: str) -> Iterator[Connection]:
 # The full server: for tests marked full_server
 
 NO_FULL_SERVER = "no full server: "
+NO_POOLER = "no pooler: "
 NO_SMALL_DISK = "no small file system: "
+
+
+def cannot_be_had(want: str, reason: NotAvailable) -> NoReturn:
+    """Skip a test of the full server for want of something, or fail where PGEMBED_REQUIRE_FULL_SERVER is set."""
+    if os.environ.get("PGEMBED_REQUIRE_FULL_SERVER"):
+        pytest.fail(f"PGEMBED_REQUIRE_FULL_SERVER is set, and there is {want}{reason}", pytrace=False)
+    pytest.skip(f"{want}{reason}")
 
 
 @pytest.fixture(scope="session")
@@ -200,9 +209,7 @@ def full_server() -> Iterator[FullServer]:
     try:
         server = any_full_server()
     except NotAvailable as reason:
-        if os.environ.get("PGEMBED_REQUIRE_FULL_SERVER"):
-            pytest.fail(f"a full server is required, and none can be had: {reason}", pytrace=False)
-        pytest.skip(f"{NO_FULL_SERVER}{reason}")
+        cannot_be_had(NO_FULL_SERVER, reason)
     yield server
     server.stop()
 
@@ -248,7 +255,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly which tests did not run for want of something, here and, for the end of the run, in a file."""
     skipped = terminalreporter.stats.get("skipped", [])
     told: list[str] = []
-    for want, kind in ((NO_FULL_SERVER, "full-server tests"), (NO_SMALL_DISK, "tests with a full disk")):
+    for want, kind in (
+        (NO_FULL_SERVER, "full-server tests"),
+        (NO_POOLER, "tests behind PgBouncer"),
+        (NO_SMALL_DISK, "tests with a full disk"),
+    ):
         missing = [report for report in skipped if want in str(report.longrepr)]
         if not missing:
             continue

@@ -15,6 +15,7 @@ import pgembed
 from pgembed import Text
 from pgembed.errors import InvalidInput
 from pgembed.worker import Worker, WorkerOptions
+from tests.conftest import NO_POOLER, cannot_be_had
 from tests.fakes import Connection
 from tests.full_server import FullServer, NotAvailable
 from tests.pgbouncer import pgbouncer
@@ -58,7 +59,7 @@ def pooled(
         with pgbouncer(full_server, users(full_database_dsn, shop_password), prepared=request.param) as place:
             yield Pooled(shop, place)
     except NotAvailable as reason:
-        pytest.skip(str(reason))
+        cannot_be_had(NO_POOLER, reason)
 
 
 def test_searches_from_many_threads_and_tasks(pooled: Pooled) -> None:
@@ -150,4 +151,4 @@ def test_a_worker_works_through_a_pool_in_session_mode(
             dsn = make_conninfo(shop.dsn_of("worker"), **place)
             assert Worker(lambda: psycopg.connect(dsn), WorkerOptions(poll=0.02)).run("until_idle").written == 1
     except NotAvailable as reason:
-        pytest.skip(str(reason))
+        cannot_be_had(NO_POOLER, reason)

@@ -21,7 +21,7 @@ from pgembed.errors import CatalogError, EncoderError, EncoderMismatch, InvalidI
 from pgembed.media import MediaPolicy
 from pgembed.worker import Worker, WorkerOptions
 from pgembed.worker.run import SESSION_SETTINGS
-from tests.fakes import DIM, Connection, FakeEncoder, Table, register, until
+from tests.fakes import DIM, Connection, FakeEncoder, Log, Table, register, until
 
 
 @pytest.fixture
@@ -393,6 +393,31 @@ def test_a_table_that_is_locked_for_long_does_not_stop_another(table: Table, mon
         until(
             lambda: table.conn.execute(f"SELECT count(embedding) FROM {table.rows('page')}".encode()).fetchone() == (1,)
         )
+    assert table.failures() == {}
+
+
+@soon
+def test_a_statement_that_takes_too_long_is_told_and_costs_no_row(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here for a trigger on where the vectors go."""
+    monkeypatch.setitem(SESSION_SETTINGS, "statement_timeout", "300ms")
+    place = "product" if table.storage == "column" else "product_embedding"
+    table.conn.execute(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); END $$"
+    )
+    table.insert("red shoe")
+    table.conn.execute(
+        f"CREATE TRIGGER dawdle BEFORE INSERT OR UPDATE ON {place} FOR EACH ROW EXECUTE FUNCTION dawdle()".encode()
+    )
+    worker = table.worker()
+    worker.state.log = log = Log()
+    with table.running(worker):
+        until(lambda: any("canceling statement due to statement timeout" in line for line in log.lines))
+        assert all(line.startswith("embedding in trouble") for line in log.lines)
+        table.conn.execute(f"DROP TRIGGER dawdle ON {place}".encode())
+        until(lambda: table.true_ids() == [1])
+        until(lambda: table.waiting() == 0)
     assert table.failures() == {}
 
 
