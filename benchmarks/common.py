@@ -77,15 +77,21 @@ class Report:
 
 
 def arguments(
-    description: str | None, *, minutes: float | None = None, flags: Mapping[str, str] | None = None
+    description: str | None,
+    *,
+    minutes: float | None = None,
+    rows: int | None = None,
+    flags: Mapping[str, str] | None = None,
 ) -> argparse.Namespace:
-    """``--quick`` (under a minute) and ``--json``; ``--minutes`` where a benchmark runs for so many, unless told; and
-    ``flags`` of its own, each with its help."""
+    """``--quick`` (under a minute) and ``--json``; ``--minutes`` or ``--rows`` where a benchmark has them, with their
+    defaults; and ``flags`` of its own, each with its help."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a smaller run, under a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables; last line on stderr")
     if minutes is not None:
         parser.add_argument("--minutes", type=float, default=minutes, help="how long it runs (default: %(default)g)")
+    if rows is not None:
+        parser.add_argument("--rows", type=int, default=rows, help="how many rows it has (default: %(default)s)")
     for flag, told in (flags or {}).items():
         parser.add_argument(flag, action="store_true", help=told)
     return parser.parse_args()

@@ -8,8 +8,8 @@ of the quickest quarter of the parts: what else the machine does only ever makes
 one row, they are the client's, with the round trip. Commits do not wait for the disk, which would hide the triggers'
 share; rows have no vectors, whose bytes an update of a row that holds them would copy.
 
-"Of no input" means the price, also in the targets. The stock is in no index, so its update stays in its page, which is
-the cheapest update there is: its tables say what share of that looking at the row once more comes to.
+"Of no input" means the price. The stock is in no index, so its update stays in its page, which is the cheapest update
+there is: its tables, and beside pictures its figures, say what share of that looking at the row once more comes to.
 
 The peer is the row trigger of pgai's vectorizer: AFTER INSERT OR UPDATE FOR EACH ROW, a PL/pgSQL function that compares
 old and new as JSON, column by column, and inserts the key into a queue table with an index on the key. It is written
@@ -192,9 +192,15 @@ def main() -> int:
         Figure("ratio", insert.ratio(OURS), INSERT_TARGET),
         Figure("side", insert.ratio(SIDE), INSERT_TARGET),
         Figure("untouched", untouched.ratio(OURS), UNTOUCHED_TARGET),
+        Figure("untouched_side", untouched.ratio(SIDE), UNTOUCHED_TARGET),
     ]
     if version >= 170000:  # older servers cannot tell by its TOAST pointer that a picture was not touched
-        figures.append(Figure("untouched_pictures", with_pictures.ratio(OURS), UNTOUCHED_TARGET))
+        figures += [
+            Figure("untouched_pictures", with_pictures.ratio(OURS), UNTOUCHED_TARGET),
+            Figure("untouched_pictures_side", with_pictures.ratio(SIDE), UNTOUCHED_TARGET),
+            Figure("unindexed_pictures", unindexed_pictures.ratio(OURS), UNTOUCHED_TARGET),
+            Figure("unindexed_pictures_side", unindexed_pictures.ratio(SIDE), UNTOUCHED_TARGET),
+        ]
     return report.finish(*figures)
 
 

@@ -45,10 +45,10 @@ BEGIN
         BEGIN
             RETURN QUERY SELECT pg_catalog.concat_ws(' ', subject, x.part), x.ok, x.finding, x.remedy
             FROM pgembed._examine(embedding) AS x;
-            PERFORM FROM pgembed._work AS w
+            SELECT coalesce(w.fault, 'it makes no sense to workers: see their log') INTO finding
+            FROM pgembed._work AS w
             WHERE w.id = embedding.id AND w.present AND (w.input_sql IS NULL OR w.fault <> '');
             ok := NOT FOUND;
-            finding := 'it makes no sense to workers: see their log';
         EXCEPTION WHEN data_exception OR syntax_error_or_access_rule_violation THEN
             ok := false;
             finding := SQLERRM;

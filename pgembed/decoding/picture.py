@@ -130,10 +130,10 @@ def _check_size(size: tuple[int, int], limits: Limits, shown: str) -> None:
 
 def _size_in_icon(data: bytes) -> tuple[int, int]:
     """How large the largest picture in an icon says that it is, whatever the icon says."""
-    inner = BytesIO(data[IcoImagePlugin.IcoFile(BytesIO(data)).entry[0].offset :])
-    if bytes(inner.getbuffer()[:8]) == _PNG:
-        return PngImagePlugin.PngImageFile(inner).size
-    width, height = BmpImagePlugin.DibImageFile(inner).size
+    inner = data[IcoImagePlugin.IcoFile(BytesIO(data)).entry[0].offset :]
+    if inner.startswith(_PNG):
+        return PngImagePlugin.PngImageFile(BytesIO(inner)).size
+    width, height = BmpImagePlugin.DibImageFile(BytesIO(inner)).size
     return width, height // 2  # above its mask
 
 

@@ -203,8 +203,8 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
     ``conn`` is a connection of ``session_connection``. Rows that another transaction holds, or whose key is in the log
     again, are given back; a row that a trigger of its table kept as it was gets an error. Returns the jobs done.
 
-    Each round trip ends with a Sync: a server that has seen none since it locked, or a Flush since, would not count as
-    idle in a transaction, and hold rows and queue for as long as it does not notice that this worker is cut off.
+    Each round trip ends with a Sync, and no Flush follows: otherwise a server would not count as idle in a transaction,
+    and hold the rows and the queue for as long as it does not notice that this worker is cut off.
     """
     statements = Queue(work)
     vectors = {row.seq: row.vector for row in rows if row.vector is not None and not row.gone}

@@ -340,6 +340,38 @@ def test_a_queue_that_is_gone_is_told_of(table: Table) -> None:
     assert queue.remedy == "SELECT pgembed.sync('product');"
 
 
+@pytest.mark.parametrize(
+    ("damage", "finding", "mend"),
+    [
+        (
+            "UPDATE pgembed.embedding SET inputs = '{}'",
+            "it makes no sense to workers: see their log",
+            "SELECT pgembed.detach('product'); SELECT pgembed.attach('product', 'embedding', 'fake',"
+            ' \'{"text": "title"}\')',
+        ),
+        (
+            "ALTER TABLE product ALTER COLUMN embedding TYPE text",
+            "Table product has no vector column 'embedding'.",
+            "ALTER TABLE product ALTER COLUMN embedding TYPE vector(8) USING embedding::vector",
+        ),
+    ],
+    ids=["its inputs", "its column"],
+)
+def test_an_embedding_that_workers_can_do_nothing_with_is_told_of(
+    table: Table, damage: str, finding: str, mend: str
+) -> None:
+    table.insert("red shoe")
+    table.conn.execute(damage.encode())
+    catalog = seen_by(table.conn, "public.product.embedding catalog")
+    assert not catalog.ok
+    assert catalog.finding == finding
+    assert catalog.remedy == "Detach it and attach it again, or put its row in pgembed.embedding right."
+    table.conn.execute(mend.encode())
+    table.work()
+    assert wrong(table.dsn) == {}
+    assert table.true_ids() == [1]
+
+
 def test_disabled_triggers_and_a_table_that_is_gone_are_told_of(table: Table) -> None:
     table.conn.execute("UPDATE pgembed.embedding SET state = 'ready'")
     table.conn.execute("ALTER TABLE product DISABLE TRIGGER USER")

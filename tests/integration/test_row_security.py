@@ -259,7 +259,7 @@ ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;
 def test_what_tenants_write_keeps_every_kind_of_table_true(
     shop_password: str, full_database_dsn: str, full_database: Connection
 ) -> None:
-    """In both storages and modes, partitioned or not, at all levels, where policies bind the owner or not."""
+    """In both storages and modes, partitioned or not, at low and high isolation, with policies for the owner or not."""
     shop = open_shop(full_database, full_database_dsn, shop_password)
     shop.run("ALTER ROLE {worker} BYPASSRLS")
     tables: dict[str, str] = {}

@@ -57,8 +57,9 @@ class Faults(RuleBasedStateMachine):
         stale=st.sampled_from(["keep", "null"]),
         partitioned=st.booleans(),
         rows=st.integers(0, 20),
+        workers=st.integers(0, 2),
     )
-    def begin(self, storage: str, mode: str, stale: str, partitioned: bool, rows: int) -> None:
+    def begin(self, storage: str, mode: str, stale: str, partitioned: bool, rows: int, workers: int) -> None:
         self.making: Iterator[str] = new_database(self.server.dsn(), self.template)
         self.dsn = next(self.making)
         self.mode, self.stale, self.text, self.number = mode, stale, "title", 0
@@ -76,6 +77,8 @@ class Faults(RuleBasedStateMachine):
             self.conn.execute(f"CREATE TABLE {name} PARTITION OF product {bounds}".encode())
         self.conn.execute("INSERT INTO product SELECT i, 'shoe ' || i FROM generate_series(1, %s) AS i", [rows])
         self.attach(storage)
+        for _ in range(workers):
+            self.start_worker(size=3, seconds=0.01, clock=0.0, spoilt="", hang="", name="plain")
 
     def attach(self, storage: str) -> None:
         stale = self.stale if storage == "column" and self.mode == "queue" else "keep"

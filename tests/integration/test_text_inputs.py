@@ -150,3 +150,11 @@ def test_a_table_that_inherits_is_kept_true_under_either_name(
         database.execute("CREATE TABLE lower_still () INHERITS (item)")
         (finding,) = [finding for finding in db.doctor() if "inheritance" in finding.subject]
         assert not finding.ok
+        assert finding.remedy == (
+            "Take them off (ALTER TABLE ... NO INHERIT item), or detach it and attach to each of them."
+        )
+        database.execute("ALTER TABLE lower_still NO INHERIT item")
+        assert [finding for finding in db.doctor() if "inheritance" in finding.subject] == []
+        database.execute("INSERT INTO item VALUES (2, 'a dog')")
+        db.work(until_idle=True)
+        assert [finding.finding for finding in db.doctor() if not finding.ok] == []
