@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import psycopg
 
 MISSED, MISSING = 1, 2
+FILE_WIDTH = 160  # columns of a table that goes to a file
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class Report:
             table.add_column(column, justify="left" if isinstance(value, str) else "right")
         for row in rows:
             table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-        Console().print(table)
+        console = Console()
+        console.width = console.width if console.is_terminal else FILE_WIDTH
+        console.print(table)
 
     def finish(self, *figures: Figure) -> int:
         """Print the last line; gives the exit status: 1 where a target is missed."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from benchmarks.common import Figure, Report, arguments, data
 from benchmarks.encoder_quality import Row, changes, drawn
@@ -57,6 +57,19 @@ def ranks(task: Task, queries: Vectors) -> NDArray[np.intp]:
     return ways.ranks(queries, task.drawings, task.reference, task.target)
 
 
+def of_ties(task: Task, queries: Vectors) -> dict[str, float]:
+    """R@1 where a tie of the right drawing with others is broken at random, and where it is won."""
+    at_random, won = [], []
+    for query, reference, target in zip(queries, task.reference, task.target, strict=True):
+        scores = task.drawings @ query
+        own = scores[target]
+        scores[[reference, target]] = -np.inf
+        is_first = not (scores > own).any()
+        won.append(is_first)
+        at_random.append(is_first / (1 + (scores == own).sum()))
+    return {"broken at random": round(float(np.mean(at_random)), 3), "won": _share(won)}
+
+
 def composed(way: str, task: Task, weight: float) -> Vectors:
     """The queries of one way, or of the composer that ships."""
     if way == LEARNED:
@@ -74,7 +87,11 @@ def near_twins(task: Task, queries: Vectors, rank: NDArray[np.intp]) -> float:
         scores = vectors @ task.drawings.T
         scores[np.arange(len(missed)), task.reference[missed]] = -np.inf
         firsts.append(scores.argmax(axis=1))
-    return float((firsts[0] == firsts[1]).mean())
+    return _share(firsts[0] == firsts[1])
+
+
+def _share(of: ArrayLike) -> float:
+    return round(float(np.mean(of)), 3)
 
 
 def tasks(encoder: LiteEncoder, vendor: str, rows: Sequence[Row]) -> dict[str, Task]:
@@ -140,6 +157,7 @@ def main() -> int:
         ]
         weights[way] = grid[int(np.argmax(means))]
     best: dict[str, float] = {}
+    ties: list[dict[str, Any]] = []
     for kind, task in measured_on.items():
         table: list[dict[str, Any]] = []
         for way in (*ways.WAYS, LEARNED):
@@ -149,15 +167,17 @@ def main() -> int:
                 {
                     "way": way,
                     "weight": weights.get(way) or "",
-                    **{f"R@{k}": float((rank < k).mean()) for k in (1, 5, 10)},
+                    **{f"R@{k}": _share(rank < k) for k in (1, 5, 10)},
                     "near twin": near_twins(task, queries, rank),
-                    f"R@1 on {CHOSEN_ON}": float(
-                        (ranks(chosen_on[kind], composed(way, chosen_on[kind], weights.get(way, 0.0))) == 0).mean()
+                    f"R@1 on {CHOSEN_ON}": _share(
+                        ranks(chosen_on[kind], composed(way, chosen_on[kind], weights.get(way, 0.0))) == 0
                     ),
                 }
             )
         report.table(f"{kind}: {len(task.reference):,} changes among {len(task.drawings):,} drawings", table)
         best[kind] = max(row["R@1"] for row in table)
+        ties.append({"change": kind, "lost": table[-1]["R@1"], **of_ties(task, composed(LEARNED, task, 0.0))})
+    report.table(f"R@1 of {LEARNED} by what becomes of a tie", ties)
     if options.ceiling:
         report.table("Fitted to half of openmoji's things, R@1 on the other half", [ceiling(measured_on)])
     return report.finish(

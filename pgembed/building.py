@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from numbers import Real
 from typing import Any, Self, cast
 
@@ -144,7 +143,7 @@ class Building:
 
     def _with(self, **changes: Any) -> Self:  # noqa: ANN401
         made = self.__class__.__new__(self.__class__)
-        made.__dict__.update(self.__dict__, _asked=replace(self._asked, **changes))
+        made.__dict__.update(self.__dict__, _asked=self._asked.changed(changes))
         return made
 
 

@@ -37,11 +37,13 @@ def _told(error: psycopg.Error) -> Exception:
         )
     if error.sqlstate == "PE001":
         return WaitTimeout(message, error.diag.message_hint)
-    of_the_query = isinstance(error, psycopg.ProgrammingError | psycopg.DataError) and not isinstance(
-        error, psycopg.errors.InsufficientPrivilege
-    )
+    denied = isinstance(error, psycopg.errors.InsufficientPrivilege)
+    of_the_query = isinstance(error, psycopg.ProgrammingError | psycopg.DataError) and not denied
     kind = InvalidQuery if of_the_query and "pgembed." not in (error.diag.context or "") else CatalogError
-    return kind(message if message.endswith((".", "?")) else f"{message}.", error.diag.message_hint)
+    hint = error.diag.message_hint
+    if denied and hint is None and message.endswith(f"schema {_SCHEMA}"):
+        hint = "Let the owner of pgembed grant what the role is for: pgembed grant reader|writer|worker|owner ROLE"
+    return kind(message if message.endswith((".", "?")) else f"{message}.", hint)
 
 
 _SCHEMA = "pgembed"

@@ -108,24 +108,13 @@ CREATE OR REPLACE FUNCTION pgembed._detach(attached pgembed.embedding, relation 
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    type_name text;
 BEGIN
     PERFORM pgembed._lock_table(relation);
     PERFORM pgembed._revoke_remembered(attached, relation);
     IF attached.storage = 'side' THEN
         PERFORM pgembed._drop_side(attached, relation);
     ELSE
-        -- the catalog is data: no column goes for its sake but one of vectors
-        SELECT format_type(a.atttypid, a.atttypmod) INTO type_name FROM pg_attribute AS a
-        WHERE a.attrelid = relation AND a.attname = attached.target AND a.attnum > 0 AND NOT a.attisdropped
-            AND a.atttypid NOT IN ('@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype);
-        IF FOUND THEN
-            RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
-                MESSAGE = format('Column %I of %s is %s, and holds no vectors: it is not dropped.', attached.target,
-                    relation, type_name),
-                HINT = format('Put the name of the vector column into pgembed.embedding, where id = %s.', attached.id);
-        END IF;
+        PERFORM pgembed._check_place(attached, relation, 'dropped');
         EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', relation, attached.target);
     END IF;
     PERFORM pgembed._drop_queue(attached.id);
@@ -135,33 +124,39 @@ BEGIN
 END
 $$;
 
--- Every table that carries an embedding's trigger. Called by _table_of and doctor.
-CREATE OR REPLACE FUNCTION pgembed._tables_of(embedding_id integer) RETURNS TABLE (relation regclass)
-LANGUAGE sql STABLE
-BEGIN ATOMIC
-    SELECT t.tgrelid FROM pg_catalog.pg_trigger AS t
-    JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
-    WHERE t.tgparentid = 0 AND t.tgname = 'pgembed_' || embedding_id || '_update'
-        AND p.pronamespace = 'pgembed'::regnamespace;
-END;
-
--- The table that carries an embedding's trigger, whatever it is called by now; NULL where it is gone. Where a dump of
--- one table has brought another with such a trigger, the one that the catalog has, or had, comes first.
-CREATE OR REPLACE FUNCTION pgembed._table_of(embedding_id integer) RETURNS regclass
-LANGUAGE sql STABLE
-RETURN (SELECT t.relation FROM pgembed._tables_of(embedding_id) AS t
-    LEFT JOIN pgembed.embedding AS e ON e.id = embedding_id
-    LEFT JOIN pg_catalog.pg_class AS c ON c.oid = t.relation
-    LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    ORDER BY coalesce(t.relation = e.relation, false) DESC,
-        coalesce((n.nspname, c.relname) = (e.schema_name, e.table_name), false) DESC, t.relation
-    LIMIT 1);
-
--- The table of an embedding whose triggers were taken off, by number and name; NULL where there is none.
-CREATE OR REPLACE FUNCTION pgembed._unhooked_table(embedding pgembed.embedding) RETURNS regclass
-LANGUAGE sql STABLE
-RETURN (SELECT c.oid FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE c.oid = (embedding).relation AND c.relname = (embedding).table_name AND n.nspname = (embedding).schema_name);
+-- See that what the catalog names as the place of an embedding's vectors holds vectors: the catalog is data, and
+-- nothing of the user's is dropped or overwritten for its sake. Called by all that drops or writes vectors in SQL.
+CREATE OR REPLACE FUNCTION pgembed._check_place(embedding pgembed.embedding, relation regclass, done text)
+RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    own_side CONSTANT oid := CASE embedding.storage WHEN 'side' THEN pgembed._side_of(embedding, relation) END;
+    type_name text;
+BEGIN
+    IF embedding.storage = 'side' THEN
+        IF own_side IS NULL THEN
+            PERFORM pgembed._raise_no_side(relation::text, embedding.target);
+        ELSIF embedding.side IS DISTINCT FROM own_side THEN
+            RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
+                MESSAGE = format('The vectors of %s.%I stand in %s; %s, which the catalog names, is not %s.',
+                    relation, embedding.target, own_side::regclass, embedding.side::regclass, done),
+                HINT = format('Run: SELECT pgembed.sync(''%s'')', relation);
+        END IF;
+        RETURN;
+    END IF;
+    SELECT format_type(a.atttypid, a.atttypmod) INTO type_name FROM pg_attribute AS a
+    WHERE a.attrelid = relation AND a.attname = embedding.target AND a.attnum > 0 AND NOT a.attisdropped
+        AND a.atttypid NOT IN ('@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype);
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch',
+            MESSAGE = format('Column %I of %s is %s, and holds no vectors: it is not %s.', embedding.target, relation,
+                type_name, done),
+            HINT = format('Put the name of the vector column into pgembed.embedding, where id = %s.', embedding.id);
+    END IF;
+END
+$$;
 
 -- Forget an embedding whose table is gone; what is left of its queue is dropped.
 CREATE OR REPLACE FUNCTION pgembed.forget(embedding_id integer) RETURNS void

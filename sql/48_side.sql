@@ -290,12 +290,12 @@ BEGIN
 END
 $$;
 
--- A key that changes leaves its vector behind, as the first statements of append_row; '' where vectors stand in rows.
--- Called by _create_triggers.
+-- A key that changes leaves its vector behind, as the first statements of a trigger that an insert into a partitioned
+-- table fires too; '' where vectors stand in rows. Called by _create_triggers and _instant_row_body.
 CREATE OR REPLACE FUNCTION pgembed._left_behind_sql(embedding pgembed.embedding) RETURNS text
 LANGUAGE sql STABLE
 RETURN CASE WHEN (embedding).storage = 'side' THEN (
-    SELECT format('IF (%s) IS DISTINCT FROM (%s) THEN '
+    SELECT format('IF TG_OP = ''UPDATE'' AND (%s) IS DISTINCT FROM (%s) THEN '
         'IF %s THEN %s; ELSE INSERT INTO pgembed.%I (%s) VALUES (%1$s); END IF; END IF; ',
         string_agg('OLD.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),
         string_agg('NEW.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),

@@ -51,6 +51,7 @@ DECLARE
     condition text;
     queued bigint;
 BEGIN
+    PERFORM pgembed._check_place(embedding, relation, 'looked at');
     condition := coalesce('(' || "where" || E'\n)', pgembed._unseen_sql(embedding));
     EXECUTE pg_catalog.format('INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS t WHERE %s',
         'change_' || embedding.id, queue_key, row_key, relation, condition);

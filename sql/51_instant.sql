@@ -181,7 +181,7 @@ CREATE OR REPLACE FUNCTION pgembed._instant_row_body(
 ) RETURNS text
 LANGUAGE sql STABLE
 RETURN (
-    SELECT format('DECLARE made @extschema:vector@.vector; stale jsonb[]; BEGIN IF TG_OP = ''UPDATE'' THEN %1$sEND IF; '
+    SELECT format('DECLARE made @extschema:vector@.vector; stale jsonb[]; BEGIN %1$s'
         'IF NOT %2$s THEN BEGIN %13$sIF stale IS NOT NULL THEN RETURN NULL; END IF; '
         'SELECT %3$s INTO made FROM (SELECT NEW.*) AS t; IF made IS NOT NULL THEN '
         'INSERT INTO %4$s (%5$s, vector) VALUES (%6$s, made) ON CONFLICT (%5$s) DO UPDATE SET vector = excluded.vector; '

@@ -65,6 +65,7 @@ BEGIN
     IF NOT FOUND OR embedding.paused THEN
         RETURN false;
     END IF;
+    PERFORM pgembed._check_place(embedding, embedding.relation::regclass, 'written to');
     keys := pgembed._key_list(embedding, 'key_%s');
     EXECUTE format('WITH moved AS (DELETE FROM pgembed.%1$I WHERE seq = ANY (ARRAY('
         'SELECT seq FROM pgembed.%1$I ORDER BY seq LIMIT 5000 FOR UPDATE SKIP LOCKED)) RETURNING %2$s), '
@@ -145,6 +146,7 @@ BEGIN
     IF NOT FOUND OR embedding.paused THEN
         RETURN;
     END IF;
+    PERFORM pgembed._check_place(embedding, embedding.relation::regclass, 'written to');
     same := pgembed._same_row_sql(embedding);
     EXECUTE format('SELECT array_agg(seq) FROM (SELECT j.seq FROM %s AS t JOIN pgembed.%I AS j ON %s '
         'WHERE j.available_at <= clock_timestamp() ORDER BY j.backfill, j.seq LIMIT $1 FOR NO KEY UPDATE OF t SKIP LOCKED) AS l',

@@ -173,6 +173,7 @@ BEGIN
     END IF;
     IF EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
         WHERE a.attrelid = relation AND a.attname = embedding.target AND NOT a.attisdropped) THEN
+        PERFORM pgembed._check_place(embedding, relation, 'written to');
         RETURN false;
     END IF;
     SELECT string_agg(quote_literal(a.attname), ', ' ORDER BY a.attnum) INTO renamed

@@ -64,7 +64,7 @@ DECLARE
     -- that $5, some more than wanted, are taken; where these are found it is read no further
     among text := 'SELECT * FROM (SELECT * FROM (SELECT %1$s, %2$s AS "pgembed distance", %8$s AS "pgembed matches" '
         'FROM %3$s WHERE %4$s ORDER BY "pgembed distance" LIMIT $4) AS looked WHERE "pgembed matches" LIMIT $5) '
-        'AS nearest ORDER BY "pgembed distance"%7$s LIMIT $2';
+        'AS nearest ORDER BY 0 + "pgembed distance"%7$s LIMIT $2';
 BEGIN
     -- what is asked most often has a function with a kept plan; where that gives nothing, all that follows is done
     IF filter IS NULL AND params IS NULL AND wide IS NOT TRUE AND exact IS NOT TRUE AND NOT traced
@@ -131,7 +131,8 @@ BEGIN
         END IF;
         asked := format(
             CASE WHEN bounded THEN among
-            WHEN in_rounds THEN 'SELECT * FROM (' || statement || ') AS nearest ORDER BY "pgembed distance"%7$s'
+            -- a sum: Postgres takes the index's order for the distance's, and would sort only what is equally near
+            WHEN in_rounds THEN 'SELECT * FROM (' || statement || ') AS nearest ORDER BY 0 + "pgembed distance"%7$s'
             ELSE statement END, target.columns, target.distance, target.source || target.side, target.present,
             condition, '', keys, coalesce(nullif(substr(condition, length(' AND ') + 1), ''), 'true'));
         OPEN found_rows SCROLL FOR EXECUTE asked

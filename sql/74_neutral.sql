@@ -90,8 +90,9 @@ BEGIN
     IF condition = '' AND exact IS NOT TRUE AND NOT row_security_active(target.relation)
         AND k <= current_setting('hnsw.ef_search', true)::integer THEN
         OPEN found_rows SCROLL FOR EXECUTE format(
-            'SELECT %s, %s AS "pgembed distance" %s ORDER BY "pgembed distance" LIMIT $2', target.columns, distance,
-            statement) USING query, k, params;
+            'SELECT * FROM (SELECT %s, %s AS "pgembed distance" %s ORDER BY "pgembed distance" LIMIT $2) AS nearest '
+            'ORDER BY 0 + "pgembed distance"', -- sorted again: an index that is read on past deleted rows may err
+            target.columns, distance, statement) USING query, k, params;
         MOVE FORWARD ALL FROM found_rows;
         GET DIAGNOSTICS number_found = ROW_COUNT;
         IF number_found >= k THEN

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import psycopg
 from PIL import Image as Pictures
+from PIL import ImageDraw
 
 import pgembed
-from pgembed import Image, Row, Text, centroid, mmr, reject, rocchio, slerp, swap
+from pgembed import Image, Row, Text, centroid, changed, mmr, reject, rocchio, slerp, swap
 from pgembed.contact_sheet import Hit, Panel, Part, draw
 from pgembed.demo.tables import create_tables, query_drawing
 from pgembed.embedded import EmbeddedServer
@@ -37,7 +38,7 @@ def main() -> None:
             db.attach("emoji", "embedding", encoder="lite", image="picture")
             db.work(until_idle=True)
             strips = [strip(db, conn, *each) for each in queries(conn)]
-            strips.append(diverse(db, conn))
+            strips += [diverse(db, conn), neutral(db, conn)]
         sheet = draw(strips, "Composed search: drawings found by pixels alone")
         small = sheet.resize((sheet.width * 5 // 8, sheet.height * 5 // 8), Pictures.Resampling.LANCZOS)
         small.quantize(128).save(OUT, optimize=True)
@@ -49,12 +50,24 @@ def queries(conn: psycopg.Connection[Any]) -> list[tuple[str, Expression, list[s
     cook, heart, dog, cat = (row_of(conn, name) for name in ("woman cook", "red heart", "dog face", "cat face"))
     both = beside(picture_of(conn, dog), car)
     return [
+        (
+            "minus: words and their opposite",
+            Text("a vehicle") - 0.7 * Text("a car"),
+            ["a vehicle", "minus a car"],
+            'Text("a vehicle") - 0.7 * Text("a car")',
+        ),
         ("sum: picture + words", Image(car) + 0.7 * Text("police"), [car, "police"], 'image + 0.7 * Text("police")'),
         (
             "swap: the same, but …",
             swap(Image(firefighter), old=Text("firefighter"), new=Text("astronaut")),
             [firefighter, "firefighter -> astronaut"],
             'swap(image, old=Text("firefighter"), new=Text("astronaut"))',
+        ),
+        (
+            "changed: by a network that has learnt how",
+            changed(Row(cook), to=Text("pilot"), was=Text("cook")),
+            [picture_of(conn, cook), "cook -> pilot"],
+            'changed(Row("1f469-200d-1f373"), to=Text("pilot"), was=Text("cook"))',
         ),
         (
             "swap, from a row",
@@ -92,6 +105,12 @@ def queries(conn: psycopg.Connection[Any]) -> list[tuple[str, Expression, list[s
             [both, "the right half"],
             'Image("both.png", box=(0.5, 0.0, 0.5, 1.0))',
         ),
+        (
+            "a part of any shape",
+            Image(both, mask=Image(left_half())),
+            [both, left_half()],
+            'Image("both.png", mask=Image("mask.png"))',
+        ),
     ]
 
 
@@ -119,6 +138,15 @@ def diverse(db: pgembed.Pgembed, conn: psycopg.Connection[Any]) -> Panel:
     return Panel("mmr: unlike each other", hits, [part("a cat")], note="mmr(vectors, scores, 8, 0.5) of the first 40")
 
 
+def neutral(db: pgembed.Pgembed, conn: psycopg.Connection[Any]) -> Panel:
+    """What a row is near to where a view does not count."""
+    db.learn_view("gender", table="emoji", these="name ~ '^man '", those="name ~ '^woman '")
+    cook = row_of(conn, "woman cook")
+    rows = db.query("emoji").near(Row(cook)).neutral("gender").select("name", "picture").limit(HITS).rows()
+    hits = [Hit(row.picture, row.name, row.score) for row in rows]
+    return Panel("neutral: whatever the gender", hits, [part(picture_of(conn, cook))], note='.neutral("gender")')
+
+
 def part(content: str | bytes) -> Part:
     """Words or a picture of the query."""
     return Part(content if isinstance(content, str) else decode_picture(content))
@@ -132,6 +160,15 @@ def beside(left: bytes, right: bytes) -> bytes:
         whole.paste(picture, (128 * number, 0), picture)
     out = BytesIO()
     whole.save(out, "PNG")
+    return out.getvalue()
+
+
+def left_half() -> bytes:
+    """A mask for ``beside``, with a round edge."""
+    mask = Pictures.new("L", (256, 128), 0)
+    ImageDraw.Draw(mask).ellipse((0, 0, 127, 127), fill=255)
+    out = BytesIO()
+    mask.save(out, "PNG")
     return out.getvalue()
 
 

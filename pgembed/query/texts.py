@@ -96,6 +96,8 @@ class Texts:
             _sql(quoted(name), " AS ", quoted(score)) if name == "score" else quoted(name) for name in columns
         ]
         self._order = sql.SQL(", ").join([self._distance, *map(quoted, target.keys)])
+        # by a sum: Postgres takes what an index gave in rounds for sorted, and would sort only what is equally near
+        self._sorted = _sql("0 + ", self._order)
         places = [self._distance, *(_sql(quoted(key), "::text") for key in target.keys)]
         self._places = [_sql(place, " AS ", quoted(name)) for place, name in zip(places, _places(target), strict=True)]
         self._joins = sql.SQL("").join(
@@ -223,7 +225,7 @@ class Texts:
             )
         return _sql(
             "SELECT ", sql.SQL(", ").join(output), "\nFROM (\n", rows, "\n) AS nearest\nWHERE ", self._distance,
-            " < 'NaN'", after, "\nORDER BY ", self._order, page,
+            " < 'NaN'", after, "\nORDER BY ", self._sorted, page,
         )  # fmt: skip
 
     def _nearest(

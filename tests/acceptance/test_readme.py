@@ -222,7 +222,7 @@ def test_every_block_of_the_page_on_searching_works(database_dsn: str, tmp_path:
     page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
     reader = reader_of_lite(database_dsn, tmp_path, models)
     printed = [reader.run(kind, block) for kind, block in BLOCK.findall(page)]
-    steps, _, _, several, pages, calibrated, explained, _ = printed
+    steps, _, _, several, pages, pages_in_sql, calibrated, calibrated_in_sql, explained, _ = printed
     assert len(steps.splitlines()) == 6
     assert len(several.splitlines()) == 5
     shown = [int(row) for row in re.findall(r"\d+", pages)]
@@ -230,6 +230,11 @@ def test_every_block_of_the_page_on_searching_works(database_dsn: str, tmp_path:
     score, answered = map(float, calibrated.split()[:2])
     assert 0 < score < 1
     assert answered in {0, 1}
+    assert float(re.findall(r"0\.\d+", calibrated_in_sql)[0]) == pytest.approx(score, abs=1e-6)
+    distances = [float(number) for number in re.findall(r"0\.\d+", pages_in_sql)]
+    assert len(distances) == 4
+    assert distances == sorted(distances)
+    assert distances[0] > 0.43
     assert "comparing all matching rows" in explained
     assert "Recall: 100%" in explained
     assert "its image" in explained

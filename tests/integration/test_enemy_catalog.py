@@ -201,6 +201,48 @@ def test_detach_drops_no_column_but_one_of_vectors(enemy: Enemy) -> None:
     assert enemy.conn.execute("SELECT title FROM product").fetchall() == [("a red shoe",)]
 
 
+@pytest.mark.parametrize("mode", ["queue", "instant"])
+@pytest.mark.parametrize("stale", ["keep", "null"])
+def test_no_column_but_one_of_vectors_is_written_to(enemy: Enemy, mode: str, stale: str) -> None:
+    enemy.conn.execute("CREATE TABLE mine (id integer PRIMARY KEY, title text)")
+    with pgembed.connect(enemy.conn) as db:
+        db.attach(
+            "mine", "embedding", encoder="lite", text="{title}", mode=mode, stale=stale if mode == "queue" else "keep"
+        )
+    enemy.conn.execute(
+        "SET pgembed.instant = 'off'; INSERT INTO mine VALUES (1, 'a red shoe'); RESET pgembed.instant;"
+        "UPDATE pgembed.embedding SET target = 'title' WHERE id = 3; INSERT INTO pgembed.missed VALUES (3)"
+    )
+    for statement in ("SELECT pgembed.sync('mine')", "CALL pgembed.fill('mine')"):
+        told = "no vectors: it is not written to" if mode == "instant" or "sync" in statement else "by workers"
+        with pytest.raises(psycopg.Error, match=told):
+            enemy.conn.execute(statement)
+    enemy.run(None)  # its workers come by the table that is told to be out of date
+    enemy.conn.execute("INSERT INTO mine VALUES (2, 'a blue hat'); UPDATE mine SET title = 'a red boot' WHERE id = 1")
+    rows = enemy.conn.execute("SELECT id, title FROM mine ORDER BY id").fetchall()
+    assert rows == [(1, "a red boot"), (2, "a blue hat")]
+
+
+def test_no_table_but_its_side_table_is_written_to(enemy: Enemy) -> None:
+    enemy.conn.execute(
+        "CREATE TABLE mine (id integer PRIMARY KEY, title text); INSERT INTO mine VALUES (1, 'a red shoe')"
+    )
+    enemy.conn.execute("CREATE TABLE theirs (id integer PRIMARY KEY, vector vector)")
+    with pgembed.connect(enemy.conn) as db:
+        db.attach("mine", "embedding", encoder="lite", text="{title}", storage="side", mode="instant")
+        enemy.conn.execute("UPDATE pgembed.embedding SET side = 'theirs'::regclass WHERE id = 3")
+        with pytest.raises(
+            psycopg.Error, match=r"stand in public\.mine_embedding; public\.theirs, .*, is not written to"
+        ):
+            enemy.conn.execute("CALL pgembed.fill('mine')")
+        with pytest.raises(CatalogError, match="theirs, which the catalog names, is not looked at"):
+            db.reconcile("mine")
+        db.sync("mine")
+    enemy.conn.execute("CALL pgembed.fill('mine')")
+    assert enemy.conn.execute("SELECT count(*) FROM theirs").fetchone() == (0,)
+    assert enemy.conn.execute("SELECT count(*) FROM mine_embedding").fetchone() == (1,)
+
+
 @pytest.mark.parametrize("settings", ["5", "[1]", '{"rows_per_day": "x", "tokens_per_day": {"a": 1}}'])
 def test_settings_that_make_no_sense_stop_neither_status_nor_search(enemy: Enemy, settings: str) -> None:
     enemy.conn.execute("UPDATE pgembed.encoder SET settings = %s WHERE name = 'shop'", [settings])

@@ -370,6 +370,38 @@ def test_a_leaf_that_inherits(kept: Kept) -> None:
 # Partitions
 
 
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+def test_partitions_are_written_at_every_level(kept: Kept, level: str) -> None:
+    kept.run(
+        "CREATE TABLE item (id integer PRIMARY KEY, title text) PARTITION BY RANGE (id)",
+        "CREATE TABLE item_a PARTITION OF item FOR VALUES FROM (0) TO (100)",
+        "CREATE TABLE item_b PARTITION OF item DEFAULT",
+        "INSERT INTO item VALUES (1, 'a dog'), (2, 'a cat'), (201, 'a boat')",
+        "ALTER TABLE item ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+        "CREATE POLICY anything ON item USING (true)",
+    )
+    kept.attach()
+    kept.run("CREATE ROLE writer; GRANT SELECT, INSERT, UPDATE, DELETE ON item, item_a TO writer")
+    try:
+        for statement in (
+            "INSERT INTO item VALUES (3, 'a red shoe'), (203, 'two frogs')",
+            "INSERT INTO item_a VALUES (4, 'a tree')",
+            "INSERT INTO item VALUES (1, 'a puppy') ON CONFLICT (id) DO UPDATE SET title = excluded.title",
+            "MERGE INTO item USING (VALUES (2, 'a kitten'), (5, 'a lamp')) AS w (id, title) ON item.id = w.id "
+            "WHEN MATCHED THEN UPDATE SET title = w.title WHEN NOT MATCHED THEN INSERT VALUES (w.id, w.title)",
+            "UPDATE item SET id = 204 WHERE id = 4",
+            "DELETE FROM item WHERE id = 201",
+        ):
+            with kept.conn.transaction():
+                kept.run(f"SET LOCAL ROLE writer; SET LOCAL TRANSACTION ISOLATION LEVEL {level}", statement)
+    finally:
+        kept.run("DROP OWNED BY writer; DROP ROLE writer")
+    kept.db.work(until_idle=True)  # above READ COMMITTED an instant side table leaves some to the queue
+    kept.check(
+        {1: "a puppy", 2: "a kitten", 3: "a red shoe", 5: "a lamp", 203: "two frogs", 204: "a tree"},
+    )
+
+
 def test_partitions_that_come_and_go_as_partition_managers_have_them(kept: Kept) -> None:
     """A new partition LIKE its parent that is filled before it is attached, rows out of the default one, and retention.
 

@@ -177,6 +177,13 @@ def test_what_is_for_the_owner_says_so(column_shop: Shop) -> None:
     assert "have pgembed handed over: SELECT pgembed.grant_role('owner', 'Shop \"reader\"" in str(refused.value)
 
 
+def test_a_role_that_was_granted_nothing_is_told_who_gives_it_what(column_shop: Shop) -> None:
+    with column_shop.db("app") as db, pytest.raises(CatalogError) as refused:
+        db.search("shop.product", Text("red shoe"))
+    assert "permission denied for schema pgembed" in str(refused.value)
+    assert "pgembed grant reader|writer|worker|owner ROLE" in str(refused.value)
+
+
 def test_a_reader_searches_from_python_and_waits(shop: Shop) -> None:
     with shop.db("reader") as db:
         assert db.search("shop.product", Text("red shoe"), limit=1)[0].title == "red shoe"

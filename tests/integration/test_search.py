@@ -656,6 +656,22 @@ def test_search_in_sql_encodes_its_text_once(own_shop: Shop, counted: Callable[[
         assert counted() == 1
 
 
+@pytest.mark.parametrize("limit", [30, 60])
+def test_rows_are_in_order_where_the_index_is_read_on_past_deleted_ones(own_shop: Shop, limit: int) -> None:
+    own_shop.conn.execute("SET hnsw.ef_search = 20; SET hnsw.iterative_scan = relaxed_order")
+    own_shop.conn.execute("DELETE FROM product WHERE id % 8 <> 0")  # the index keeps them till the table is vacuumed
+    random = np.random.default_rng(3)
+    for query in random.normal(size=(20, DIM)):
+        plan = compile_search(own_shop.target(), Vector(query), limit=limit)
+        for scores in (
+            [score for _, score in search(own_shop.conn, query, f", k => {limit}")],
+            [row.score for row in run(own_shop.conn, plan)],
+            [row.score for row in fetch(own_shop.conn, plan.portable)],
+        ):
+            assert scores == sorted(scores, reverse=True)
+            assert len(scores) == limit
+
+
 # Nothing is left behind, and the rights are the caller's
 
 
