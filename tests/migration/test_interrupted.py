@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from alembic import command
 from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy.exc import DBAPIError
 
 import pgembed
 from pgembed import schema
@@ -328,3 +329,13 @@ def test_an_index_whose_building_is_broken_off_is_told_of_and_built_anew(
         project.upgrade()
         assert there(conn) == ALL
         assert faults(conn) == []
+
+
+def test_an_embedding_that_is_there_and_is_another_is_refused(project: Project, server_dsn: str, ready: str) -> None:
+    with watched(server_dsn, ready) as (dsn, conn):
+        project.config.attributes["url"] = url_of(dsn)
+        conn.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
+        conn.execute("""SELECT pgembed.attach('product', 'embedding', 'lite', '{"text": "{title}: {price}"}')""")
+        with pytest.raises(DBAPIError, match="has a column 'embedding' already"):
+            project.upgrade()
+        assert there(conn) == (ATTACHED, [], 0)
