@@ -135,7 +135,7 @@ def test_an_upgrade_that_is_broken_off_changes_nothing(
     rows = "SELECT * FROM pgembed.job_1, pgembed.change_2, product, paused"
     before, rows_before = facts(watching), watching.execute(rows).fetchall()
     versions: list[str] = []
-    for when in break_off(lambda: install(bare_dsn), watching, bare_dsn, words, 8):
+    for when in break_off(lambda: install(bare_dsn), watching, bare_dsn, words, 6):
         ((version,),) = watching.execute("SELECT version_num FROM pgembed.schema_version").fetchall()
         versions.append(str(version))
         assert (facts(watching) == before) == (version == EARLIER[-1]), when
@@ -287,7 +287,7 @@ def test_a_migration_that_is_broken_off_is_run_again(way: str, project: Project,
     with contextmanager(new_database)(server_dsn, ready) as whole:
         begin(whole)
         _, words = in_child(act, whole)
-    for number, at in enumerate(steps(words, 9)):
+    for number, at in enumerate(steps(words, 7)):
         with watched(server_dsn, ready) as (dsn, conn):
             begin(dsn)
             in_child(act, dsn, WAYS[number % 2], at)
