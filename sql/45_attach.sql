@@ -124,34 +124,6 @@ BEGIN
 END
 $$;
 
--- Every table that carries an embedding's trigger. Called by _table_of and doctor.
-CREATE OR REPLACE FUNCTION pgembed._tables_of(embedding_id integer) RETURNS TABLE (relation regclass)
-LANGUAGE sql STABLE
-BEGIN ATOMIC
-    SELECT t.tgrelid FROM pg_catalog.pg_trigger AS t
-    JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
-    WHERE t.tgparentid = 0 AND t.tgname = 'pgembed_' || embedding_id || '_update'
-        AND p.pronamespace = 'pgembed'::regnamespace;
-END;
-
--- The table that carries an embedding's trigger, whatever it is called by now; NULL where it is gone. Where a dump of
--- one table has brought another with such a trigger, the one that the catalog has, or had, comes first.
-CREATE OR REPLACE FUNCTION pgembed._table_of(embedding_id integer) RETURNS regclass
-LANGUAGE sql STABLE
-RETURN (SELECT t.relation FROM pgembed._tables_of(embedding_id) AS t
-    LEFT JOIN pgembed.embedding AS e ON e.id = embedding_id
-    LEFT JOIN pg_catalog.pg_class AS c ON c.oid = t.relation
-    LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    ORDER BY coalesce(t.relation = e.relation, false) DESC,
-        coalesce((n.nspname, c.relname) = (e.schema_name, e.table_name), false) DESC, t.relation
-    LIMIT 1);
-
--- The table of an embedding whose triggers were taken off, by number and name; NULL where there is none.
-CREATE OR REPLACE FUNCTION pgembed._unhooked_table(embedding pgembed.embedding) RETURNS regclass
-LANGUAGE sql STABLE
-RETURN (SELECT c.oid FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE c.oid = (embedding).relation AND c.relname = (embedding).table_name AND n.nspname = (embedding).schema_name);
-
 -- Forget an embedding whose table is gone; what is left of its queue is dropped.
 CREATE OR REPLACE FUNCTION pgembed.forget(embedding_id integer) RETURNS void
 LANGUAGE plpgsql

@@ -439,8 +439,8 @@ BEGIN
     WHERE (i.indrelid, a.attname) IN (SELECT v.relation, v.column_name FROM pgembed._vectors_of(embedding) AS v);
     part := 'index';
     ok := (valid > 0 OR state.ready < 1000) AND invalid IS NULL;
-    finding := CASE WHEN invalid IS NOT NULL
-            THEN pg_catalog.format('%s invalid vector index, %s', CASE valid WHEN 0 THEN 'only an' ELSE 'an' END, invalid)
+    finding := CASE WHEN invalid IS NOT NULL THEN pg_catalog.format('%s invalid vector index, %s',
+            CASE valid WHEN 0 THEN 'only an' ELSE 'an' END, invalid)
         WHEN valid > 0 THEN 'vector index there'
         ELSE pg_catalog.format('no vector index, %s vectors', state.ready) END;
     remedy := CASE WHEN NOT ok THEN pg_catalog.format('pgembed index %s, or in psql: %sSELECT pgembed.index_sql(%L, %L) \gexec',

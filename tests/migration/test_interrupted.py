@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from alembic import command
 from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy.exc import DBAPIError
 
 import pgembed
 from pgembed import schema
@@ -134,7 +135,7 @@ def test_an_upgrade_that_is_broken_off_changes_nothing(
     rows = "SELECT * FROM pgembed.job_1, pgembed.change_2, product, paused"
     before, rows_before = facts(watching), watching.execute(rows).fetchall()
     versions: list[str] = []
-    for when in break_off(lambda: install(bare_dsn), watching, bare_dsn, words, 8):
+    for when in break_off(lambda: install(bare_dsn), watching, bare_dsn, words, 6):
         ((version,),) = watching.execute("SELECT version_num FROM pgembed.schema_version").fetchall()
         versions.append(str(version))
         assert (facts(watching) == before) == (version == EARLIER[-1]), when
@@ -286,7 +287,7 @@ def test_a_migration_that_is_broken_off_is_run_again(way: str, project: Project,
     with contextmanager(new_database)(server_dsn, ready) as whole:
         begin(whole)
         _, words = in_child(act, whole)
-    for number, at in enumerate(steps(words, 9)):
+    for number, at in enumerate(steps(words, 7)):
         with watched(server_dsn, ready) as (dsn, conn):
             begin(dsn)
             in_child(act, dsn, WAYS[number % 2], at)
@@ -328,3 +329,13 @@ def test_an_index_whose_building_is_broken_off_is_told_of_and_built_anew(
         project.upgrade()
         assert there(conn) == ALL
         assert faults(conn) == []
+
+
+def test_an_embedding_that_is_there_and_is_another_is_refused(project: Project, server_dsn: str, ready: str) -> None:
+    with watched(server_dsn, ready) as (dsn, conn):
+        project.config.attributes["url"] = url_of(dsn)
+        conn.execute("SELECT pgembed.add_encoder('lite', 'builtin:lite')")
+        conn.execute("""SELECT pgembed.attach('product', 'embedding', 'lite', '{"text": "{title}: {price}"}')""")
+        with pytest.raises(DBAPIError, match="has a column 'embedding' already"):
+            project.upgrade()
+        assert there(conn) == (ATTACHED, [], 0)

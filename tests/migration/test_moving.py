@@ -107,8 +107,8 @@ def run(server: FullServer, commands: str, **names: str) -> None:
     assert server.installation is not None
     for name in sorted(names, key=len, reverse=True):
         commands = re.sub(rf"(?<![\w.]){name}(?![\w.])", names[name], commands)
-    path = f"PATH={server.installation.bin_dir}:$PATH"
-    server.run("sh", "-ec", f"{path}; cd $(mktemp -d)\n{commands}", env={key: str(value) for key, value in env.items()})
+    own = f"PATH={server.installation.bin_dir}:$PATH; folder=$(mktemp -d); trap 'rm -rf $folder' EXIT; cd $folder"
+    server.run("sh", "-ec", f"{own}\n{commands}", env={key: str(value) for key, value in env.items()})
 
 
 def work(dsn: str) -> int:
