@@ -74,15 +74,11 @@ SUITES = (
     Suite(
         "sqlalchemy",
         (
-            "test/dialect/postgresql/test_reflection.py",
             "test/dialect/postgresql/test_on_conflict.py",
-            "test/dialect/postgresql/test_query.py",
-            "test/dialect/test_suite.py",
-            "test/engine/test_reflection.py",
+            "test/dialect/postgresql/test_reflection.py",
             "test/sql/test_type_expressions.py",
             "test/orm/test_bulk.py",
             "test/orm/test_merge.py",
-            "test/orm/test_unitofworkv2.py",
         ),
         takes_url=True,
     ),

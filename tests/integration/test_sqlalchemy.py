@@ -366,6 +366,23 @@ def test_asyncio(filled: Engine, model: Model) -> None:
     assert asyncio.run(ask()) == ["a red shoe"]
 
 
+def test_over_another_driver_numbers_are_compared_and_queries_refused(filled: Engine) -> None:
+    numbers = LiteEncoder().encode_text(["a cat"], role="query")[0]
+
+    async def ask(query: object) -> list[Any]:
+        engine = create_async_engine(filled.url.set(drivername="postgresql+asyncpg"), poolclass=NullPool)
+        try:
+            async with AsyncSession(engine) as session:
+                near = select(Product.title).order_by(Product.embedding.distance(query)).limit(1)
+                return list(await session.scalars(near))
+        finally:
+            await engine.dispose()
+
+    assert asyncio.run(ask(numbers)) == ["a cat"]
+    with pytest.raises(InvalidInput, match=r"over psycopg, not over asyncpg.*postgresql\+psycopg://"):
+        asyncio.run(ask(Text("a cat")))
+
+
 @pytest.mark.parametrize("storage", ["column", "side"])
 def test_core_tables_with_schemas_names_and_keys_of_all_kinds(engine: Engine, storage: Any) -> None:  # noqa: ANN401
     metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_name)s"})
