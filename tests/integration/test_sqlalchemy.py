@@ -244,7 +244,6 @@ def test_a_vector_index_is_used(filled: Engine) -> None:
         assert any("Index Scan using ix_product_embedding" in line[0] for line in plan)
 
 
-@both_storages
 def test_an_orm_write_leaves_the_vector_alone(filled: Engine, model: Model, database_dsn: str) -> None:
     with Session(filled) as session:
         product = session.get_one(model, 0)
@@ -475,7 +474,6 @@ def test_metadata_that_was_pickled_makes_and_drops_embeddings(filled: Engine, mo
     assert there() == (1, 1)
 
 
-@both_storages
 def test_drop_all_where_pgembed_is_gone(filled: Engine, model: Model) -> None:
     with filled.begin() as conn:
         conn.execute(text("SELECT pgembed.uninstall(true)"))
