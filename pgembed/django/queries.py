@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -77,11 +78,18 @@ def encode_queries(
         given = [PgVector(vectors[one]).to_text() if type(one) is Waiting else one for one in params or ()]
         return execute(statement, given, many, context)
     places = {one: Place(f"${number}") for number, one in enumerate(waiting, start=1)}
-    cursor.cursor.adapters.register_dumper(Place, PlaceDumper)
-    written = cursor.cursor.mogrify(statement, [places[one] if type(one) is Waiting else one for one in params or ()])
+    given = [places.get(one, one) if type(one) is Waiting else one for one in params or ()]
+    if all(type(one) is Place for one in given):
+        written = _PARAMETER.sub(lambda found: "%" if found[0] == "%%" else given.pop(0), statement)
+    else:
+        cursor.cursor.adapters.register_dumper(Place, PlaceDumper)
+        written = cursor.cursor.mogrify(statement, given)
     with own_cursors(connection, VectorCursor):
         cursor.cursor = connection.create_cursor()
     return execute(written, [pack_one(vectors[one]) for one in waiting], many, context)
+
+
+_PARAMETER = re.compile("%%|%s")
 
 
 class Place(str):
