@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
 import unittest
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,7 @@ from pgembed.django.checks import check_model  # noqa: E402
 from pgembed.django.testing import drain  # noqa: E402
 from pgembed.encoders.builtin import LiteEncoder  # noqa: E402
 from pgembed.errors import CatalogError, InvalidQuery, MediaError  # noqa: E402
+from pgembed.media import MediaPolicy  # noqa: E402
 from pgembed.worker import Summary  # noqa: E402
 
 TITLES = ["a dog", "a red shoe", "a cat", "a blue shoe", "the harbour at night", "a bowl of fruit"]
@@ -488,6 +491,26 @@ def test_drain_tells_failures_and_leaves_the_connection_as_it_was(django: str) -
         assert cursor.fetchall() == before
     with pytest.raises(Exception, match="no embedding 'nothing'"):
         drain("default", "nothing")
+
+
+def test_pictures_in_files_below_the_media_root(django: str, tmp_path: Path) -> None:
+    class Photo(models.Model):
+        file = models.FileField()
+        embedding = EmbeddingField(encoder="lite", image={"column": "file", "as": "path"})
+        objects = EmbeddingManager()
+
+        class Meta:
+            app_label = "tests"
+
+    create(Photo)
+    pictures = Path(pgembed.__file__).parent / "demo" / "data" / "noto"
+    for name in ("fox.png", "pizza.png"):
+        shutil.copy(pictures / name, tmp_path / name)
+        Photo.objects.create(file=name)
+    with override_settings(PGEMBED={"encoders": {"lite": "builtin:lite"}, "media": MediaPolicy(media_root=tmp_path)}):
+        assert drain() == Summary(2, 0)
+    assert Photo.objects.search(Image(pictures / "pizza.png"), 1).get().file.name == "pizza.png"
+    assert [photo.file.name for photo in Photo.objects.search(Text("a fox"), 1)] == ["fox.png"]
 
 
 def test_commands_work_and_tell(filled: str) -> None:

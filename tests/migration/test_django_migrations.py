@@ -210,26 +210,29 @@ def test_an_embedding_that_is_renamed_keeps_its_vectors(filled: Project) -> None
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("source", "again"),
     [
-        EMBEDDED.replace("CharField(max_length=100, ", "TextField("),
-        EMBEDDED.replace("100", "200"),
-        EMBEDDED.replace("    title", "    id = models.IntegerField(primary_key=True)\n    title"),
+        (EMBEDDED.replace("CharField(max_length=100, ", "TextField("), 0),
+        (EMBEDDED.replace("100", "200"), 0),
+        (EMBEDDED.replace("    title", "    id = models.IntegerField(primary_key=True)\n    title"), 0),
+        (EMBEDDED.replace("CharField(max_length=100, ", "JSONField("), 2),
     ],
-    ids=["type", "length", "key"],
+    ids=["type", "length", "key", "text"],
 )
-def test_the_type_of_an_input_or_a_key_changes(filled: Project, source: str) -> None:
+def test_the_type_of_an_input_or_a_key_changes(filled: Project, source: str, again: int) -> None:
+    filled.one("""UPDATE product SET title = '"' || title || '"' RETURNING id""")
+    assert filled.work() == 2
     filled.models(source).migrate()
     assert filled.makemigrations() is None
-    filled.work()
-    filled.one("UPDATE product SET title = 'a cat' WHERE title = 'a dog' RETURNING id")
+    assert filled.work() == again
+    filled.one("""UPDATE product SET title = '"a cat"' WHERE title::text LIKE '%dog%' RETURNING id""")
     assert filled.work() == 1
-    assert nearest(filled, "a cat").title == "a cat"
+    assert "a cat" in nearest(filled, "a cat").title
     with pgembed.connect(filled.dsn) as db:
         assert db.verify("product").ok
     filled.back()
     filled.work()
-    assert nearest(filled).title == "a red shoe"
+    assert "a red shoe" in nearest(filled).title
 
 
 def test_the_key_that_another_table_refers_to_changes_its_type(project: Project) -> None:
