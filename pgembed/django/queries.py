@@ -56,9 +56,9 @@ def checked(query: object) -> Expression | str:
 
 
 def let_ask(connection: BaseDatabaseWrapper) -> None:
-    """Have a connection encode what its statements ask."""
+    """Have a connection encode what its statements ask: before the wrappers of others, which go as the last of all."""
     if encode_queries not in connection.execute_wrappers:
-        connection.execute_wrappers.append(encode_queries)
+        connection.execute_wrappers.insert(0, encode_queries)
 
 
 def encode_queries(
@@ -74,7 +74,7 @@ def encode_queries(
         return execute(statement, params, many, context)
     connection, cursor = context["connection"], context["cursor"]
     vectors = _vectors(connection, list(waiting))
-    if type(cursor.cursor).execute is not psycopg.ClientCursor.execute:  # the server binds, or reads row by row
+    if not isinstance(getattr(cursor, "cursor", None), psycopg.ClientCursor):  # the server binds, or keeps the rows
         given = [PgVector(vectors[one]).to_text() if type(one) is Waiting else one for one in params or ()]
         return execute(statement, given, many, context)
     places = {one: Place(f"${number}") for number, one in enumerate(waiting, start=1)}

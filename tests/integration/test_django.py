@@ -263,6 +263,32 @@ def test_the_compiled_statement_is_kept_for_other_queries_of_the_same_shape(fill
     assert "a red shoe" not in repr([vars(one) for one in statements.values()])
 
 
+def test_a_wrapper_of_the_application_goes_as_it_came(filled: str) -> None:
+    seen: list[str] = []
+
+    def wrapper(execute: Any, statement: str, *rest: Any) -> Any:  # noqa: ANN401
+        seen.append(statement)
+        return execute(statement, *rest)
+
+    connection.close()
+    del connections["default"]
+    with connection.execute_wrapper(wrapper):
+        assert Product.objects.search(Text("a cat")).first().title == "a cat"
+    assert any("<=>" in statement for statement in seen)
+    seen.clear()
+    assert Product.objects.search(Text("a dog")).first().title == "a dog"
+    assert seen == []
+
+
+def test_parameters_that_the_server_binds(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection.close()
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", {"server_side_binding": True})
+    found = Product.objects.filter(price__gt=1, title__contains="shoe").search(Text("a red shoe"))
+    assert titles(found) == ["a blue shoe"]
+    assert Product.objects.search(Text("a cat"))[0].title == "a cat"
+    connection.close()
+
+
 def test_the_vector_index_is_used(filled: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET enable_seqscan = off; SET enable_sort = off")
