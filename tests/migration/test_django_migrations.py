@@ -13,6 +13,7 @@ from tests import django_project
 django_project.set_up()
 
 from django.apps.registry import Apps  # noqa: E402
+from django.contrib.postgres.operations import AddIndexConcurrently  # noqa: E402
 from django.db import migrations, models  # noqa: E402
 from django.db.migrations import Migration  # noqa: E402
 from django.db.migrations.autodetector import MigrationAutodetector  # noqa: E402
@@ -306,6 +307,19 @@ def test_another_way_of_encoding_builds_the_index_again(project: Project) -> Non
     project.back()
     assert project.one("SELECT mode FROM pgembed.embedding") == ("queue",)
     assert project.one("SELECT count(*) FROM pg_indexes WHERE indexname = 'near'") == (1,)
+
+
+def test_an_index_that_is_built_without_blocking_writers(filled: Project) -> None:
+    index = pgembed.django.EmbeddingIndex(fields=["embedding"], name="near", m=8)
+    built = Migration("built", "shop")
+    built.operations, built.atomic = [AddIndexConcurrently("product", index)], False
+    filled.migrate(built)
+    definition = filled.one("SELECT indexdef FROM pg_indexes WHERE indexname = 'near'")[0]
+    assert "hnsw (embedding vector_cosine_ops) WITH (m='8')" in definition
+    filled.models(EMBEDDED + '        indexes = [EmbeddingIndex(fields=["embedding"], name="near", m=8)]\n')
+    assert filled.makemigrations() is None
+    filled.back()
+    assert filled.one("SELECT count(*) FROM pg_indexes WHERE indexname = 'near'") == (0,)
 
 
 def test_a_vector_field_is_no_embedding_yet(project: Project) -> None:
