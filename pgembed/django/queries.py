@@ -73,10 +73,9 @@ def encode_queries(
     if not waiting:
         return execute(statement, params, many, context)
     connection, cursor = context["connection"], context["cursor"]
-    vectors = _vectors(connection, list(waiting))
     if not isinstance(getattr(cursor, "cursor", None), psycopg.ClientCursor):  # the server binds, or keeps the rows
-        given = [PgVector(vectors[one]).to_text() if type(one) is Waiting else one for one in params or ()]
-        return execute(statement, given, many, context)
+        return execute(statement, with_vectors(connection, params or ()), many, context)
+    vectors = _vectors(connection, list(waiting))
     places = {one: Place(f"${number}") for number, one in enumerate(waiting, start=1)}
     given = [places.get(one, one) if type(one) is Waiting else one for one in params or ()]
     if all(type(one) is Place for one in given):
@@ -87,6 +86,12 @@ def encode_queries(
     with own_cursors(connection, VectorCursor):
         cursor.cursor = connection.create_cursor()
     return execute(written, [pack_one(vectors[one]) for one in waiting], many, context)
+
+
+def with_vectors(connection: BaseDatabaseWrapper, params: Sequence[Any]) -> list[Any]:
+    """Parameters with vectors as Postgres writes them in the place of queries."""
+    vectors = _vectors(connection, list(dict.fromkeys(one for one in params if type(one) is Waiting)))
+    return [PgVector(vectors[one]).to_text() if type(one) is Waiting else one for one in params]
 
 
 _PARAMETER = re.compile("%%|%s")

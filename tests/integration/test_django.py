@@ -231,6 +231,8 @@ def test_a_filtered_search_does_not_come_back_short(django: str) -> None:
     assert len(Product.objects.search(query, 100)) == 100
     assert len(matching.search(query, 50)) == 5
     assert list(matching.search(query, 5).values_list("price", flat=True)) == [row.price for row in found]
+    far = Product.objects.annotate(far=Distance("embedding", Text("a cat"))).filter(far__gt=0.1, price__lt=0)
+    assert [row.far > 0.1 for row in far.search(query, 5)] == [True] * 5
     percent = Product.objects.filter(title__contains="100% 'of' it; -- /*")
     assert list(percent.search(query)) == []
 
