@@ -15,7 +15,7 @@ from psycopg import sql
 from pgembed.django.apps import app, searcher
 from pgembed.django.expressions import Distance
 from pgembed.django.fields import EmbeddingField
-from pgembed.django.queries import Waiting, let_ask
+from pgembed.django.queries import Waiting, let_ask, with_vectors
 from pgembed.django.running import run_plan
 from pgembed.inputs import Expression
 from pgembed.query import SearchRow
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from django.db.models.sql.compiler import SQLCompiler
 
 _REMEMBERED = 500  # statements
-
-
 Key = tuple[Any, ...]
 
 
@@ -85,7 +83,7 @@ class SearchQuery(Query):
             return None
         mask, selected = self.annotation_select_mask, cast("dict[str, Any] | None", self.selected)
         return (
-            self.model, self.embedding, self.exact, self.base_table, *self.annotations, self.low_mark, self.high_mark,
+            self.model, self.embedding, self.exact, *self.alias_map, *self.annotations, self.low_mark, self.high_mark,
             self.select, self.default_cols, self.deferred_loading, self.values_select,
             None if mask is None else frozenset(mask), None if selected is None else tuple(selected.items()),
         )  # fmt: skip
@@ -205,7 +203,7 @@ class SearchCompiler:
         matching.clear_select_clause()
         matching.add_fields([field.name for field in self.query.embedding.model._meta.pk_fields])
         statement, params = matching.get_compiler(connection=self.connection).as_sql()
-        written = self.connection.ops.compose_sql(statement, params)
+        written = self.connection.ops.compose_sql(statement, with_vectors(self.connection, params))
         keys = sql.SQL(", ").join(map(sql.Identifier, columns)).as_string(None)
         return f"({keys}) IN ({written})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,9 +56,9 @@ def checked(query: object) -> Expression | str:
 
 
 def let_ask(connection: BaseDatabaseWrapper) -> None:
-    """Have a connection encode what its statements ask."""
+    """Have a connection encode what its statements ask: before the wrappers of others, which go as the last of all."""
     if encode_queries not in connection.execute_wrappers:
-        connection.execute_wrappers.append(encode_queries)
+        connection.execute_wrappers.insert(0, encode_queries)
 
 
 def encode_queries(
@@ -72,16 +73,28 @@ def encode_queries(
     if not waiting:
         return execute(statement, params, many, context)
     connection, cursor = context["connection"], context["cursor"]
+    if not isinstance(getattr(cursor, "cursor", None), psycopg.ClientCursor):  # the server binds, or keeps the rows
+        return execute(statement, with_vectors(connection, params or ()), many, context)
     vectors = _vectors(connection, list(waiting))
-    if type(cursor.cursor).execute is not psycopg.ClientCursor.execute:  # the server binds, or reads row by row
-        given = [PgVector(vectors[one]).to_text() if type(one) is Waiting else one for one in params or ()]
-        return execute(statement, given, many, context)
     places = {one: Place(f"${number}") for number, one in enumerate(waiting, start=1)}
-    cursor.cursor.adapters.register_dumper(Place, PlaceDumper)
-    written = cursor.cursor.mogrify(statement, [places[one] if type(one) is Waiting else one for one in params or ()])
+    given = [places.get(one, one) if type(one) is Waiting else one for one in params or ()]
+    if all(type(one) is Place for one in given):
+        written = _PARAMETER.sub(lambda found: "%" if found[0] == "%%" else given.pop(0), statement)
+    else:
+        cursor.cursor.adapters.register_dumper(Place, PlaceDumper)
+        written = cursor.cursor.mogrify(statement, given)
     with own_cursors(connection, VectorCursor):
         cursor.cursor = connection.create_cursor()
     return execute(written, [pack_one(vectors[one]) for one in waiting], many, context)
+
+
+def with_vectors(connection: BaseDatabaseWrapper, params: Sequence[Any]) -> list[Any]:
+    """Parameters with vectors as Postgres writes them in the place of queries."""
+    vectors = _vectors(connection, list(dict.fromkeys(one for one in params if type(one) is Waiting)))
+    return [PgVector(vectors[one]).to_text() if type(one) is Waiting else one for one in params]
+
+
+_PARAMETER = re.compile("%%|%s")
 
 
 class Place(str):

@@ -95,8 +95,9 @@ class EmbeddingSchemaEditor(_Base):
         for one in touched:
             self._run(sql.SQL("SELECT pgembed.unhook({})").format(self._table(one)))
         super().alter_field(model, old_field, new_field, strict)
+        requeue = not _reads_alike(self._type(old_field)[0], self._type(new_field)[0])
         for one in touched:
-            self._run(sql.SQL("SELECT pgembed.sync({})").format(self._table(one)))
+            self._run(sql.SQL("SELECT pgembed.sync({}, {})").format(self._table(one), requeue))
         if not touched and old_field.column != new_field.column and _reads(model, old_field):
             self._follow(model._meta.db_table)
 
@@ -228,6 +229,15 @@ def _reads(model: type[Model], field: Field) -> bool:
     names = {name for embedding in embeddings for name in embedding.input_names}
     is_key = field.primary_key or field in getattr(model._meta, "pk_fields", ())
     return bool(embeddings) and (is_key or not names.isdisjoint((field.name, field.column)))
+
+
+def _reads_alike(old: str, new: str) -> bool:
+    """Whether values have the same text when their column has got another type, so that vectors of it stay true."""
+    kinds = old.split("(")[0], new.split("(")[0]
+    return kinds in (("varchar", "varchar"), ("varchar", "text")) or _WHOLE_NUMBERS.issuperset(kinds)
+
+
+_WHOLE_NUMBERS = frozenset({"smallint", "integer", "bigint"})
 
 
 def extend(editor: type[DatabaseSchemaEditor]) -> type[DatabaseSchemaEditor]:

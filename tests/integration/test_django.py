@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
 import unittest
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,7 @@ from pgembed.django.checks import check_model  # noqa: E402
 from pgembed.django.testing import drain  # noqa: E402
 from pgembed.encoders.builtin import LiteEncoder  # noqa: E402
 from pgembed.errors import CatalogError, InvalidQuery, MediaError  # noqa: E402
+from pgembed.media import MediaPolicy  # noqa: E402
 from pgembed.worker import Summary  # noqa: E402
 
 TITLES = ["a dog", "a red shoe", "a cat", "a blue shoe", "the harbour at night", "a bowl of fruit"]
@@ -228,6 +231,8 @@ def test_a_filtered_search_does_not_come_back_short(django: str) -> None:
     assert len(Product.objects.search(query, 100)) == 100
     assert len(matching.search(query, 50)) == 5
     assert list(matching.search(query, 5).values_list("price", flat=True)) == [row.price for row in found]
+    far = Product.objects.annotate(far=Distance("embedding", Text("a cat"))).filter(far__gt=0.1, price__lt=0)
+    assert [row.far > 0.1 for row in far.search(query, 5)] == [True] * 5
     percent = Product.objects.filter(title__contains="100% 'of' it; -- /*")
     assert list(percent.search(query)) == []
 
@@ -258,6 +263,32 @@ def test_the_compiled_statement_is_kept_for_other_queries_of_the_same_shape(fill
     assert len(kept) == 1
     assert kept != {0}
     assert "a red shoe" not in repr([vars(one) for one in statements.values()])
+
+
+def test_a_wrapper_of_the_application_goes_as_it_came(filled: str) -> None:
+    seen: list[str] = []
+
+    def wrapper(execute: Any, statement: str, *rest: Any) -> Any:  # noqa: ANN401
+        seen.append(statement)
+        return execute(statement, *rest)
+
+    connection.close()
+    del connections["default"]
+    with connection.execute_wrapper(wrapper):
+        assert Product.objects.search(Text("a cat")).first().title == "a cat"
+    assert any("<=>" in statement for statement in seen)
+    seen.clear()
+    assert Product.objects.search(Text("a dog")).first().title == "a dog"
+    assert seen == []
+
+
+def test_parameters_that_the_server_binds(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection.close()
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", {"server_side_binding": True})
+    found = Product.objects.filter(price__gt=1, title__contains="shoe").search(Text("a red shoe"))
+    assert titles(found) == ["a blue shoe"]
+    assert Product.objects.search(Text("a cat"))[0].title == "a cat"
+    connection.close()
 
 
 def test_the_vector_index_is_used(filled: str) -> None:
@@ -488,6 +519,26 @@ def test_drain_tells_failures_and_leaves_the_connection_as_it_was(django: str) -
         assert cursor.fetchall() == before
     with pytest.raises(Exception, match="no embedding 'nothing'"):
         drain("default", "nothing")
+
+
+def test_pictures_in_files_below_the_media_root(django: str, tmp_path: Path) -> None:
+    class Photo(models.Model):
+        file = models.FileField()
+        embedding = EmbeddingField(encoder="lite", image={"column": "file", "as": "path"})
+        objects = EmbeddingManager()
+
+        class Meta:
+            app_label = "tests"
+
+    create(Photo)
+    pictures = Path(pgembed.__file__).parent / "demo" / "data" / "noto"
+    for name in ("fox.png", "pizza.png"):
+        shutil.copy(pictures / name, tmp_path / name)
+        Photo.objects.create(file=name)
+    with override_settings(PGEMBED={"encoders": {"lite": "builtin:lite"}, "media": MediaPolicy(media_root=tmp_path)}):
+        assert drain() == Summary(2, 0)
+    assert Photo.objects.search(Image(pictures / "pizza.png"), 1).get().file.name == "pizza.png"
+    assert [photo.file.name for photo in Photo.objects.search(Text("a fox"), 1)] == ["fox.png"]
 
 
 def test_commands_work_and_tell(filled: str) -> None:
