@@ -127,7 +127,7 @@ RETURN (
 );
 
 -- That a row's key is "wanted key", an array of texts in JSON. Called by what follows.
-CREATE OR REPLACE FUNCTION pgembed._wanted_row(relation oid) RETURNS text
+CREATE OR REPLACE FUNCTION pgembed._wanted_row_sql(relation oid) RETURNS text
 LANGUAGE sql STABLE
 BEGIN ATOMIC
     SELECT string_agg(format('%I = ("wanted key" ->> %s)::%s', a.attname, c.n - 1,
@@ -169,7 +169,7 @@ BEGIN
                     'SELECT @extschema:vector@.subvector(r.vector, (p.n::integer - 1) * $4 + 1, $4) AS own, '
                     '@extschema:vector@.subvector($2, (p.n::integer - 1) * $4 + 1, $4) AS asked) AS s) AS b '
             'WHERE b.length > 0) AS t ON true',
-        target.vector_sql, target.source || target.side, pgembed._wanted_row(relation), target.present)
+        target.vector_sql, target.source || target.side, pgembed._wanted_row_sql(relation), target.present)
         INTO told USING keys, query, parts, target.dim / jsonb_array_length(parts);
     RETURN told;
 END
@@ -204,7 +204,7 @@ BEGIN
         CASE target.side WHEN '' THEN target.target ELSE 'pgembed vector' END, target.source || target.side,
         target.present, format(CASE target.metric WHEN 'cosine' THEN '1 - (%s)' ELSE '-(%s)' END,
             regexp_replace(target.distance, '\$1(::[^$]+)?$', '"view vector"\1')),
-        pgembed._wanted_row(relation))
+        pgembed._wanted_row_sql(relation))
         INTO told USING keys, target.dim, target.shares, target.space, least(1, 1000 / greatest(total, 1));
     RETURN told;
 END

@@ -267,7 +267,7 @@ BEGIN
 
     part := 'copy';
     FOR named, remedy IN
-        SELECT o.relation, string_agg(pg_catalog.format('DROP TRIGGER %I ON %s;', t.tgname, o.relation), ' ')
+        SELECT o.relation, string_agg(pg_catalog.format('DROP TRIGGER %I ON %s;', t.tgname, o.relation::regclass), ' ')
         FROM pgembed._tables_of(embedding.id) AS o JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = o.relation
             AND t.tgname ~ pg_catalog.format('^(zzz_)?pgembed_%s_', embedding.id)
         WHERE o.relation <> embedding.relation GROUP BY o.relation

@@ -65,6 +65,7 @@ MADE_OF_SQL: dict[str, set[str]] = {
     "_matching": {"condition", "source"},
     "_objects_of": {"o.name", "o.rights"},
     "_planned_indexes": {"statement"},
+    "_put_trigger": {"event", "name", "whom"},  # of the functions that create triggers
     "_revoke": {"object.revocation"},
     "_search_body": {"s.distance", "s.present", "s.side", "s.source"},
     "_stored_vector": {"side", "source"},
