@@ -297,8 +297,8 @@ $$;
 -- no side table is written. Called by _create_trigger_function.
 CREATE OR REPLACE FUNCTION pgembed._of_a_copy_sql(embedding pgembed.embedding) RETURNS text
 LANGUAGE sql STABLE
-RETURN CASE WHEN (embedding).storage = 'side' THEN format('IF %1$s <> %2$s AND EXISTS (SELECT FROM pg_catalog.pg_trigger '
-        'AS g WHERE g.tgrelid = %2$s AND g.tgname = TG_NAME) THEN RETURN NEW; END IF; ',
+RETURN CASE WHEN (embedding).storage = 'side' THEN format(
+        'IF %1$s <> %2$s AND EXISTS (SELECT FROM pg_catalog.pg_trigger AS g WHERE g.tgrelid = %2$s AND g.tgname = TG_NAME) THEN RETURN NEW; END IF; ',
     CASE WHEN (SELECT c.relkind = 'p' FROM pg_catalog.pg_class AS c WHERE c.oid = (embedding).relation)
         THEN 'coalesce(pg_catalog.pg_partition_root(TG_RELID), TG_RELID)' ELSE 'TG_RELID' END, (embedding).relation::oid)
     ELSE '' END;
