@@ -300,8 +300,8 @@ LANGUAGE sql STABLE
 RETURN CASE WHEN (embedding).storage = 'side' THEN format(
         'IF %1$s <> %2$s AND EXISTS (SELECT FROM pg_catalog.pg_trigger AS g WHERE g.tgrelid = %2$s AND g.tgname = TG_NAME) THEN RETURN NEW; END IF; ',
     CASE WHEN (SELECT c.relkind = 'p' FROM pg_catalog.pg_class AS c WHERE c.oid = (embedding).relation)
-        THEN 'coalesce(pg_catalog.pg_partition_root(TG_RELID), TG_RELID)' ELSE 'TG_RELID' END, (embedding).relation::oid)
-    ELSE '' END;
+        THEN 'coalesce(pg_catalog.pg_partition_root(TG_RELID), TG_RELID)' ELSE 'TG_RELID' END,
+    (embedding).relation::oid) ELSE '' END;
 
 -- That a table of this schema is there, and the one whose rights a trigger has may insert into it, as SQL. By its
 -- number, which is a third of the time; in a database that was restored it may have another. Called by
