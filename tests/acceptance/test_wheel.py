@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SHIPPED = {
     "pgembed/py.typed",
+    "pgembed/django/templates/pgembed/change_list.html",
     "pgembed/migrations/env.py",
     "pgembed/migrations/versions/0001_catalog.py",
     "pgembed/encoders/lite/picture.onnx",
