@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.waiting import Ready, Wait
 
 from pgembed.errors import PgembedError
@@ -242,10 +243,14 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
 
 @contextmanager
 def _pipelined_transaction(conn: psycopg.Connection[Any]) -> Generator[psycopg.Pipeline]:
-    """A pipeline that is one transaction, for a connection in autocommit.
+    """A pipeline that is one transaction, or part of the one that is open, as in a test.
 
     ``conn.transaction()`` in a pipeline waits once more before it commits, and asks for that with a Flush.
     """
+    if conn.info.transaction_status is not TransactionStatus.IDLE:
+        with conn.transaction(), conn.pipeline() as pipeline:
+            yield pipeline
+        return
     try:
         with conn.pipeline() as pipeline:
             conn.execute("BEGIN ISOLATION LEVEL READ COMMITTED", prepare=False)
