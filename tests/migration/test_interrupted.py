@@ -61,7 +61,7 @@ def in_child(act: Act, dsn: str, how: str = "", at: int = 0) -> tuple[int | None
         except psycopg.Error:
             pass
         except BaseException as error:
-            if not any(words in str(error) for words in CUT_OFF):
+            if not any(told in str(error) for told in CUT_OFF):
                 os.write(writing, traceback.format_exc()[-2000:].encode())
         finally:
             os._exit(code)
