@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import psycopg
-import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.acceptance.test_models_page import side
@@ -86,7 +85,6 @@ def test_every_block_of_the_page(tmp_path: Path, bare_dsn: str, bare_database: p
     project.run("python manage.py test -v 0")
 
 
-@pytest.mark.skipif(not DIFFS, reason="the README has no diff for Django")
 def test_the_diffs_of_the_readme(tmp_path: Path, bare_dsn: str, bare_database: psycopg.Connection) -> None:
     model, installed = DIFFS
     project = Project(tmp_path, bare_dsn)
