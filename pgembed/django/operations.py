@@ -16,6 +16,7 @@ from pgembed.catalog import InputSpec
 from pgembed.declared import OPTIONS, Declared, EncoderSpec, inputs_of, registered
 from pgembed.django.running import begin, own_cursors, run_plan, told_by_django
 from pgembed.errors import InvalidInput
+from pgembed.indexing import built
 from pgembed.plans import Call
 from pgembed.told import in_own_words
 
@@ -157,24 +158,27 @@ class CreateVectorIndex(PgembedOperation):
         statement = sql.SQL("SELECT pgembed.index_sql({}, {}, {}, {})").format(
             statements.relation(self.table), self.target, self.m, self.ef_construction
         )
-        self._run_what_it_gives(app_label, schema_editor, statement)
+        if (given := self._given(app_label, schema_editor, statement)) is not None:
+            run_plan(schema_editor.connection, built(self.table, self.target, given))
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:  # noqa: ANN401
         statement = sql.SQL(
             "SELECT pg_catalog.format('DROP INDEX CONCURRENTLY IF EXISTS %I.%I', e.schema_name, pgembed._index_name(e))"
             " FROM pgembed._embedding({}, {}) e"
         ).format(statements.relation(self.table), self.target)
-        self._run_what_it_gives(app_label, schema_editor, statement)
+        if (given := self._given(app_label, schema_editor, statement)) is not None:
+            schema_editor.execute(given, None)
 
     def describe(self) -> str:
         return f"Build the vector index of {self.table}.{self.target}"
 
-    def _run_what_it_gives(self, app_label: str, editor: Any, query: sql.Composed) -> None:  # noqa: ANN401
+    def _given(self, app_label: str, editor: Any, query: sql.Composed) -> str | None:  # noqa: ANN401
+        """The statement that a query gives; None where none is to be run, in a script since psql does that."""
         if not self.allow_migrate_model_of(editor.connection.alias, app_label):
-            return
+            return None
         if editor.collect_sql:
             editor.collected_sql.append(f"{query.as_string(None)} \\gexec")  # for psql: its name has a number in it
-            return
+            return None
         if editor.connection.in_atomic_block:
             raise NotSupportedError(
                 f"{self.describe()}: it is built outside a transaction. Write atomic = False into the migration."
@@ -187,4 +191,4 @@ class CreateVectorIndex(PgembedOperation):
         statement = run_plan(editor.connection, given())
         if not isinstance(statement, str):
             raise InvalidInput(f"{self.table}.{self.target} has no index to be built.")
-        editor.execute(statement, None)
+        return statement
