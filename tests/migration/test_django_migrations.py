@@ -435,6 +435,11 @@ def test_tables_without_a_model_and_an_index_by_itself(project: Project) -> None
         project.migrate(migration)
     assert project.embeddings() == [("note", "embedding", "other")]
     assert "m='8'" in project.one("SELECT indexdef FROM pg_indexes WHERE indexdef LIKE '%hnsw%'")[0]
+    broken = "(SELECT indexname::regclass FROM pg_indexes WHERE indexdef LIKE '%hnsw%')"
+    project.one(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = {broken}")  # as a killed build leaves it
+    project.migrate(built)
+    assert project.one(f"SELECT indisvalid FROM pg_index WHERE indexrelid = {broken}") == (True,)
+    project.back()
     project.back()
     assert project.one("SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%hnsw%'") == (0,)
     built.atomic = True
