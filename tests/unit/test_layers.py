@@ -22,6 +22,7 @@ LAYERS = (
     {"inputs", "embedded", "media_errors", "fusing"},
     {"algebra", "regions", "vectors", "static_text", "buckets", "decoding", "download", "metering"},
     {"media", "encoders", "query", "rerank"},
+    {"parts"},
     {"composers"},
     {
         "asked",

@@ -1,0 +1,31 @@
+"""Splitters: many vectors a row. The protocol, and the registry of kinds (entry-point group ``pgembed.splitters``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pgembed.errors import InvalidInput
+from pgembed.parts.base import Part, Span, Splitter
+
+__all__ = ["Part", "Span", "Splitter", "load_splitter", "splitters"]
+
+GROUP = "pgembed.splitters"
+
+
+def splitters() -> dict[str, EntryPoint]:
+    """The splitters that are installed, by name."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def load_splitter(options: Mapping[str, Any]) -> Splitter:
+    """The splitter that ``{"kind": "chunks", "tokens": 200}`` names, with its options. Raises InvalidInput."""
+    given = dict(options)
+    kind = given.pop("kind", None)
+    installed = splitters()
+    if kind not in installed:
+        known = ", ".join(sorted(installed)) or "none"
+        raise InvalidInput(f"There is no splitter {kind!r}.", f"Installed: {known}.")
+    found: type[Splitter] = installed[kind].load()
+    return found.load(given)
