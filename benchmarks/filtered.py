@@ -14,7 +14,7 @@ the medians, each form against its own exact one and those by hand. All take tur
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -124,7 +124,7 @@ def condition(column: str, rows: int, share: float) -> str:
 
 
 @contextmanager
-def partial_index(conn: psycopg.Connection[Any], column: str, rows: int, share: float) -> Iterator[None]:
+def partial_index(conn: psycopg.Connection[Any], column: str, rows: int, share: float) -> Generator[None]:
     """An HNSW index of the rows that a filter lets through, while the block runs."""
     where = condition(column, rows, share)
     conn.execute(f"CREATE INDEX of_some ON product USING hnsw (embedding vector_cosine_ops) WHERE {where}".encode())

@@ -29,8 +29,8 @@ class Part:
 
     ``location`` says where it stands, as JSON: ``{"start": 0, "end": 512}`` in a text (characters, the end excluded),
     ``{"page": 3}`` of a document (from 1 on), ``{"box": [x, y, width, height]}`` on a picture or a page, in shares of
-    its width and height. ``content`` is the words that stand there, kept for full text search and for answers; ``input``
-    is what is encoded, which may have more around it.
+    its width and height. ``content`` is the words that stand there, kept for full text search and for answers;
+    ``input`` is what is encoded, which may have more around it.
     """
 
     kind: str
