@@ -5,6 +5,7 @@ Each call is a plan (plans.py), which the synchronous and the asynchronous clien
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from psycopg.types.json import Jsonb
 from pgembed.encoders import Encoder, Metric, Settings, load_encoder, split_spec
 from pgembed.encoders.composer import ComposerEncoder
 from pgembed.errors import InvalidInput
+from pgembed.parts import load_splitter
 from pgembed.plans import Call, Compute, Plan, Within
 from pgembed.static_sides import stored
 
@@ -183,9 +185,10 @@ def attach(
     encoder: str,
     inputs: Mapping[str, InputSpec | None],
     stale: str,
-    storage: str,
+    storage: str | None,
     mode: str,
     fusion: str,
+    parts: str | Mapping[str, Any] | None = None,
 ) -> Plan[int]:
     """Attach an embedding; returns its id."""
     given = {modality: value for modality, value in inputs.items() if value is not None}
@@ -195,10 +198,28 @@ def attach(
             "Give text='{title}', image='photo' or screenshot='page'.",
         )
     rows = yield Call(
-        sql.SQL("SELECT pgembed.attach(%s::regclass, %s, %s, %s, %s, %s, %s, %s) AS id"),
-        [table, target, encoder, Jsonb(given), stale, storage, mode, fusion],
+        sql.SQL("SELECT pgembed.attach(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s) AS id"),
+        [table, target, encoder, Jsonb(given), stale, storage, mode, fusion, _parts(parts)],
     )
     return int(rows[0]["id"])
+
+
+def _parts(parts: str | Mapping[str, Any] | None) -> str | None:
+    """How an input is taken apart, as ``pgembed.attach`` takes it. Raises InvalidInput for a splitter that is not
+    there, or an option that it does not have."""
+    if parts is None:
+        return None
+    given: Any = parts
+    if isinstance(parts, str):
+        try:
+            given = json.loads(parts) if parts.lstrip().startswith("{") else {"kind": parts}
+        except ValueError as error:
+            raise InvalidInput(
+                f"parts is not valid JSON: {error}.", 'For example: {"kind": "chunks", "tokens": 200}.'
+            ) from None
+    options = dict(given)
+    load_splitter(options)
+    return json.dumps(options)
 
 
 def detach(table: str, target: str | None) -> Plan[None]:

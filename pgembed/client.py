@@ -183,19 +183,24 @@ class Pgembed(Views, Configured):
         image: InputSpec | None = None,
         screenshot: InputSpec | None = None,
         stale: str = "keep",
-        storage: str = "column",
+        storage: str | None = None,
         mode: str = "queue",
         fusion: str = "sum",
+        parts: str | Mapping[str, Any] | None = None,
     ) -> int:
         """Attach an embedding: make a place for its vectors and keep them true; returns the embedding's id.
 
         ``storage`` is ``"column"``, a vector column ``target`` in the table, or ``"side"``, a table
-        ``<table>_<target>`` beside it: then writing vectors fires no trigger of the table and makes no row versions.
+        ``<table>_<target>`` beside it, which is where parts stand: then writing vectors fires no trigger of the table
+        and makes no row versions.
         ``mode`` is ``"queue"``, where workers encode, or for texts of an encoder with a static text side ``"instant"``:
         a row then has its vector in the transaction that writes it.
 
         ``fusion`` of several inputs is ``"sum"``, by their weights, or ``"concat"``: side by side, in a vector as many
         times as wide, so that a query may say how much each counts.
+
+        ``parts`` takes the input apart, so that a row has many vectors: ``"chunks"`` of a text, ``"pages"`` of a
+        document, ``"tiles"`` of a picture, or a mapping with options, ``{"kind": "chunks", "tokens": 200}``.
 
         ``text`` is a column or a template (``"{title}. {body}"``), ``image`` and ``screenshot`` a bytea column, an oid
         column of large objects, or ``{"column": "photo", "as": "path"}`` (or ``"url"``) for a text column; an array of
@@ -203,7 +208,7 @@ class Pgembed(Views, Configured):
         Raises CatalogError where the table, its columns or the encoder do not fit; nothing is changed then.
         """
         inputs = {"text": text, "image": image, "screenshot": screenshot}
-        return self._run(catalog.attach(table, target, encoder, inputs, stale, storage, mode, fusion))
+        return self._run(catalog.attach(table, target, encoder, inputs, stale, storage, mode, fusion, parts))
 
     def estimate(
         self, table: str, target: str, *, encoder: str, fusion: str = "sum", **inputs: InputSpec | None

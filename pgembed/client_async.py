@@ -163,13 +163,14 @@ class AsyncPgembed(AsyncViews):
         image: InputSpec | None = None,
         screenshot: InputSpec | None = None,
         stale: str = "keep",
-        storage: str = "column",
+        storage: str | None = None,
         mode: str = "queue",
         fusion: str = "sum",
+        parts: str | Mapping[str, Any] | None = None,
     ) -> int:
         """See Pgembed.attach."""
         inputs: Mapping[str, InputSpec | None] = {"text": text, "image": image, "screenshot": screenshot}
-        return await self._run(catalog.attach(table, target, encoder, inputs, stale, storage, mode, fusion))
+        return await self._run(catalog.attach(table, target, encoder, inputs, stale, storage, mode, fusion, parts))
 
     async def estimate(
         self, table: str, target: str, *, encoder: str, fusion: str = "sum", **inputs: InputSpec | None

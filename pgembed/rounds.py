@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -13,6 +14,7 @@ from pgembed.errors import InvalidQuery
 from pgembed.plans import Call, Plan, Restore, Within
 from pgembed.query import EF_SEARCH, SearchPlan, SearchRow, Statement, search_row_factory
 
+PARTS = 3  # times the rows wanted, the parts that are first asked of an index
 REMEMBERED = 5.0  # seconds that catalog and planner are not asked again: half the cost of a quick search
 _MOST_REMEMBERED = 1000
 
@@ -72,6 +74,8 @@ class Rounds:
     def _rows(self, plan: SearchPlan, trace: Trace) -> Plan[list[SearchRow]]:
         if plan.statement is plan.exact:
             return (yield from _exact(plan, trace))
+        if plan.target.split:
+            return (yield from self._by_parts(plan, trace))
         if not plan.needs_rounds:
             rows: list[SearchRow] = yield _call(plan.statement)
             trace.looks.append(Look(None, len(rows)))
@@ -100,7 +104,14 @@ class Rounds:
             return (yield from _exact(plan, trace))
         return (yield Within(_by_rounds(plan, trace, estimate, following)))
 
-    def _estimate(self, plan: SearchPlan) -> Plan[Estimate]:
+    def _by_parts(self, plan: SearchPlan, trace: Trace) -> Plan[list[SearchRow]]:
+        """With as many parts of the index as should hold so many rows, and more while that is worth it."""
+        if not plan.target.graph:
+            return (yield from _exact(plan, trace))
+        trace.estimate = estimate = yield from self._estimate(plan, PARTS * plan.reach)
+        return (yield Within(_by_part_rounds(plan, trace, estimate)))
+
+    def _estimate(self, plan: SearchPlan, reach: int | None = None) -> Plan[Estimate]:
         key = (plan.target.schema, plan.target.name, plan.shape.joins, plan.shape.where, plan.reach, plan.given_key)
         known = self._estimates.get(key) if plan.given_key is not None else None
         if known is not None and time.monotonic() - known[0] < REMEMBERED:
@@ -112,7 +123,7 @@ class Rounds:
         matching = yield Call(plan.matching.text, plan.matching.values)
         top = matching[0]["QUERY PLAN"][0]["Plan"]
         estimate = Estimate(top["Plan Rows"], top["Total Cost"], partial, None)
-        first = None if partial or not plan.target.graph else (yield from _next_round(plan, estimate, 0, 0))
+        first = None if partial or not plan.target.graph else (yield from _next_round(plan, estimate, 0, 0, reach))
         estimate = replace(estimate, first=first)
         if plan.given_key is not None:
             if len(self._estimates) >= _MOST_REMEMBERED:
@@ -139,10 +150,12 @@ def _check_filter(plan: SearchPlan, error: psycopg.Error) -> Plan[None]:
         return  # what the check needs is not there, which the search says better
 
 
-def _next_round(plan: SearchPlan, estimate: Estimate, seen: int, matched: int) -> Plan[int | None]:
+def _next_round(
+    plan: SearchPlan, estimate: Estimate, seen: int, matched: int, reach: int | None = None
+) -> Plan[int | None]:
     """How many candidates to look at, by ``pgembed._next_round``."""
     target = plan.target
-    reach = min(plan.reach, 2**31 - 1)
+    reach = min(reach or plan.reach, 2**31 - 1)
     values = (estimate.matching, estimate.cost, target.rows, target.dim, target.half, reach, seen, matched)
     return (yield Call(NEXT, values))[0]["candidates"]
 
@@ -162,6 +175,31 @@ def _by_rounds(plan: SearchPlan, trace: Trace, estimate: Estimate, candidates: i
         if len(rows) >= plan.limit:
             break
         candidates = yield from _next_round(plan, estimate, candidates, len(rows))
+    if len(rows) < plan.limit:
+        rows = yield from _run_again(plan, trace)
+    if before is not None:
+        yield Restore(Call(plan.restore(before).text))
+    return rows
+
+
+def _by_part_rounds(plan: SearchPlan, trace: Trace, estimate: Estimate) -> Plan[list[SearchRow]]:
+    """As ``pgembed.search_parts`` does it: how many parts to look at follows from how many rows the last ones had."""
+    before: dict[str, Any] | None = None
+    rows: list[SearchRow] = []
+    candidates = estimate.first
+    while candidates is not None:
+        changed = plan.settings(candidates)
+        found: dict[str, Any] = (yield Call(changed.text, changed.values))[0]
+        before = before or found
+        if plan.starves(found, candidates):
+            break
+        rows = yield _call(plan.among(candidates))
+        trace.looks.append(Look(candidates, len(rows)))
+        if len(rows) >= plan.limit or candidates >= plan.target.rows:
+            break
+        wanted = math.ceil(2 * candidates * plan.reach / max(len(rows), 1))
+        following = yield from _next_round(plan, estimate, 0, 0, min(wanted, 100_000))
+        candidates = following if following is not None and following > candidates else None
     if len(rows) < plan.limit:
         rows = yield from _run_again(plan, trace)
     if before is not None:

@@ -88,6 +88,14 @@ def vector_array(vectors: Sequence[NDArray[np.float32]], oid: int) -> BinaryPara
     return parameter
 
 
+def sparse_vector_array(vectors: Sequence[NDArray[np.float32] | None], oid: int) -> BinaryParameter:
+    """The same where some are NULL."""
+    header = struct.pack(">iiIii", 1, 1, oid, len(vectors), 1)
+    missing = struct.pack(">i", -1)
+    packed = [missing if v is None else struct.pack(">i", 4 + 4 * len(v)) + pack_one(v) for v in vectors]
+    return BinaryParameter(b"".join([header, *packed]))
+
+
 def bigint_array(numbers: Collection[int]) -> BinaryParameter:
     """Integers as a parameter of type ``bigint[]``."""
     parameter, elements = _array(len(numbers), np.dtype([("length", ">i4"), ("number", ">i8")]), _BIGINT_OID)

@@ -4,25 +4,30 @@
 DROP FUNCTION IF EXISTS pgembed.attach(regclass, text, text, jsonb, text);
 DROP FUNCTION IF EXISTS pgembed.attach(regclass, text, text, jsonb, text, text);
 DROP FUNCTION IF EXISTS pgembed.attach(regclass, text, text, jsonb, text, text, text);
+DROP FUNCTION IF EXISTS pgembed.attach(regclass, text, text, jsonb, text, text, text, text);
 DROP FUNCTION IF EXISTS pgembed._notice_what_writing_does(regclass);
 DROP FUNCTION IF EXISTS pgembed._notice_what_writing_does(regclass, text);
 
 -- Attach an embedding to a table: make a place for its vectors, keep them true from now on, and let workers fill it
 -- for the rows that are there. Returns its id at once. Everybody calls this one: psql, Python, migrations.
 --
--- storage  'column' adds a vector column to the table, called target; 'side' makes a table <table>_<target> beside it.
+-- storage  'column' adds a vector column to the table, called target; 'side' makes a table <table>_<target> beside it,
+--          which is where parts stand.
 -- stale    what becomes of the vector of a row whose inputs change, until it is encoded again: 'keep' or 'null'.
 -- mode     'queue' has workers encode; 'instant' encodes texts in the transaction that changes the row, without any.
 -- fusion   'sum' adds the vectors of several inputs by their weights; 'concat' puts them side by side (41_fusion.sql).
+-- parts    takes the input apart, so that a row has many vectors: 'chunks' of a text, 'pages', 'tiles', or with options
+--          '{"kind": "chunks", "tokens": 200}' (44_parts.sql); pgembed.search_parts finds them.
 CREATE OR REPLACE FUNCTION pgembed.attach(
     relation regclass,
     target text,
     encoder text,
     inputs jsonb,
     stale text DEFAULT 'keep',
-    storage text DEFAULT 'column',
+    storage text DEFAULT NULL,
     mode text DEFAULT 'queue',
-    fusion text DEFAULT 'sum'
+    fusion text DEFAULT 'sum',
+    parts text DEFAULT NULL
 ) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -32,6 +37,7 @@ DECLARE
     model pgembed.encoder := pgembed._encoder(encoder);
     checked jsonb;
     fused jsonb;
+    split jsonb;
     keys jsonb;
     space_name text;
     relation_name text;
@@ -46,9 +52,9 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('stale is ''keep'' or ''null'', not %s.', coalesce(quote_literal(stale), 'NULL')),
             HINT = '''keep'' leaves the old vector until the new one is there; ''null'' clears it at once.';
-    ELSIF storage NOT IN ('column', 'side') OR storage IS NULL THEN
+    ELSIF storage NOT IN ('column', 'side') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('storage is ''column'' or ''side'', not %s.', coalesce(quote_literal(storage), 'NULL')),
+            MESSAGE = format('storage is ''column'' or ''side'', not %L.', storage),
             HINT = '''column'' keeps vectors in the rows; ''side'' keeps them in a table of their own.';
     ELSIF mode NOT IN ('queue', 'instant') OR mode IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
@@ -56,12 +62,14 @@ BEGIN
             HINT = '''queue'' has workers encode; ''instant'' encodes texts in the transaction that changes the row.';
     END IF;
     checked := pgembed._checked_inputs(relation, model, inputs);
+    split := pgembed._checked_parts(parts, checked, storage, mode);
+    storage := coalesce(storage, CASE WHEN split IS NULL THEN 'column' ELSE 'side' END);
     fused := pgembed._checked_fusion(model, checked, fusion);
     IF mode = 'instant' THEN
         PERFORM pgembed._check_instant(relation, model, checked, stale, storage);
     END IF;
     IF storage = 'side' THEN
-        PERFORM pgembed._check_side(relation, target, stale);
+        PERFORM pgembed._check_side(relation, target, stale, split);
     END IF;
     IF stale = 'null' THEN
         PERFORM pgembed._check_none_generated(relation, checked);
@@ -70,8 +78,8 @@ BEGIN
     PERFORM pgembed._lock_table(relation);
     PERFORM pgembed._check_target(relation, target, model); -- again: another attach may have been faster
     INSERT INTO pgembed.embedding
-        (schema_name, table_name, relation, target, encoder, inputs, key_columns, stale, storage, mode, fusion)
-    VALUES (space_name, relation_name, relation, target, encoder, checked, keys, stale, storage, mode, fused)
+        (schema_name, table_name, relation, target, encoder, inputs, key_columns, stale, storage, mode, fusion, parts)
+    VALUES (space_name, relation_name, relation, target, encoder, checked, keys, stale, storage, mode, fused, split)
     RETURNING id INTO new_id;
     IF storage = 'side' THEN
         PERFORM pgembed._create_side(new_id, pgembed._wide_dim(model.dim, fused));

@@ -1,17 +1,26 @@
 -- Side tables: vectors in a table of their own, <table>_<target>(<key>, vector), which is known by the name of its
--- primary key. Writing one leaves the user's row as it is: no trigger of the user's fires, no row version is made, and
--- no writer at REPEATABLE READ fails.
+-- primary key; where a row has parts, that is the row's key and the part's number (44_parts.sql). Writing a vector
+-- leaves the user's row as it is: no trigger of the user's fires, no row version is made, and no writer at REPEATABLE
+-- READ fails.
 --
 -- Triggers take a vector away with its row. A foreign key would cost each vector half as much again as its write, and
 -- would have TRUNCATE and DROP TABLE of the user's table fail.
 
+DROP FUNCTION IF EXISTS pgembed._check_side(regclass, text, text);
+
 -- Refuse what cannot have a side table. Called by attach.
-CREATE OR REPLACE FUNCTION pgembed._check_side(relation regclass, target text, stale text) RETURNS void
+CREATE OR REPLACE FUNCTION pgembed._check_side(relation regclass, target text, stale text, parts jsonb) RETURNS void
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     found_class pg_catalog.pg_class;
+    taken text;
 BEGIN
+    SELECT a.attname INTO taken
+    FROM pg_catalog.pg_index AS i
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attnum = ANY (i.indkey)
+    WHERE i.indrelid = relation AND i.indisprimary AND (a.attname = 'vector'
+        OR parts IS NOT NULL AND a.attname IN ('part', 'kind', 'location', 'content', 'hash'));
     SELECT * INTO found_class FROM pg_catalog.pg_class WHERE oid = relation;
     IF stale = 'null' THEN
         RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
@@ -22,12 +31,11 @@ BEGIN
             MESSAGE = format('Only its owner, %I, may attach an embedding to table %s.',
                 pg_get_userbyid(found_class.relowner), relation),
             HINT = 'Run it as that role.';
-    ELSIF EXISTS (SELECT FROM pg_catalog.pg_index AS i
-        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = relation AND a.attnum = ANY (i.indkey)
-        WHERE i.indrelid = relation AND i.indisprimary AND a.attname = 'vector') THEN
+    ELSIF taken IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'duplicate_column',
-            MESSAGE = format('The key of %s has a column ''vector'', as a side table calls its vectors.', relation),
-            HINT = 'Use storage => ''column''.';
+            MESSAGE = format('The key of %s has a column ''%s'', as a side table calls one of its own.', relation,
+                taken),
+            HINT = CASE WHEN parts IS NULL THEN 'Use storage => ''column''.' ELSE 'Rename that column.' END;
     ELSIF to_regclass(pgembed._side_name(found_class, target)) IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'duplicate_table',
             MESSAGE = format('There is a relation %s already, as the side table would be called.',
@@ -68,10 +76,17 @@ BEGIN
     INTO definition, names
     FROM jsonb_array_elements(embedding.key_columns) WITH ORDINALITY AS k (key, ordinal)
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = main.oid AND a.attnum = (key ->> 'attnum')::smallint;
-    EXECUTE format('CREATE %s %s (%s, vector @extschema:vector@.vector(%s) NOT NULL, CONSTRAINT %I PRIMARY KEY (%s))%s',
+    IF embedding.parts IS NOT NULL THEN
+        -- the hash tells what was encoded, so that a part that stays as it is is not encoded again
+        definition := definition || ', part integer NOT NULL CHECK (part > 0), kind text NOT NULL, '
+            'location jsonb NOT NULL, content text, hash bytea NOT NULL';
+        names := names || ', part';
+    END IF;
+    EXECUTE format(
+        'CREATE %s %s (%s, vector @extschema:vector@.vector(%s) NOT NULL, CONSTRAINT %I PRIMARY KEY (%s))%s',
         CASE main.relpersistence WHEN 'u' THEN 'UNLOGGED TABLE' ELSE 'TABLE' END, side_table, definition, dim,
         pgembed._side_constraint(embedding_id), names,
-        CASE WHEN pgembed._fills_pages(dim) THEN ' WITH (toast_tuple_target = 8160)' END);
+        CASE WHEN embedding.parts IS NULL AND pgembed._fills_pages(dim) THEN ' WITH (toast_tuple_target = 8160)' END);
     UPDATE pgembed.embedding SET side = to_regclass(side_table) WHERE id = embedding_id;
     EXECUTE format('COMMENT ON TABLE %s IS %L', side_table,
         format('Vectors of %s, kept by pgembed (embedding %s).', main.oid::regclass, embedding.target));
@@ -236,18 +251,43 @@ RETURN CASE (embedding).storage
     ELSE format('t.%I IS NULL', (embedding).target)
 END;
 
+-- The rows of an embedding's side table, under names that a filter does not mean. Called by _side_join and
+-- _nearest_part_join.
+CREATE OR REPLACE FUNCTION pgembed._side_rows_sql(embedding pgembed.embedding, parts boolean) RETURNS text
+LANGUAGE sql STABLE
+RETURN (
+    SELECT format('SELECT %s, vector AS "pgembed vector"%s FROM %s',
+        string_agg(format('%I AS "pgembed key %s"', k.side_name, k.ordinal), ', ' ORDER BY k.ordinal),
+        CASE WHEN parts THEN ', part AS "pgembed part", kind AS "pgembed kind", location AS "pgembed location", '
+            'content AS "pgembed content"' ELSE '' END,
+        (embedding).side::regclass)
+    FROM pgembed._side_keys(embedding) AS k
+);
+
+DROP FUNCTION IF EXISTS pgembed._side_join(pgembed.embedding);
+
 -- What FROM has after the user's table to read its rows with their vectors, in a column "pgembed vector"; NULL where
--- the side table is gone. Called by the search functions.
-CREATE OR REPLACE FUNCTION pgembed._side_join(embedding pgembed.embedding) RETURNS text
+-- the side table is gone. With parts a row comes once for each. Called by the search functions.
+CREATE OR REPLACE FUNCTION pgembed._side_join(embedding pgembed.embedding, parts boolean) RETURNS text
 LANGUAGE sql STABLE
 RETURN CASE WHEN (embedding).storage = 'side' THEN (
-    SELECT format(' JOIN (SELECT %s, vector AS "pgembed vector" FROM %s) AS "pgembed side" ON %s',
-        string_agg(format('%I AS "pgembed key %s"', k.side_name, k.ordinal), ', ' ORDER BY k.ordinal),
-        (embedding).side::regclass,
+    SELECT format(' JOIN (%s) AS "pgembed side" ON %s', pgembed._side_rows_sql(embedding, parts),
         string_agg(format('%I = "pgembed key %s"', k.row_name, k.ordinal), ' AND ' ORDER BY k.ordinal))
     FROM pgembed._side_keys(embedding) AS k
     HAVING count(*) > 0
 ) ELSE '' END;
+
+-- The same for an embedding with parts, of which a row comes with the nearest: `distance` is that of "pgembed vector"
+-- to the query. Called by _search_target.
+CREATE OR REPLACE FUNCTION pgembed._nearest_part_join(embedding pgembed.embedding, distance text) RETURNS text
+LANGUAGE sql STABLE
+RETURN (
+    SELECT format(' JOIN LATERAL (SELECT * FROM (%s) AS p WHERE %s ORDER BY %s, "pgembed part" LIMIT 1) '
+        'AS "pgembed side" ON true', pgembed._side_rows_sql(embedding, true),
+        string_agg(format('%I = "pgembed key %s"', k.row_name, k.ordinal), ' AND ' ORDER BY k.ordinal), distance)
+    FROM pgembed._side_keys(embedding) AS k
+    HAVING count(*) > 0
+);
 
 -- Whether a trigger may delete from the side table itself, as SQL: at READ COMMITTED, and where no policy hides rows of
 -- it from the one whose rights it has. Called by _create_side_triggers and _left_behind_sql.

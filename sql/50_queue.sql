@@ -233,7 +233,7 @@ SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(c.relna
         SELECT FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = e.target
             AND a.atttypid IN ('@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype))
     THEN format('Table %s has no vector column ''%s''.', c.oid::regclass, e.target) END AS fault,
-    e.mode, e.fusion
+    e.mode, e.fusion, e.parts
 FROM pgembed.embedding AS e
 JOIN pgembed.encoder AS o ON o.name = e.encoder
 LEFT JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = e.relation AND g.tgname = format('pgembed_%s_update', e.id)

@@ -197,7 +197,8 @@ CREATE OR REPLACE FUNCTION pgembed._side_fits(embedding pgembed.embedding) RETUR
 LANGUAGE sql STABLE
 RETURN (SELECT count(*) FROM pgembed._side_keys(embedding)) = jsonb_array_length((embedding).key_columns)
     AND (SELECT cardinality(k.conkey) FROM pg_catalog.pg_constraint AS k WHERE k.conrelid = (embedding).side
-        AND k.conname = pgembed._side_constraint((embedding).id)) = jsonb_array_length((embedding).key_columns);
+        AND k.conname = pgembed._side_constraint((embedding).id))
+        = jsonb_array_length((embedding).key_columns) + ((embedding).parts IS NOT NULL)::integer;
 
 -- Refuse inputs whose columns have other types now, of which no such input can be made. Called by _renew and doctor.
 CREATE OR REPLACE FUNCTION pgembed._check_types(relation regclass, inputs jsonb) RETURNS void

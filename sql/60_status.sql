@@ -22,13 +22,15 @@ BEGIN
         EXECUTE pg_catalog.format('SELECT count(*), %s FROM %s', CASE WHEN embedding.storage = 'column'
             THEN pg_catalog.format('count(%I)', embedding.target)
             WHEN side IS NULL THEN '0::bigint'
-            ELSE pg_catalog.format('(SELECT count(*) FROM %s)', side) END, embedding.relation::regclass)
+            ELSE pg_catalog.format('(SELECT count(*) FROM %s%s)', side, CASE WHEN embedding.parts IS NULL THEN ''
+                ELSE ' WHERE part = 1' END) END, embedding.relation::regclass)
         INTO rows, ready;
     ELSIF row_security_active(embedding.relation) THEN
         NULL; -- what is estimated is of all rows
     ELSIF embedding.storage = 'side' THEN
         rows := estimate;
-        ready := (SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class AS c WHERE c.oid = side);
+        ready := (SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class AS c WHERE c.oid = side)
+            * pgembed._share_of_first_parts(embedding, side);
     ELSE
         SELECT s.null_frac INTO empty_share FROM pg_catalog.pg_stats AS s
         WHERE s.schemaname = embedding.schema_name AND s.tablename = embedding.table_name
@@ -49,6 +51,18 @@ BEGIN
     RETURN NEXT;
 END
 $$;
+
+-- Which share of a side table's rows are a row's first part, by the planner's statistics: 1 where none has several.
+-- Called by _counts.
+CREATE OR REPLACE FUNCTION pgembed._share_of_first_parts(embedding pgembed.embedding, side oid) RETURNS float8
+LANGUAGE sql STABLE
+RETURN CASE WHEN (embedding).parts IS NULL THEN 1 ELSE coalesce((
+    SELECT u.share FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_stats AS s ON s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = 'part'
+    CROSS JOIN unnest(s.most_common_vals::text::integer[], s.most_common_freqs) AS u (part, share)
+    WHERE c.oid = side AND u.part = 1
+), 1) END;
 
 -- Whether the caller may read the queue of an embedding, and what is counted of all its rows.
 CREATE OR REPLACE FUNCTION pgembed._reads_queue(embedding_id integer) RETURNS boolean

@@ -4,8 +4,9 @@
 -- what matches may be rare, or lie elsewhere. Then the graph must be read further, or the matching rows compared one by
 -- one, which is exact. Which is quicker follows from the planner's estimate of the filter and from what was found.
 
--- The rows of an embedding's table (an estimate), whether an HNSW index serves its vectors under the metric, and the
--- names of such indexes that hold a part of the rows only. Called by the search functions, and by Python's.
+-- The rows of an embedding's table, or the parts of these (an estimate), whether an HNSW index serves its vectors under
+-- the metric, and the names of such indexes that hold a part of the rows only. Called by the search functions, and by
+-- Python's.
 CREATE OR REPLACE FUNCTION pgembed._graph_of(
     embedding pgembed.embedding,
     metric text,
@@ -19,8 +20,10 @@ AS $$
 BEGIN
     SELECT coalesce(
             (SELECT sum(greatest(leaf.reltuples, 0)) FROM pg_catalog.pg_partition_tree((embedding).relation) AS tree
-                JOIN pg_catalog.pg_class AS leaf ON leaf.oid = tree.relid WHERE tree.isleaf),
-            (SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class AS c WHERE c.oid = (embedding).relation)),
+                JOIN pg_catalog.pg_class AS leaf ON leaf.oid = tree.relid
+                WHERE tree.isleaf AND (embedding).parts IS NULL),
+            (SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class AS c
+                WHERE c.oid = CASE WHEN (embedding).parts IS NULL THEN (embedding).relation ELSE (embedding).side END)),
         coalesce(bool_or(i.of_all), false),
         coalesce(array_agg(i.name) FILTER (WHERE NOT i.of_all), '{}')
     INTO rows, usable, partial

@@ -88,7 +88,11 @@ BEGIN
             MESSAGE = format('k is the number of rows wanted, at least 1, not %s.', coalesce(k::text, 'NULL')),
             HINT = 'For example: k => 10.';
     END IF;
-    IF target.shares IS NOT NULL THEN
+    IF target.parts THEN
+        RETURN QUERY SELECT p.item, p.score
+        FROM pgembed.search_parts(prototype, query, k, filter, params, embedding, wide, exact) AS p;
+        RETURN;
+    ELSIF target.shares IS NOT NULL THEN
         query := pgembed._fitted(query, target.dim, target.shares);
     END IF;
     PERFORM pgembed._check_query(query, target.source, target.target, target.encoder, target.dim);
@@ -222,15 +226,18 @@ END
 $$;
 
 DROP FUNCTION IF EXISTS pgembed._search_target(regtype, text, boolean);
+DROP FUNCTION IF EXISTS pgembed._search_target(regtype, text, boolean, text);
 
--- What a search of a table needs to know, and the parts of its statement, in which $1 is the query vector: source
--- (the table, as FROM names it), side (what follows it there where vectors stand in a table of their own), columns (the
--- row's, NULL in place of those not given), distance, present (the condition that there is a vector), and shares (of a
--- vector's parts, where it has any). Called by the search functions.
+-- What a search of a table needs to know, and the parts of its statement, in which `query` is the query vector: source
+-- (the table, as FROM names it), side (what follows it there where vectors stand in a table of their own: with parts,
+-- each), nearest (the same, and of a row's parts the nearest alone), columns (the row's, NULL in place of those not
+-- given), distance, present (the condition that there is a vector), shares (of a vector in which inputs stand side by
+-- side), whether a row has parts, and the query that reads them. Called by the search functions.
 CREATE OR REPLACE FUNCTION pgembed._search_target(
     row_type regtype,
     embedding text,
     wide boolean,
+    query text DEFAULT '$1',
     OUT relation oid,
     OUT source text,
     OUT side text,
@@ -244,7 +251,10 @@ CREATE OR REPLACE FUNCTION pgembed._search_target(
     OUT present text,
     OUT key_columns jsonb,
     OUT half boolean,
-    OUT shares float8[]
+    OUT shares float8[],
+    OUT nearest text,
+    OUT part_rows text,
+    OUT parts boolean
 )
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = 'force_generic_plan' -- planning these small look-ups again costs more than running them
@@ -258,9 +268,9 @@ BEGIN
     SELECT t.typrelid INTO relation FROM pg_catalog.pg_type AS t WHERE t.oid = row_type;
     SELECT e.target, m.name, m.space, pgembed._metric(m.metric, e.fusion), pgembed._wide_dim(m.dim, e.fusion),
         CASE WHEN e.fusion IS NOT NULL THEN pgembed._shares(e.inputs, e.fusion) END, e.key_columns, e.id, e.storage,
-        e.side, count(*) OVER ()
+        e.side, e.parts IS NOT NULL, count(*) OVER ()
     INTO target, encoder, space, metric, dim, shares, key_columns, found_embedding.id, found_embedding.storage,
-        found_embedding.side, embeddings
+        found_embedding.side, parts, embeddings
     FROM pgembed.embedding AS e
     JOIN pgembed.encoder AS m ON m.name = e.encoder
     WHERE e.relation = _search_target.relation
@@ -268,9 +278,9 @@ BEGIN
     IF embeddings IS NULL THEN -- restored from a dump, and oids not yet resolved again
         SELECT e.target, m.name, m.space, pgembed._metric(m.metric, e.fusion), pgembed._wide_dim(m.dim, e.fusion),
             CASE WHEN e.fusion IS NOT NULL THEN pgembed._shares(e.inputs, e.fusion) END, e.id, e.storage,
-            CASE e.storage WHEN 'side' THEN pgembed._side_of(e, c.oid) END, count(*) OVER ()
+            CASE e.storage WHEN 'side' THEN pgembed._side_of(e, c.oid) END, e.parts IS NOT NULL, count(*) OVER ()
         INTO target, encoder, space, metric, dim, shares, found_embedding.id, found_embedding.storage,
-            found_embedding.side, embeddings
+            found_embedding.side, parts, embeddings
         FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
         JOIN pgembed.embedding AS e ON e.schema_name = n.nspname AND e.table_name = c.relname
@@ -298,11 +308,16 @@ BEGIN
         found_embedding.relation := relation;
         found_embedding.key_columns := coalesce(key_columns, pgembed._key_columns(relation));
     END IF;
-    side := pgembed._side_join(found_embedding);
+    side := pgembed._side_join(found_embedding, parts);
     vector_column := CASE found_embedding.storage WHEN 'side' THEN 'pgembed vector' ELSE target END;
-    distance := format('%I OPERATOR(@extschema:vector@.%s) $1%s', vector_column,
-        CASE metric WHEN 'cosine' THEN '<=>' WHEN 'ip' THEN '<#>' ELSE '<->' END,
+    distance := format('%I OPERATOR(@extschema:vector@.%s) %s%s', vector_column,
+        CASE metric WHEN 'cosine' THEN '<=>' WHEN 'ip' THEN '<#>' ELSE '<->' END, query,
         CASE WHEN half THEN '::@extschema:vector@.halfvec' END);
+    nearest := side;
+    IF parts THEN
+        part_rows := pgembed._side_rows_sql(found_embedding, true);
+        nearest := pgembed._nearest_part_join(found_embedding, distance);
+    END IF;
     -- a zero vector has no cosine distance; under the other metrics it must be told apart
     present := format(CASE WHEN metric = 'cosine' THEN '%I IS NOT NULL' WHEN half THEN '@extschema:vector@.l2_norm(%I) > 0'
         ELSE '@extschema:vector@.vector_norm(%I) > 0' END, vector_column);
@@ -428,7 +443,7 @@ BEGIN
         JOIN (SELECT *, count(*) OVER () AS number FROM pgembed.embedding AS a
             WHERE a.relation = _search_body.relation) AS e ON e.relation = c.oid
         CROSS JOIN LATERAL pgembed._search_target(c.reltype, e.target, false) AS s
-        WHERE s.side IS NOT NULL
+        WHERE s.side IS NOT NULL AND NOT s.parts
     );
 END
 $$;

@@ -139,7 +139,7 @@ BEGIN
     vectors := queries;
 
     FOR leg IN 1 .. cardinality(legs) LOOP
-        target := pgembed._search_target(row_type, legs[leg], wide);
+        target := pgembed._search_target(row_type, legs[leg], wide, format('$1[%s]', leg));
         IF target.side IS NULL THEN
             PERFORM pgembed._raise_no_side(target.source, target.target);
         END IF;
@@ -155,9 +155,8 @@ BEGIN
         parts := parts || format('SELECT %1$s, %2$s, %3$s, row_number() OVER (ORDER BY %4$s, %1$s) '
             'FROM %5$s JOIN "hybrid candidate" ON %6$s WHERE %7$s AND (%4$s) < ''NaN''%8$s', names, leg,
             format(CASE target.metric WHEN 'cosine' THEN '1 - (%s)' WHEN 'ip' THEN '-(%s)' ELSE '1 / (1 + (%s))' END,
-                d.distance), d.distance, source || target.side, joined, target.present,
-            CASE WHEN filters[leg] IS NOT NULL THEN pgembed._filter_condition(source, filters[leg], params) END)
-        FROM (SELECT regexp_replace(target.distance, '\$1(::[^$]+)?$', format('$1[%s]\1', leg)) AS distance) AS d;
+                target.distance), target.distance, source || target.nearest, joined, target.present,
+            CASE WHEN filters[leg] IS NOT NULL THEN pgembed._filter_condition(source, filters[leg], params) END);
     END LOOP;
     IF words IS NOT NULL THEN
         SELECT w.* INTO matched, wanted, unwanted FROM pgembed._hybrid_words(target.relation, source, words,

@@ -159,8 +159,8 @@ BEGIN
 END
 $$;
 
--- The vector of the row with this key, NULL where there is none; a side table's is read with its row, whose policies
--- hold. Called by _several_vector.
+-- The vector of the row with this key, NULL where there is none, and of parts their mean; a side table's is read with
+-- its row, whose policies hold. Called by _several_vector.
 CREATE OR REPLACE FUNCTION pgembed._stored_vector(relation oid, source text, side text, target text, given jsonb[])
 RETURNS @extschema:vector@.vector
 LANGUAGE plpgsql STABLE
@@ -182,8 +182,8 @@ BEGIN
             HINT = format('Give a value for each column of its primary key: %s.', array_to_string(columns, ', '));
     END IF;
     BEGIN
-        EXECUTE format('SELECT %I::@extschema:vector@.vector FROM %s WHERE %s', CASE side WHEN '' THEN target
-            ELSE 'pgembed vector' END, source || side, same) INTO vector USING given;
+        EXECUTE format('SELECT @extschema:vector@.avg(%I::@extschema:vector@.vector) FROM %s WHERE %s', CASE side
+            WHEN '' THEN target ELSE 'pgembed vector' END, source || side, same) INTO vector USING given;
     EXCEPTION WHEN data_exception THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('%s is no key of %s: %s.', to_jsonb(given), source, SQLERRM),

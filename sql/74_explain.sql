@@ -95,7 +95,7 @@ BEGIN
         keys.found, asked || (exact IS TRUE) || ')', keys.told,
         format(CASE target.metric WHEN 'cosine' THEN '1 - (%s)' ELSE '-(%s)' END,
             regexp_replace(target.distance, '\$1(::[^$]+)?$', 'g.v\1')),
-        target.source || target.side, keys.joined)
+        target.source || target.nearest, keys.joined)
         INTO found USING query, k, filter, params, terms, weights, names, length;
     trace := current_setting('pgembed.trace')::jsonb -> 0;
     PERFORM set_config('pgembed.trace', '', true);
@@ -193,8 +193,9 @@ BEGIN
             'FROM pgembed.direction AS d JOIN pgembed.encoder AS e ON e.name = d.encoder WHERE e.space = $4), '
         'drawn AS MATERIALIZED (SELECT %1$I FROM %2$s WHERE %3$s AND random() < $5 LIMIT 2000), '
         'sample AS (SELECT "view name" AS name, %4$s AS score FROM drawn CROSS JOIN named), '
-        'scored AS (SELECT "wanted n" AS n, "view name" AS name, %4$s AS score FROM jsonb_array_elements($1) '
-            'WITH ORDINALITY AS w ("wanted key", "wanted n") JOIN %2$s ON %5$s CROSS JOIN named WHERE %3$s), '
+        'scored AS (SELECT "wanted n" AS n, "view name" AS name, max(%4$s) AS score FROM jsonb_array_elements($1) '
+            'WITH ORDINALITY AS w ("wanted key", "wanted n") JOIN %2$s ON %5$s CROSS JOIN named WHERE %3$s '
+            'GROUP BY 1, 2), '
         'placed AS (SELECT r.*, (SELECT avg((s.score < r.score)::integer) FROM sample AS s '
             'WHERE s.name = r.name AND s.score < ''NaN'') AS above FROM scored AS r WHERE r.score < ''NaN'') '
         'SELECT jsonb_agg(coalesce((SELECT jsonb_agg(jsonb_build_object(''view'', p.name, ''score'', p.score, '

@@ -34,7 +34,7 @@ SOUND_TYPE = re.compile(
     "bool|boolean|int[248]|smallint|integer|bigint|float8|oid|reg(class|collation|operator|procedure|role|type)"
 )
 NUMBER = re.compile(r"([\w()]+\.)?(attnum|dim|id|leg|n|ordinal|reltype)")
-TARGET = re.compile(r"target\.(columns|keys|present|side|source)")  # of _search_target
+TARGET = re.compile(r"target\.(columns|distance|keys|nearest|part_rows|present|side|source)")  # of _search_target
 
 # What a caller, a record or a subquery gives as SQL, by function; read it before you add to this.
 MADE_OF_SQL: dict[str, set[str]] = {
@@ -55,7 +55,7 @@ MADE_OF_SQL: dict[str, set[str]] = {
     "_grant": {"object.statement"},
     "_hand_over": {"object"},
     "_hybrid_filters": {"filter", "filters"},
-    "_hybrid_statement": {"d.distance", "keys.found", "keys.joined", "keys.names", "w.*"},
+    "_hybrid_statement": {"keys.found", "keys.joined", "keys.names", "w.*"},
     "_hybrid_words": {"condition", "joined", "named", "names", "source", "t", "words_function"},
     "_input_sql": {"value"},
     "_instant_row_body": {"present", "vector"},
@@ -63,10 +63,19 @@ MADE_OF_SQL: dict[str, set[str]] = {
     "_make_query_role": {"setting"},
     "_key_list": {"form"},
     "_matching": {"condition", "source"},
+    "_nearest_part_join": {"distance"},
     "_objects_of": {"o.name", "o.rights"},
+    "_parts_sql": {
+        "NULLIF(substr(condition, length(' AND ') + 1), '')",
+        "condition",
+        "numbered.joined",
+        "numbered.keys",
+        "numbered.named",
+    },
     "_planned_indexes": {"statement"},
     "_put_trigger": {"event", "name", "whom"},  # of the functions that create triggers
     "_revoke": {"object.revocation"},
+    "_search_target": {"query"},
     "_search_body": {"s.distance", "s.present", "s.side", "s.source"},
     "_stored_vector": {"side", "source"},
     "_sync_partition": {"copy.leaf"},

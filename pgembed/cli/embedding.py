@@ -51,12 +51,12 @@ def attach(
         str, typer.Option(help="A changed row's old vector: keep it until the new one is there, or null.")
     ] = "keep",
     storage: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Where vectors stand: in a column of the table, or in a side table, where writing them fires no"
-            " trigger of yours."
+            " trigger of yours. Default: column, and side with --parts."
         ),
-    ] = "column",
+    ] = None,
     mode: Annotated[
         str,
         typer.Option(
@@ -71,6 +71,13 @@ def attach(
             " much each counts."
         ),
     ] = "sum",
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the input apart, so that a row has many vectors: chunks of a text, pages, tiles; or with"
+            ' options: \'{"kind": "chunks", "tokens": 200}\'.'
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Change nothing; tell rows, tokens, pictures, calls and time.")
     ] = False,
@@ -105,6 +112,7 @@ def attach(
                 storage=storage,
                 mode=mode,
                 fusion=fusion,
+                parts=parts,
             )
         )
     say_done(

@@ -124,6 +124,14 @@ class Encoder(ABC):
         """The model's picture side, on preprocessed pictures: ``(n, dim) float32``."""
         raise UnsupportedModality(f"Encoder '{self.spec}' takes no pictures.")
 
+    def embed_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> Vectors:
+        """Characters ``start`` to ``end`` of one text, each encoded in its context: ``(n, dim) float32``, the mean of
+        the span's token outputs. Raises UnsupportedModality where the model gives no outputs of single tokens."""
+        raise UnsupportedModality(
+            f"Encoder '{self.spec}' gives no outputs of single tokens, which late chunking needs.",
+            'Use {"context": "prefix"}, or an encoder such as sentence_transformers:all-MiniLM-L6-v2.',
+        )
+
     def embed_query_texts(self, texts: Sequence[str]) -> Vectors:
         """``embed_texts`` for what is searched with."""
         return self.embed_texts(texts)

@@ -14,6 +14,7 @@ from pgembed.algebra import Changed, Equalized, Reject, Slerp, Unit, View
 from pgembed.errors import InvalidQuery
 from pgembed.fusing import factors, padded
 from pgembed.inputs import Expression, Input, Row, Text, Vector
+from pgembed.query.part_texts import PartTexts
 from pgembed.query.statement import Parameters, Statement, Target, Values
 from pgembed.query.texts import CANDIDATES, Kind, Neutral, Shape, Texts, after_names, as_arrays, names
 from pgembed.vectors import PackedVector, pack_one, unpack_one
@@ -95,7 +96,7 @@ class SearchPlan:
     @property
     def needs_rounds(self) -> bool:
         """Whether one round of the index may not give enough rows."""
-        return not self._only_exact and (self.filtered or self.reach > EF_SEARCH)
+        return not self._only_exact and (self.filtered or self.target.split or self.reach > EF_SEARCH)
 
     @property
     def matching(self) -> Statement:
@@ -265,7 +266,7 @@ class Compiler:
         if texts is None:
             if len(self._texts) >= _REMEMBERED:
                 self._texts.clear()
-            texts = self._texts[shape] = Texts(self.target, shape)
+            texts = self._texts[shape] = (PartTexts if self.target.split else Texts)(self.target, shape)
         bound: Values = dict(zip(names(len(values)), values, strict=True)) if named else tuple(values)
         last: Values = ()
         if after is not None:
@@ -277,6 +278,7 @@ class Compiler:
             raise InvalidQuery(f"Parameters may not be named {', '.join(sorted(taken))}: pgembed names its own so.")
         filtered = where is not None or bool(joins) or self.target.row_security
         exact = exact or (neutral is not None and (filtered or limit + (shape.after or 0) > EF_SEARCH))
+        exact = exact or (self.target.split and bool(joins or neutral))  # each row of a join has its nearest part
         return SearchPlan(limit, self.target, shape, texts, bound, given, exact, filtered, len(joined), last, weights)
 
     def vectors(self, queries: Sequence[Expression], vectors: Mapping[Input, NDArray[Any]]) -> Statement:

@@ -99,6 +99,7 @@ class Target:
     graph: bool = True  # an HNSW index holds all vectors
     partial: tuple[str, ...] = ()  # names of the indexes that hold a part of the rows only
     parts: Parts = ()  # of a stored vector in which inputs stand side by side
+    split: bool = False  # a row has many vectors, one for each part
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ from typing import LiteralString, NamedTuple, cast
 from psycopg import sql
 
 from pgembed.errors import InvalidQuery
-from pgembed.query.statement import Target, quoted, unused
+from pgembed.query.statement import Side, Target, quoted, unused
 
 # How a vector is written: "vector", "text", "row", or the name of an SQL function and the kinds of its vectors.
 Kind = str | tuple["Kind", ...]
@@ -88,20 +88,23 @@ class Texts:
         self._limit = sql.Literal(self._wanted)
         self._vector = _vector(target, shape.kind, named=shape.named)
         self._distance = quoted(unused("distance", read))
+        self._read_names = list(read)
         self._read: list[sql.Composable] = [
-            expression if expression == quoted(name) else _sql(expression, " AS ", quoted(name))
+            expression if expression == quoted(name) else spelled(expression, " AS ", quoted(name))
             for name, expression in read.items()
         ]
         self._output: list[sql.Composable] = [  # a column named score gives that name up
-            _sql(quoted(name), " AS ", quoted(score)) if name == "score" else quoted(name) for name in columns
+            spelled(quoted(name), " AS ", quoted(score)) if name == "score" else quoted(name) for name in columns
         ]
         self._order = sql.SQL(", ").join([self._distance, *map(quoted, target.keys)])
         # by a sum: Postgres takes what an index gave in rounds for sorted, and would sort only what is equally near
-        self._sorted = _sql("0 + ", self._order)
-        places = [self._distance, *(_sql(quoted(key), "::text") for key in target.keys)]
-        self._places = [_sql(place, " AS ", quoted(name)) for place, name in zip(places, _places(target), strict=True)]
+        self._sorted = spelled("0 + ", self._order)
+        places = [self._distance, *(spelled(quoted(key), "::text") for key in target.keys)]
+        self._places = [
+            spelled(place, " AS ", quoted(name)) for place, name in zip(places, _places(target), strict=True)
+        ]
         self.joins = sql.SQL("").join(
-            _sql("\n    ", check_condition(join, has_params=shape.joins_have_params, what="join"))
+            spelled("\n    ", check_condition(join, has_params=shape.joins_have_params, what="join"))
             for join in shape.joins
         )
         self._own_vector = quoted(_SIDE_VECTOR) if target.side else self._own(target.column)
@@ -112,9 +115,13 @@ class Texts:
         self._matches = sql.SQL("true")
         self.condition: sql.Composed | None = None
         if shape.where is not None:
-            self.condition = _sql(check_condition(shape.where, has_params=shape.has_params))
-            self._matches = _sql("(", self.condition, ")")
-            self._where = _sql(self._present, " AND ", self._matches)
+            self.condition = spelled(check_condition(shape.where, has_params=shape.has_params))
+            self._matches = spelled("(", self.condition, ")")
+            self._where = spelled(self._present, " AND ", self._matches)
+
+    @property
+    def _operator(self) -> tuple[LiteralString | sql.Composable, ...]:
+        return _operator(self._target)
 
     @property
     def _paged(self) -> bool:
@@ -127,41 +134,41 @@ class Texts:
     @cached_property
     def vector(self) -> sql.Composed:
         """The query's vector alone, as a scalar subquery."""
-        return _rendered(_sql("(SELECT ", self._vector, ")"))
+        return rendered(spelled("(SELECT ", self._vector, ")"))
 
     @cached_property
     def nearest(self) -> sql.Composed:
         """The rows nearest to the query, as the index has them."""
-        return _rendered(self._select(self._nearest(self._vector)))
+        return rendered(self._select(self._nearest(self._vector)))
 
     @cached_property
     def every(self) -> sql.Composed:
         """The rows nearest to the query, by comparing all."""
-        return _rendered(self._select(self._nearest(self._vector, exact=True)))
+        return rendered(self._select(self._nearest(self._vector, exact=True)))
 
     @cached_property
     def nearest_or_every(self) -> sql.Composed:
         """The first, and where that is too few the second."""
         of_query = sql.SQL('vector FROM "pgembed query"')
         every = self._nearest(of_query, exact=True, unless=' AND NOT (SELECT enough FROM "pgembed enough")')
-        both = _sql(
+        both = spelled(
             '    SELECT * FROM "pgembed first" WHERE (SELECT enough FROM "pgembed enough")\n    UNION ALL (\n', every,
             "\n    )",
         )  # fmt: skip
-        text = _sql(
+        text = spelled(
             'WITH "pgembed query" AS MATERIALIZED (\n    SELECT ', self._vector,
             ' AS vector\n), "pgembed first" AS MATERIALIZED (\n', self._nearest(of_query),
             '\n), "pgembed enough" AS MATERIALIZED (\n    SELECT count(*) >= ', self._limit,
             ' AS enough FROM "pgembed first" WHERE ', self._distance, " < 'NaN'\n)\n", self._select(both),
         )  # fmt: skip
-        return _rendered(text)
+        return rendered(text)
 
     @cached_property
     def matching(self) -> sql.Composed:
         """The planner's estimate of how many rows match, and of the cost of finding them."""
         target = self._target
-        return _rendered(
-            _sql(
+        return rendered(
+            spelled(
                 "EXPLAIN (FORMAT JSON) SELECT FROM ", quoted(target.schema, target.table), _side(target), self.joins,
                 " WHERE ", self._where,
             )
@@ -170,19 +177,19 @@ class Texts:
     @cached_property
     def planned(self) -> sql.Composed:
         """The plan of ``nearest``, which names the index that it would take."""
-        return _rendered(_sql("EXPLAIN (FORMAT JSON) ", self.nearest))
+        return rendered(spelled("EXPLAIN (FORMAT JSON) ", self.nearest))
 
     @cached_property
     def among(self) -> sql.Composed:
         """The nearest of the matching rows among as many candidates of the index as the last parameter says. It is read
         in rounds, which give rows out of order, so that some more are taken than wanted; where these are found it is
         read no further."""
-        place = _place(self._named, CANDIDATES)
+        place = parameter_place(self._named, CANDIDATES)
         spare = sql.Literal(math.ceil(SPARE * self._wanted))
-        cut = sql.SQL("") if self._paged else _sql("\nLIMIT ", self._page)
+        cut = sql.SQL("") if self._paged else spelled("\nLIMIT ", self._page)
         looked = self._nearest(self._vector, candidates=place)
-        found = _sql("    SELECT * FROM (\n", looked, "\n    ) AS looked WHERE ", quoted(MATCHES), " LIMIT ", spare)
-        return _rendered(_sql(self._select(found), cut))
+        found = spelled("    SELECT * FROM (\n", looked, "\n    ) AS looked WHERE ", quoted(MATCHES), " LIMIT ", spare)
+        return rendered(spelled(self._select(found), cut))
 
     @cached_property
     def settings(self) -> sql.Composed:
@@ -193,14 +200,14 @@ class Texts:
     def bounded(self) -> sql.Composed:
         """What lets an HNSW index give so many candidates, in rounds of a quarter, as its two parameters, which are the
         same, say."""
-        place = _sql(sql.Placeholder(), "::integer")
-        return self._settings(_sql("greatest(", self._limit, ", ", place, " / 4)"), place)
+        place = spelled(sql.Placeholder(), "::integer")
+        return self._settings(spelled("greatest(", self._limit, ", ", place, " / 4)"), place)
 
     def _settings(self, in_rounds: sql.Composable, at_once: sql.Composable) -> sql.Composed:
         """Sets, and tells what was set before. Naming a vector loads pgvector and its settings. Before pgvector 0.8
         there is one round, of so many ``at_once``."""
-        return _rendered(
-            _sql(
+        return rendered(
+            spelled(
                 "SELECT iterative_scan, ef_search, CASE WHEN iterative_scan IS NOT NULL"
                 " THEN pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) END,"
                 " pg_catalog.set_config('hnsw.ef_search', least(greatest(ef_search::integer,"
@@ -213,19 +220,19 @@ class Texts:
 
     def _select(self, rows: sql.Composable) -> sql.Composed:
         """The rows found, sorted, with their scores; NaN is greater than every distance, and NULL is not less."""
-        score = _sql(_SCORES[self._target.metric], self._distance, " AS score")
+        score = spelled(_SCORES[self._target.metric], self._distance, " AS score")
         output = [*self._output, score, *(self._places if self._shape.places else [])]
         after = page = sql.SQL("")
         if self._shape.after is not None:
-            values = sql.SQL(", ").join(_place(self._named, name) for name in after_names(self._target))
-            after = _sql(" AND (", self._order, ") > (", values, ")")
+            values = sql.SQL(", ").join(parameter_place(self._named, name) for name in after_names(self._target))
+            after = spelled(" AND (", self._order, ") > (", values, ")")
         if self._paged:  # with joins a page ends with all rows of its last key
             page = (
-                _sql("\nFETCH FIRST ", self._page, " ROWS WITH TIES")
+                spelled("\nFETCH FIRST ", self._page, " ROWS WITH TIES")
                 if self._shape.joins
-                else _sql("\nLIMIT ", self._page)
+                else spelled("\nLIMIT ", self._page)
             )
-        return _sql(
+        return spelled(
             "SELECT ", sql.SQL(", ").join(output), "\nFROM (\n", rows, "\n) AS nearest\nWHERE ", self._distance,
             " < 'NaN'", after, "\nORDER BY ", self._sorted, page,
         )  # fmt: skip
@@ -244,17 +251,17 @@ class Texts:
         """
         target = self._target
         half = ("::", _of_vector(target, "halfvec")) if target.half else ()
-        distance = _sql(self._compared, *_operator(target), "(SELECT ", vector, ")", *half)
+        distance = spelled(self._compared, *_operator(target), "(SELECT ", vector, ")", *half)
         if exact:
-            distance = _sql("0 + (", distance, ")")
-        read = [*self._read, _sql(distance, " AS ", self._distance)]
+            distance = spelled("0 + (", distance, ")")
+        read = [*self._read, spelled(distance, " AS ", self._distance)]
         if candidates is not None:
-            read.append(_sql(self._matches, " AS ", quoted(MATCHES)))
+            read.append(spelled(self._matches, " AS ", quoted(MATCHES)))
         order = self._order if exact and not self._shape.joins else self._distance
         # What comes after a place is cut off from all, however many rows came before it since.
         every = exact and self._shape.after is not None
-        first = sql.SQL("") if every else _sql("\n    ORDER BY ", order, *self._first(candidates))
-        return _sql(
+        first = sql.SQL("") if every else spelled("\n    ORDER BY ", order, *self._first(candidates))
+        return spelled(
             "    SELECT ", sql.SQL(", ").join(read), "\n    FROM ", quoted(target.schema, target.table), _side(target),
             self.joins, "\n    WHERE ", self._where if candidates is None else self._present, unless, first,
         )  # fmt: skip
@@ -268,12 +275,12 @@ class Texts:
 
 def as_arrays(target: Target, kinds: Sequence[Kind]) -> sql.Composed:
     """The statement that reads vectors of these kinds, each as an array of numbers."""
-    read = [_sql("(", _vector(target, kind, named=False), ")::pg_catalog.float4[]") for kind in kinds]
-    named = [_sql(each, " AS ", quoted(f"vector_{number}")) for number, each in enumerate(read, start=1)]
-    return _rendered(_sql("SELECT ", sql.SQL(", ").join(named)))
+    read = [spelled("(", _vector(target, kind, named=False), ")::pg_catalog.float4[]") for kind in kinds]
+    named = [spelled(each, " AS ", quoted(f"vector_{number}")) for number, each in enumerate(read, start=1)]
+    return rendered(spelled("SELECT ", sql.SQL(", ").join(named)))
 
 
-def _place(named: bool, name: str) -> sql.Placeholder:
+def parameter_place(named: bool, name: str) -> sql.Placeholder:
     return sql.Placeholder(name) if named else sql.Placeholder()
 
 
@@ -287,29 +294,29 @@ def _vector(target: Target, kind: Kind, *, named: bool) -> sql.Composed:
     def written(kind: Kind) -> sql.Composed:
         match kind:
             case "vector":
-                return _sql(place(), "::", _of_vector(target, "vector"))
+                return spelled(place(), "::", _of_vector(target, "vector"))
             case "text":
                 prefer = () if target.prefer is None else (", prefer => ", sql.Literal(target.prefer))
-                text = _sql("pgembed.encode_text(", place(), ", ", place(), *prefer, ")")
-                return _sql("pgembed._padded(", text, ", ", _shares(target), ")") if target.parts else text
+                text = spelled("pgembed.encode_text(", place(), ", ", place(), *prefer, ")")
+                return spelled("pgembed._padded(", text, ", ", _shares(target), ")") if target.parts else text
             case "row":
                 return _stored(target, place)
             case ("weighted", operand):
-                return _sql("pgembed._weighted(", written(operand), ", ", place(), "::float8[])")
+                return spelled("pgembed._weighted(", written(operand), ", ", place(), "::float8[])")
             case ("slerp", *operands):
                 start, end = map(written, operands)
-                return _sql("pgembed.slerp(", start, ", ", end, ", ", place(), "::float8)")
+                return spelled("pgembed.slerp(", start, ", ", end, ", ", place(), "::float8)")
             case ("reject", operand, *directions):
                 first = written(operand)
-                return _sql("pgembed.reject(", first, ", ARRAY[", sql.SQL(", ").join(map(written, directions)), "])")
+                return spelled("pgembed.reject(", first, ", ARRAY[", sql.SQL(", ").join(map(written, directions)), "])")
             case ("equalize", *lists):
                 members, directions = map(written, lists)
-                return _sql("(pgembed.equalize(", members, ", ", directions, "))[", place(), "::integer]")
+                return spelled("(pgembed.equalize(", members, ", ", directions, "))[", place(), "::integer]")
             case ("list", *items):
-                return _sql("ARRAY[", sql.SQL(", ").join(map(written, items)), "]")
+                return spelled("ARRAY[", sql.SQL(", ").join(map(written, items)), "]")
             case (_, *operands):
                 terms = sql.SQL(", ").join([written(operand) for operand in operands])
-                return _sql("pgembed.compose(ARRAY[", terms, "], ", place(), "::float8[])")
+                return spelled("pgembed.compose(ARRAY[", terms, "], ", place(), "::float8[])")
             case _:
                 raise AssertionError(kind)
 
@@ -317,19 +324,22 @@ def _vector(target: Target, kind: Kind, *, named: bool) -> sql.Composed:
 
 
 def _shares(target: Target) -> sql.Composed:
-    return _sql("ARRAY[", sql.SQL(", ").join(map(sql.Literal, target.shares)), "]::float8[]")
+    return spelled("ARRAY[", sql.SQL(", ").join(map(sql.Literal, target.shares)), "]::float8[]")
 
 
 def _stored(target: Target, place: Callable[[], sql.Placeholder]) -> sql.Composed:
-    """The vector of the row whose key the next placeholders hold, as it is; the one after them is the error where there
-    is none. A side table's is read with its row, whose policies hold."""
+    """The vector of the row whose key the next placeholders hold, as it is, or the mean of its parts; the one after
+    them is the error where there is none. A side table's is read with its row, whose policies hold."""
     of_vector = _of_vector(target, "vector")
-    same = sql.SQL(" AND ").join([_sql(quoted(key), " = ", place()) for key in target.keys])
-    vector = _sql(
-        "SELECT ", _vector_column(target), "::", of_vector, " FROM ", quoted(target.schema, target.table),
+    same = sql.SQL(" AND ").join([spelled(quoted(key), " = ", place()) for key in target.keys])
+    stored = spelled(_vector_column(target), "::", of_vector)
+    if target.split:
+        stored = spelled(_of_vector(target, "avg"), "(", stored, ")")
+    vector = spelled(
+        "SELECT ", stored, " FROM ", quoted(target.schema, target.table),
         _side(target), " WHERE ", same,
     )  # fmt: skip
-    return _sql(
+    return spelled(
         "coalesce((", vector, "), pgembed._raise(", place(),
         ", 'Search by a row that is there and encoded.', NULL::", of_vector, "))",
     )  # fmt: skip
@@ -338,8 +348,8 @@ def _stored(target: Target, place: Callable[[], sql.Placeholder]) -> sql.Compose
 def _without(target: Target, column: sql.Composable, neutral: Neutral) -> sql.Composed:
     """The vector of a row without a view, as ``pgembed._neutral_sql`` writes it: as it is indexed."""
     vector, kind = _of_vector(target, "vector"), _of_vector(target, "halfvec" if target.half else "vector")
-    plain = _sql(column, "::", vector) if target.half else _sql(column)
-    return _sql(
+    plain = spelled(column, "::", vector) if target.half else spelled(column)
+    return spelled(
         "(pgembed.neutralize(", plain, ", ", sql.Literal(neutral.directions), "::", vector, "[])::", kind, "(",
         sql.Literal(target.dim), "))",
     )  # fmt: skip
@@ -374,7 +384,7 @@ def chosen(target: Target, columns: Sequence[str] | None, wide: bool) -> list[Ch
         if column in there:
             found.setdefault(column, Chosen(column))
         elif named := _NAMED_EXPRESSION.fullmatch(column):
-            expression = _sql("(", check_condition(named["expression"], has_params=False, what="expression"), ")")
+            expression = spelled("(", check_condition(named["expression"], has_params=False, what="expression"), ")")
             name = named["name"][1:-1].replace('""', '"') if named["name"][0] == '"' else named["name"].lower()
             found.setdefault(name, Chosen(name, expression))
         else:
@@ -429,22 +439,29 @@ def _side(target: Target) -> sql.Composable:
     """The join with the table that holds the vectors. Its columns have names that a filter does not mean."""
     if target.side is None:
         return sql.SQL("")
-    numbered = [(quoted(name), quoted(f"pgembed key {n}")) for n, name in enumerate(target.side.keys, start=1)]
-    read = sql.SQL(", ").join(_sql(name, " AS ", number) for name, number in numbered)
-    same = sql.SQL(" AND ").join(
-        _sql(quoted(name), " = ", number) for name, (_, number) in zip(target.keys, numbered, strict=True)
+    return spelled("\n    JOIN (", side_rows(target.side), ') AS "pgembed side" ON ', same_row(target))
+
+
+def side_rows(side: Side, *columns: str) -> sql.Composed:
+    """The rows of a side table, each column under a name that a filter does not mean."""
+    named = {name: f"pgembed key {n}" for n, name in enumerate(side.keys, start=1)}
+    named |= {"vector": _SIDE_VECTOR} | {name: f"pgembed {name}" for name in columns}
+    read = sql.SQL(", ").join(spelled(quoted(name), " AS ", quoted(own)) for name, own in named.items())
+    return spelled("SELECT ", read, " FROM ", quoted(side.schema, side.table))
+
+
+def same_row(target: Target) -> sql.Composed:
+    """That a row of the table is that of a row of its side table."""
+    return sql.SQL(" AND ").join(
+        spelled(quoted(name), " = ", quoted(f"pgembed key {n}")) for n, name in enumerate(target.keys, start=1)
     )
-    return _sql(
-        "\n    JOIN (SELECT ", read, ", vector AS ", _vector_column(target), " FROM ",
-        quoted(target.side.schema, target.side.table), ") AS \"pgembed side\" ON ", same,
-    )  # fmt: skip
 
 
 def _present(target: Target, column: sql.Composable) -> sql.Composed:
     """That a row has a vector. Under cosine a zero one has no distance; under other metrics it must be told apart."""
     if target.metric == "cosine":
-        return _sql(column, " IS NOT NULL")
-    return _sql(_of_vector(target, "l2_norm" if target.half else "vector_norm"), "(", column, ") > 0")
+        return spelled(column, " IS NOT NULL")
+    return spelled(_of_vector(target, "l2_norm" if target.half else "vector_norm"), "(", column, ") > 0")
 
 
 def _operator(target: Target) -> tuple[LiteralString | sql.Composable, ...]:
@@ -460,11 +477,11 @@ def _of_vector(target: Target, name: LiteralString) -> sql.Composable:
     return sql.SQL(name) if target.vector_schema is None else quoted(target.vector_schema, name)
 
 
-def _rendered(text: sql.Composed) -> sql.Composed:
+def rendered(text: sql.Composed) -> sql.Composed:
     """The same in one piece, which is quicker to send."""
     return sql.Composed([sql.SQL(cast(LiteralString, text.as_string(None)))])
 
 
-def _sql(*parts: LiteralString | sql.Composable) -> sql.Composed:
+def spelled(*parts: LiteralString | sql.Composable) -> sql.Composed:
     """Parts one after another."""
     return sql.Composed([sql.SQL(part) if isinstance(part, str) else part for part in parts])

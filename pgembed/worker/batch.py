@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 
 
 Value = str | Future[Any]  # a text, or a picture that is being decoded
+Call = Callable[[Sequence[Any]], "NDArray[np.float32]"]
 
 
 @dataclass
 class Row:
-    """One claimed job: what the row holds, and then its vector ``(dim,) float32`` or its own error.
+    """One claimed job: what the row holds, and then its vector ``(dim,) float32``, its pieces, or its own error.
 
-    An input is one value, or a list of them, each with its place in the list.
+    An input is one value, or a list of them, each with its place in the list. Where it is taken apart, ``known`` are
+    the hashes of the parts that have a vector already.
     """
 
     seq: int
@@ -36,6 +38,29 @@ class Row:
     inputs: dict[str, Value | list[tuple[int, Value]]] = field(default_factory=dict[str, Any])
     vector: NDArray[np.float32] | None = None
     error: Exception | None = None
+    known: frozenset[bytes] = frozenset()
+    pieces: list[Piece] | None = None
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether it has what is to be written."""
+        return self.vector is not None or bool(self.pieces)
+
+
+@dataclass
+class Piece:
+    """One part of a row, with its vector ``(dim,) float32``; None where that is in the side table already."""
+
+    kind: str
+    location: Mapping[str, Any]
+    content: str | None
+    hash: bytes  # of what is encoded, and by what
+    vector: NDArray[np.float32] | None = None
+    error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """It is at fault."""
+        self.error = error
 
 
 @dataclass
@@ -53,14 +78,14 @@ def encode(encoder: Encoder, batch: Batch) -> None:
     """Give each row its vector or its own error. Raises EncoderError where the encoder, not a row, is at fault."""
     fused: dict[int, NDArray[np.float64]] = {}
     many = len(batch.work.modalities) > 1
-    side_by_side = batch.work.parts
+    side_by_side = batch.work.side_by_side
     weights = sum(float(facts["weight"]) for facts in batch.work.inputs.values())
     for modality in batch.work.modalities:
         parts, values = _collect(encoder, batch.rows, modality)
         facts = batch.work.inputs[modality]
         if modality == "text" and batch.work.settings.get("tokens_per_day"):
             batch.tokens += count_tokens(encoder, values)
-        vectors = _encode_all(encoder, modality, parts, values)
+        vectors = encode_values(encoder, modality, parts, values)
         for seq, vector in (_means if facts.get("list") else _singles)(parts, vectors):
             if side_by_side:
                 block = fused.setdefault(seq, np.zeros((len(side_by_side), encoder.dim)))
@@ -74,6 +99,14 @@ def encode(encoder: Encoder, batch: Batch) -> None:
     for row in batch.rows:
         if row.error is None and row.seq in fused:
             _finish(row, fused[row.seq].ravel(), normalize=normalize)
+
+
+class Item(Protocol):
+    """What a value is encoded for."""
+
+    def fail(self, error: Exception) -> None:
+        """The value is at fault."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -140,16 +173,15 @@ def _collect(encoder: Encoder, rows: Sequence[Row], modality: str) -> tuple[list
     return [part for part, _ in sound], [value for _, value in sound]
 
 
-def _encode_all(
-    encoder: Encoder, modality: str, parts: Sequence[Part], values: Sequence[Any]
+def encode_values(
+    encoder: Encoder, modality: str, parts: Sequence[Item], values: Sequence[Any], call: Call | None = None
 ) -> list[NDArray[np.float32] | None]:
-    """One vector a value, None where it turned out to be at fault."""
-    call: Callable[[Sequence[Any]], NDArray[np.float32]] = (
-        encoder.embed_texts if modality == "text" else encoder.embed_pixels
-    )
+    """One vector a value, None where it turned out to be at fault; by ``call``, all at once, where it is given."""
+    size = encoder.batch_size if call is None else len(values)
+    call = call or (encoder.embed_texts if modality == "text" else encoder.embed_pixels)
     out: list[NDArray[np.float32] | None] = []
-    for start in range(0, len(values), encoder.batch_size):
-        stop = start + encoder.batch_size
+    for start in range(0, len(values), max(size, 1)):
+        stop = start + size
         try:
             out.extend(_checked(encoder, call, values[start:stop]))
         except EncoderUnavailable:
@@ -160,9 +192,7 @@ def _encode_all(
     return out
 
 
-def _checked(
-    encoder: Encoder, call: Callable[[Sequence[Any]], NDArray[np.float32]], values: Sequence[Any]
-) -> list[NDArray[np.float32] | None]:
+def _checked(encoder: Encoder, call: Call, values: Sequence[Any]) -> list[NDArray[np.float32] | None]:
     vectors = np.asarray(call(values), dtype=np.float32)
     if vectors.shape != (len(values), encoder.dim):
         raise EncoderError(
@@ -204,8 +234,8 @@ def _require_working(encoder: Encoder, modality: str, error: Exception) -> None:
 def _bisect(
     encoder: Encoder,
     modality: str,
-    call: Callable[[Sequence[Any]], NDArray[np.float32]],
-    parts: Sequence[Part],
+    call: Call,
+    parts: Sequence[Item],
     values: Sequence[Any],
     error: Exception,
 ) -> list[NDArray[np.float32] | None]:
@@ -233,11 +263,15 @@ def _unit(vector: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _finish(row: Row, total: NDArray[Any], *, normalize: bool) -> None:
-    length = float(np.linalg.norm(total))
-    if length == 0:
+    row.vector = finished(total, normalize=normalize)
+    if row.vector is None:
         row.error = InvalidInput("The row's inputs give a zero vector.", "Change the inputs or their weights.")
-    else:
-        row.vector = (total / length if normalize else total).astype(np.float32)
+
+
+def finished(total: NDArray[Any], *, normalize: bool) -> NDArray[np.float32] | None:
+    """A vector ``(dim,)`` as it is written; None where it is zero."""
+    length = float(np.linalg.norm(total))
+    return (total / length if normalize else total).astype(np.float32) if length else None
 
 
 class Abandoned(Exception):

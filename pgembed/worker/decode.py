@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pgembed.decoding.picture import decode_picture
@@ -60,7 +61,8 @@ class Decoder:
             if len(found) > (most := self._media.policy.limits.max_parts):
                 row.error = MediaError(f"The list has {len(found)} pictures, more than {most}.", "Choose some of them.")
                 break
-            pictures = [(source.number or 0, self._pool.submit(self._prepare, encoder, source)) for source in found]
+            prepare = partial(self._prepare, encoder) if work.parts is None else self._read
+            pictures = [(source.number or 0, self._pool.submit(prepare, source)) for source in found]
             decoding += [picture for _, picture in pictures]
             row.inputs[modality] = [*pictures] if work.inputs[modality].get("list") else pictures[0][1]
         return decoding
@@ -69,6 +71,10 @@ class Decoder:
         """Decode one picture from the bytes of its file. Raises MediaError."""
         with ExitStack() as turn:
             return self._media.open(data, "bytes", lambda pixels: turn.enter_context(self._turns.hold(pixels)))
+
+    def _read(self, source: Source) -> bytes:
+        """What a splitter takes apart is not decoded yet."""
+        return self._media.read(source.value, source.kind)
 
     def _prepare(self, encoder: Encoder, source: Source) -> Any:  # noqa: ANN401
         value, kind = source.value, source.kind

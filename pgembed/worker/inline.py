@@ -10,10 +10,11 @@ import psycopg
 
 from pgembed.encoders import Encoder
 from pgembed.vectors import BinaryParameter, BinaryParameterDumper
-from pgembed.worker.batch import Batch, abandon, encode
+from pgembed.worker.batch import Batch, abandon
 from pgembed.worker.load import Loader
 from pgembed.worker.pipes import Pipe, Pipes
 from pgembed.worker.run import SESSION_SETTINGS
+from pgembed.worker.splitting import encode_rows
 from pgembed.worker.state import State, Summary, WorkerOptions
 from pgembed.worker.write import Writer
 
@@ -54,7 +55,7 @@ class _Stages(Pipes):
             return
         if batch.rows:
             try:
-                encode(self.state.encoder(batch.work), batch)
+                encode_rows(self.state.encoder(batch.work), batch, self.options.media.limits)
             except Exception as error:  # an encoder may raise anything; it is raised when the others are done
                 self.state.note_trouble(batch.work, error)
                 abandon(batch)

@@ -23,6 +23,7 @@ from pgembed.worker.catalog import Catalog
 from pgembed.worker.decode import Decoder
 from pgembed.worker.faults import is_conflict, is_lost
 from pgembed.worker.memory import READ_BYTES, largest_row, parts, size_decoded, size_undecoded
+from pgembed.worker.part_queue import PartQueue
 from pgembed.worker.pipes import Pipes, Stopped
 from pgembed.worker.queue import Queue, Work
 from pgembed.worker.restraint import Load, Rate
@@ -31,6 +32,7 @@ from pgembed.worker.write import give_back, is_detached
 
 READ_ROWS = 64  # read at once, so that pictures are decoded as they come
 LIST_ROWS = 32  # claimed at once, of rows that hold lists of pictures
+PARTS_ROWS = 16  # claimed at once, of rows that have many vectors
 FILL_ROWS = 1_000  # encoded by SQL in one transaction
 TEXTS = 256  # in a batch, at least
 FIRST_PICTURES = 8  # in the first batch after a rest; each one after it has twice as many
@@ -284,6 +286,8 @@ class Loader:
         """
         if self.options.batch_size:
             return self.options.batch_size
+        if work.parts is not None:
+            return PARTS_ROWS
         if work.modalities == ["text"]:
             return max(encoder.batch_size, TEXTS)
         self.pace = self.pace * 2 if self.state.holds_any() else FIRST_PICTURES
@@ -296,6 +300,8 @@ class Loader:
         by_seq = {row.seq: row for row in rows}
         kept: list[Row] = []
         for part in self._parts(work, rows):
+            if work.parts is not None:
+                self._know_parts(work, part)
             for seq, there, *values in self._fetch(work, part):
                 row = by_seq.pop(seq)
                 row.gone = not there
@@ -311,6 +317,13 @@ class Loader:
         self.state.let_go(work, list(by_seq.keys() - {row.seq for row in spoiled}))  # changed again: a new seq
         if kept or spoiled:
             yield Batch(work, kept + spoiled, began_at)
+
+    def _know_parts(self, work: Work, rows: Sequence[Row]) -> None:
+        """Note which of the rows' parts have a vector."""
+        with self.conn.transaction(), self.conn.cursor(binary=True) as cursor:
+            found = dict(cursor.execute(PartQueue(work).known_parts, [[row.seq for row in rows]]).fetchall())
+        for row in rows:
+            row.known = frozenset(map(bytes, found.get(row.seq, ())))
 
     def _parts(self, work: Work, rows: list[Row]) -> Iterator[list[Row]]:
         """The rows in parts that are read at once: as many as their pictures' files leave room for. One whose pictures
@@ -343,7 +356,8 @@ class Loader:
                 found = sources(value, work.inputs[modality])
                 if len(found) > limits.max_parts:
                     return []
-                sizes += [size_undecoded(source.value, limits.max_pixels) for source in found]
+                most = limits.max_pixels if work.parts is None else 0  # the file alone is read
+                sizes += [size_undecoded(source.value, most) for source in found]
         return sizes
 
     def _has_room(self, row: Row, sizes: Sequence[int], kept: Sequence[Row]) -> bool:

@@ -125,7 +125,9 @@ def size_undecoded(value: str | bytes, most_pixels: int) -> int:
 
 
 def size_decoded(value: Any) -> int:  # noqa: ANN401
-    """What stays of a picture: what an encoder's preprocessing made of it."""
+    """What stays of a picture: what an encoder's preprocessing made of it, or the file that is to be taken apart."""
+    if isinstance(value, bytes):
+        return len(value)
     if isinstance(value, Image.Image):
         return value.width * value.height * PIXEL_DECODED
     if isinstance(value, dict):

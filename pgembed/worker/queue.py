@@ -51,6 +51,7 @@ class Work:
     mode: str = "queue"  # "instant": triggers encode, and SQL what they leave to the queue
     fault: str | None = None  # why it cannot be worked on, where SQL sees that
     fusion: dict[str, Any] | None = None  # how several inputs become one vector; None where they are summed
+    parts: dict[str, Any] | None = None  # how its input is taken apart; None where a row has one vector
 
     @property
     def name(self) -> str:
@@ -79,7 +80,7 @@ class Work:
         return sorted(self.input_sql)
 
     @property
-    def parts(self) -> list[str]:
+    def side_by_side(self) -> list[str]:
         """The inputs that stand side by side in a vector, in their order; none where they are summed."""
         return list(self.fusion["parts"]) if self.fusion else []
 

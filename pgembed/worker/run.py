@@ -15,11 +15,12 @@ import psycopg
 from pgembed.errors import EncoderError, EncoderTimeout, PgembedError
 from pgembed.pooling import require_session
 from pgembed.vectors import BinaryParameter, BinaryParameterDumper
-from pgembed.worker.batch import Batch, abandon, encode
+from pgembed.worker.batch import Batch, abandon
 from pgembed.worker.load import Loader
 from pgembed.worker.pipes import Pipe, Pipes, Stopped
 from pgembed.worker.precedence import Precedence
 from pgembed.worker.requests import Requests
+from pgembed.worker.splitting import encode_rows
 from pgembed.worker.state import TROUBLE_WAITS, Mode, Progress, State, Summary, WorkerOptions
 from pgembed.worker.watch import Watch
 from pgembed.worker.write import Writer, give_back
@@ -203,7 +204,8 @@ class Session(Pipes):
                 try:
                     self.watch.batch = batch
                     turn = partial(self.turns.of_rows, batch.work.encoder)
-                    encode(self.watch.over(self.state.encoder(batch.work), turn), batch)
+                    encoder = self.watch.over(self.state.encoder(batch.work), turn)
+                    encode_rows(encoder, batch, self.options.media.limits)
                 except Exception as error:  # an encoder may raise anything, and must not stop the others' work
                     self.state.note_trouble(batch.work, _as_own(batch, error))
                     abandon(batch)

@@ -95,3 +95,7 @@ class Watched:
     def embed_pixels(self, pixels: Sequence[Any]) -> NDArray[np.float32]:
         with self._turn(), self._watch.noticed():
             return self._encoder.embed_pixels(pixels)
+
+    def embed_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
+        with self._turn(), self._watch.noticed():
+            return self._encoder.embed_spans(text, spans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Generator, Sequence
@@ -14,14 +15,16 @@ from psycopg.pq import TransactionStatus
 from psycopg.waiting import Ready, Wait
 
 from pgembed.errors import PgembedError
-from pgembed.vectors import bigint_array, vector_array
+from pgembed.vectors import bigint_array, sparse_vector_array, vector_array
 from pgembed.worker.batch import Abandoned, Batch, Row
 from pgembed.worker.faults import is_conflict, is_lost, is_rows_fault, is_transient
+from pgembed.worker.part_queue import PartQueue
 from pgembed.worker.pipes import Pipes
 from pgembed.worker.queue import Queue, Work
 from pgembed.worker.state import Progress
 
 CONFLICT_TRIES = 3
+MOST_PIECES = 10_000  # parts written in one transaction, unless one row has more
 COUNT_EVERY = 1.0  # seconds
 
 
@@ -101,6 +104,9 @@ class Writer:
         rows = [row for row in rows if row.error is None]
         if not rows:
             return 0
+        if work.parts is not None and len(rows) > 1 and sum(len(row.pieces or ()) for row in rows) > MOST_PIECES:
+            middle = len(rows) // 2
+            return self._write(work, rows[:middle]) + self._write(work, rows[middle:])
         try:
             return self._write_together(work, rows)
         except psycopg.Error as error:
@@ -163,7 +169,7 @@ class Writer:
         What cannot be counted is not written: the budget would be overrun, and nobody told.
         """
         tally = self.tallies.setdefault(batch.work.id, Tally(batch.work))
-        tally.uncounted += sum(row.vector is not None for row in batch.rows)
+        tally.uncounted += sum(row.is_encoded for row in batch.rows)
         tally.tokens += batch.tokens
         self._add_up(tally)
 
@@ -207,6 +213,8 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
     Each round trip ends with a Sync, and no Flush follows: otherwise a server would not count as idle in a transaction,
     and hold the rows and the queue for as long as it does not notice that this worker is cut off.
     """
+    if work.parts is not None:
+        return _write_parts(conn, work, rows)
     statements = Queue(work)
     vectors = {row.seq: row.vector for row in rows if row.vector is not None and not row.gone}
     there = [row.seq for row in rows if not row.gone]
@@ -238,6 +246,38 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
     for row in rows:
         if row.seq in refused:
             row.error = DatabaseRefusal(f"A trigger of {work.schema_name}.{work.table_name} kept the row as it was.")
+    return len(done)
+
+
+def _write_parts(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -> int:
+    """The same for rows with parts: all of a row's are replaced at once, and who reads sees the old or the new."""
+    statements = PartQueue(work)
+    there = {row.seq: row for row in rows if not row.gone}
+    gone = [row.seq for row in rows if row.gone]
+    done = set(gone)
+    with _pipelined_transaction(conn) as pipeline:
+        locking = conn.execute(statements.lock_rows, [bigint_array(there)], binary=True)
+        conn.execute(statements.lock)
+        _sync(conn, pipeline)
+        locked: set[int] = set(locking.fetchall()[0][0] or ())
+        if full := [row for seq, row in there.items() if seq in locked and row.pieces]:
+            pieces = [
+                (row.seq, number, piece) for row in full for number, piece in enumerate(row.pieces or (), start=1)
+            ]
+            seqs, numbers, made = zip(*pieces, strict=True)
+            values = [
+                bigint_array(seqs), list(numbers), [piece.kind for piece in made],
+                [json.dumps(dict(piece.location)) for piece in made],
+                [None if piece.content is None else piece.content.replace("\x00", "") for piece in made],
+                [piece.hash for piece in made], sparse_vector_array([piece.vector for piece in made], work.vector_oid),
+            ]  # fmt: skip
+            done.update(_array(conn, pipeline, conn.execute(statements.write_parts, values, binary=True)))
+        if empty := [seq for seq, row in there.items() if seq in locked and not row.pieces]:
+            done.update(_array(conn, pipeline, conn.execute(statements.clear, [bigint_array(empty)], binary=True)))
+        if gone:
+            conn.execute(statements.finish, [gone])
+        if skipped := [seq for seq in there if seq not in done]:
+            conn.execute(statements.put_off, [skipped])
     return len(done)
 
 
