@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from pgembed.encoders import Encoder, Metric, Settings, load_encoder, split_spec
 from pgembed.encoders.composer import ComposerEncoder
 from pgembed.errors import InvalidInput
-from pgembed.parts import load_splitter
+from pgembed.parts import load_splitter, parts_of
 from pgembed.plans import Call, Compute, Plan, Within
 from pgembed.static_sides import stored
 
@@ -207,19 +207,10 @@ def attach(
 def _parts(parts: str | Mapping[str, Any] | None) -> str | None:
     """How an input is taken apart, as ``pgembed.attach`` takes it. Raises InvalidInput for a splitter that is not
     there, or an option that it does not have."""
-    if parts is None:
-        return None
-    given: Any = parts
-    if isinstance(parts, str):
-        try:
-            given = json.loads(parts) if parts.lstrip().startswith("{") else {"kind": parts}
-        except ValueError as error:
-            raise InvalidInput(
-                f"parts is not valid JSON: {error}.", 'For example: {"kind": "chunks", "tokens": 200}.'
-            ) from None
-    options = dict(given)
-    load_splitter(options)
-    return json.dumps(options)
+    found = parts_of(parts)
+    if found is not None:
+        load_splitter(json.loads(found) if found.startswith("{") else {"kind": found})
+    return found
 
 
 def detach(table: str, target: str | None) -> Plan[None]:

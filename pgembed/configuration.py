@@ -14,6 +14,7 @@ from psycopg import sql
 from pgembed import catalog
 from pgembed.declared import MODALITIES, OPTIONS, Declared, EncoderSpec, VectorIndex, inputs_of
 from pgembed.errors import CatalogError, InvalidInput
+from pgembed.parts import parts_of
 from pgembed.plans import Call, Plan, Within
 
 _ENCODER_KEYS = ("spec", "settings")
@@ -22,7 +23,7 @@ _TABLE = sql.SQL("SELECT pg_catalog.to_regclass(%s)::pg_catalog.text AS name")
 _ATTACHED = sql.SQL(
     "SELECT e.relation::pg_catalog.regclass::pg_catalog.text AS table_name, e.target, e.encoder,"
     " pgembed._renamed(c.oid, e.inputs) AS inputs, e.mode,"
-    " e.stale, e.storage, coalesce(e.fusion ->> 'method', 'sum') AS fusion, graph.usable AS has_index"
+    " e.stale, e.storage, coalesce(e.fusion ->> 'method', 'sum') AS fusion, e.parts, graph.usable AS has_index"
     " FROM pgembed.embedding AS e JOIN pgembed.encoder AS o ON o.name = e.encoder"
     " CROSS JOIN LATERAL pgembed._graph_of(e, pgembed._metric(o.metric, e.fusion)) AS graph"
     " JOIN pg_catalog.pg_class AS c ON c.oid = e.relation ORDER BY 1, 2"
@@ -161,6 +162,7 @@ def _of_embedding(table: str, target: str, one: Declared, row: Mapping[str, Any]
         yield change("add", "embedding", f"encoder {one.encoder}, {one.inputs}")
     else:
         was = {"encoder": row["encoder"], "inputs": inputs_of(row["inputs"])} | {key: row[key] for key in OPTIONS}
+        was["parts"] = parts_of(row["parts"])
         told = [f"{key} {old} → {getattr(one, key)}" for key, old in was.items() if old != getattr(one, key)]
         if told:
             has_index = False  # it goes with the vectors

@@ -11,13 +11,14 @@ from pgembed import catalog
 from pgembed.catalog import InputSpec
 from pgembed.encoders import Metric
 from pgembed.errors import CatalogError, InvalidInput
+from pgembed.parts import parts_of
 from pgembed.plans import Plan
 
 Storage = Literal["column", "side"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 OPERATOR_CLASSES: Mapping[Metric, str] = {"cosine": "vector_cosine_ops", "ip": "vector_ip_ops", "l2": "vector_l2_ops"}
 MODALITIES = ("text", "image", "screenshot")
-OPTIONS: Mapping[str, str] = {"mode": "queue", "stale": "keep", "storage": "column", "fusion": "sum"}
+OPTIONS: Mapping[str, Any] = {"mode": "queue", "stale": "keep", "storage": "column", "fusion": "sum", "parts": None}
 """What ``attach`` takes beside the inputs, and what is usual."""
 
 
@@ -41,7 +42,9 @@ class VectorIndex:
 
 @dataclass(frozen=True)
 class Declared:
-    """What ``pgembed.attach`` is to be told of an embedding. ``inputs`` is JSON, as ``inputs_of`` gives it."""
+    """What ``pgembed.attach`` is to be told of an embedding. ``inputs`` is JSON, as ``inputs_of`` gives it, and
+    ``parts`` the name of a splitter, or JSON with its options, in the form of ``parts_of``: these stand in a side
+    table."""
 
     encoder: str
     inputs: str
@@ -52,6 +55,12 @@ class Declared:
     metric: Metric = "cosine"
     index: VectorIndex | None = None
     registered_as: EncoderSpec | None = None
+    parts: str | None = OPTIONS["parts"]
+
+    def __post_init__(self) -> None:
+        if self.parts is not None:
+            object.__setattr__(self, "parts", parts_of(self.parts))
+            object.__setattr__(self, "storage", "side")
 
     @property
     def given(self) -> dict[str, Any]:
@@ -59,7 +68,7 @@ class Declared:
         return json.loads(self.inputs)
 
     @property
-    def unusual(self) -> dict[str, str]:
+    def unusual(self) -> dict[str, Any]:
         """The options that are not as usual."""
         return {name: value for name, usual in OPTIONS.items() if (value := getattr(self, name)) != usual}
 

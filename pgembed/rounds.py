@@ -25,6 +25,7 @@ QUIETEN = sql.SQL(
 NEXT = sql.SQL(
     "SELECT pgembed._next_round(%s::float8, %s::float8, %s::float8, %s, %s, %s::integer, %s, %s) AS candidates"
 )
+OF_PART = sql.SQL("SELECT pgembed._partial_candidates(%s::float8, %s::float8, %s, %s, %s::integer) AS candidates")
 TELL = sql.SQL("SELECT pg_catalog.set_config('client_min_messages', %s, true)")
 
 
@@ -87,10 +88,10 @@ class Rounds:
         if not plan.target.graph and not plan.target.partial:
             return (yield from _exact(plan, trace))
         trace.estimate = estimate = yield from self._estimate(plan)
-        if estimate.partial:
-            return (yield Within(_until_enough(plan, trace)))
         if estimate.first is None:
             return (yield from _exact(plan, trace))
+        if estimate.partial:
+            return (yield Within(_until_enough(plan, trace, estimate.first)))
         if plan.shape.joins:
             return (yield Within(_until_enough(plan, trace)))
         if estimate.first > EF_SEARCH:
@@ -123,7 +124,11 @@ class Rounds:
         matching = yield Call(plan.matching.text, plan.matching.values)
         top = matching[0]["QUERY PLAN"][0]["Plan"]
         estimate = Estimate(top["Plan Rows"], top["Total Cost"], partial, None)
-        first = None if partial or not plan.target.graph else (yield from _next_round(plan, estimate, 0, 0, reach))
+        if partial:
+            values = (estimate.matching, estimate.cost, plan.target.dim, plan.target.half, min(plan.reach, 2**31 - 1))
+            first = (yield Call(OF_PART, values))[0]["candidates"]
+        else:
+            first = (yield from _next_round(plan, estimate, 0, 0, reach)) if plan.target.graph else None
         estimate = replace(estimate, first=first)
         if plan.given_key is not None:
             if len(self._estimates) >= _MOST_REMEMBERED:
@@ -207,10 +212,11 @@ def _by_part_rounds(plan: SearchPlan, trace: Trace, estimate: Estimate) -> Plan[
     return rows
 
 
-def _until_enough(plan: SearchPlan, trace: Trace) -> Plan[list[SearchRow]]:
-    """With the index told to go on until enough rows are found; the caller's settings are put back."""
-    changed = plan.settings()
-    before: dict[str, Any] = (yield Call(changed.text))[0]
+def _until_enough(plan: SearchPlan, trace: Trace, of_part: int | None = None) -> Plan[list[SearchRow]]:
+    """With the index told to go on until enough rows are found, or one ``of_part`` of the rows asked for so many; the
+    caller's settings are put back."""
+    changed = plan.settings(of_part, partial=of_part is not None)
+    before: dict[str, Any] = (yield Call(changed.text, changed.values))[0]
     rows: list[SearchRow] = []
     if not plan.starves(before):
         rows = yield _call(plan.statement)

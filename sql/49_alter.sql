@@ -1,5 +1,8 @@
 -- An embedding as a model or a file declares it now: attached anew where it is another one, renamed where it is not.
 
+DROP FUNCTION IF EXISTS pgembed.is_attached(regclass, text, text, jsonb, text, text, text, text);
+DROP FUNCTION IF EXISTS pgembed.alter(regclass, text, text, jsonb, text, text, text, text);
+
 -- Whether a table has an embedding with this target that `attach` with the same arguments would make: the inputs by the
 -- present names of their columns. Called by alter, and by migrations that ask before vectors go.
 CREATE OR REPLACE FUNCTION pgembed.is_attached(
@@ -8,9 +11,10 @@ CREATE OR REPLACE FUNCTION pgembed.is_attached(
     encoder text,
     inputs jsonb,
     stale text DEFAULT 'keep',
-    storage text DEFAULT 'column',
+    storage text DEFAULT NULL,
     mode text DEFAULT 'queue',
-    fusion text DEFAULT 'sum'
+    fusion text DEFAULT 'sum',
+    parts text DEFAULT NULL
 ) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -19,12 +23,14 @@ DECLARE
     model CONSTANT pgembed.encoder := pgembed._encoder(encoder);
     checked CONSTANT jsonb := pgembed._checked_inputs(relation, model, inputs);
     fused CONSTANT jsonb := pgembed._checked_fusion(model, checked, fusion);
+    split CONSTANT jsonb := pgembed._checked_parts(parts, checked, storage, mode);
 BEGIN
     RETURN EXISTS (SELECT FROM pgembed.embedding AS e
         WHERE e.relation = is_attached.relation AND e.target = is_attached.target
-            AND (e.encoder, e.stale, e.storage, e.mode) = (model.name, is_attached.stale, is_attached.storage,
-                is_attached.mode)
-            AND e.fusion IS NOT DISTINCT FROM fused AND pgembed._renamed(e.relation, e.inputs) = checked);
+            AND (e.encoder, e.stale, e.storage, e.mode) = (model.name, is_attached.stale,
+                coalesce(is_attached.storage, CASE WHEN split IS NULL THEN 'column' ELSE 'side' END), is_attached.mode)
+            AND e.parts IS NOT DISTINCT FROM split AND e.fusion IS NOT DISTINCT FROM fused
+            AND pgembed._renamed(e.relation, e.inputs) = checked);
 END
 $$;
 
@@ -37,20 +43,21 @@ CREATE OR REPLACE FUNCTION pgembed.alter(
     encoder text,
     inputs jsonb,
     stale text DEFAULT 'keep',
-    storage text DEFAULT 'column',
+    storage text DEFAULT NULL,
     mode text DEFAULT 'queue',
-    fusion text DEFAULT 'sum'
+    fusion text DEFAULT 'sum',
+    parts text DEFAULT NULL
 ) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '2s'
 AS $$
 BEGIN
-    IF pgembed.is_attached(relation, target, encoder, inputs, stale, storage, mode, fusion) THEN
+    IF pgembed.is_attached(relation, target, encoder, inputs, stale, storage, mode, fusion, parts) THEN
         RETURN false;
     END IF;
     PERFORM pgembed.detach(relation, target);
-    PERFORM pgembed.attach(relation, target, encoder, inputs, stale, storage, mode, fusion);
+    PERFORM pgembed.attach(relation, target, encoder, inputs, stale, storage, mode, fusion, parts);
     RETURN true;
 END
 $$;

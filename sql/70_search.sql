@@ -46,6 +46,7 @@ DECLARE
     filtered boolean;
     candidates integer; -- of the graph, to look at; NULL where the graph is not to be asked
     bounded boolean := false; -- to that number; otherwise the graph is read until k rows match
+    part_only boolean := false; -- an index of the matching rows alone is taken
     graph record;
     estimate record;
     ignored text;
@@ -110,16 +111,19 @@ BEGIN
     ELSIF exact IS NOT TRUE THEN
         SELECT g.* INTO graph FROM pgembed.embedding AS e CROSS JOIN LATERAL pgembed._graph_of(e, target.metric) AS g
         WHERE e.relation = target.relation AND e.target = target.target;
-        IF scan_before IS NOT NULL AND graph.partial && pgembed._planned_indexes(
+        part_only := scan_before IS NOT NULL AND graph.partial && pgembed._planned_indexes(
             format(statement, '1', target.distance, target.source || target.side, target.present, condition, ''),
-            query, k, params) THEN
-            candidates := k;
-        ELSIF graph.usable IS NOT FALSE THEN
+            query, k, params);
+        IF part_only OR graph.usable IS NOT FALSE THEN
             estimate := pgembed._matching(target.source || target.side, target.present || condition, params);
+            matching := estimate.matching;
+        END IF;
+        IF part_only THEN
+            candidates := pgembed._partial_candidates(estimate.matching, estimate.cost, target.dim, target.half, k);
+        ELSIF graph.usable IS NOT FALSE THEN
             candidates := pgembed._next_round(estimate.matching, estimate.cost, coalesce(graph.rows, 0), target.dim,
                 target.half, k);
             bounded := true;
-            matching := estimate.matching;
         END IF;
     END IF;
     -- before pgvector 0.8 there is one round
@@ -128,7 +132,7 @@ BEGIN
         in_rounds := filtered OR k > ef_before::integer OR scan_before = 'relaxed_order';
         IF in_rounds THEN
             ignored := set_config('hnsw.ef_search', least(greatest(ef_before::integer, k,
-                CASE WHEN scan_before IS NULL THEN candidates ELSE candidates / 4 END), 1000)::text, true);
+                CASE WHEN scan_before IS NULL OR part_only THEN candidates ELSE candidates / 4 END), 1000)::text, true);
             IF scan_before IS NOT NULL THEN
                 ignored := set_config('hnsw.iterative_scan', 'relaxed_order', true);
             END IF;

@@ -44,6 +44,7 @@ DECLARE
     number_found bigint;
     nearest record;
     looks jsonb := '[]';
+    matching float8;
     asked text; -- the statement
 BEGIN
     IF target.side IS NULL THEN
@@ -70,6 +71,7 @@ BEGIN
         WHERE e.relation = target.relation AND e.target = target.target;
         IF graph.usable IS NOT FALSE THEN
             estimate := pgembed._matching(target.source || target.side, target.present || condition, params);
+            matching := CASE WHEN condition <> '' THEN estimate.matching END;
             candidates := pgembed._next_round(estimate.matching, estimate.cost, coalesce(graph.rows, 0), target.dim,
                 false, least(3 * wanted::bigint, 100000)::integer);
         END IF;
@@ -109,7 +111,7 @@ BEGIN
         OPEN found_rows FOR EXECUTE asked USING query, k, params, 0, wanted, best;
     END IF;
     IF traced THEN
-        PERFORM pgembed._trace(target.relation, target.target, looks, estimate.matching, asked, query, k, params,
+        PERFORM pgembed._trace(target.relation, target.target, looks, matching, asked, query, k, params,
             candidates);
     END IF;
     LOOP
@@ -160,7 +162,7 @@ BEGIN
             'row_number() OVER (PARTITION BY %2$s ORDER BY "pgembed distance") AS "pgembed place" '
             'FROM (SELECT %2$s, 0 + (%s) AS "pgembed distance" FROM %s WHERE %s%s) AS every '
             'WHERE "pgembed distance" < ''NaN'') AS placed WHERE "pgembed place" <= $6 '
-            'GROUP BY %2$s ORDER BY sum(%s) DESC, %2$s LIMIT $2',
+            'GROUP BY %2$s ORDER BY sum(%7$s) DESC, %2$s LIMIT $2',
             numbered.named, numbered.keys, target.distance, target.source || target.side, target.present, condition,
             similarity)
     END;

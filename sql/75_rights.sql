@@ -171,10 +171,15 @@ BEGIN
             NULL; -- workers refuse an entry of the catalog that makes no sense, and need nothing for it
         END;
     ELSIF kind = 'reader' AND has_any_column_privilege(role, embedding.relation, 'SELECT') THEN
-        RETURN QUERY SELECT 'TABLE', embedding.side, 'SELECT', NULL -- whoever may read a table's keys may read its vectors
+        -- whoever may read a table's keys may read its vectors; parts have words of its inputs beside them
+        RETURN QUERY SELECT 'TABLE', embedding.side, 'SELECT', NULL
         WHERE pgembed._side_of(embedding, embedding.relation) = embedding.side AND NOT EXISTS (
             SELECT FROM jsonb_array_elements(embedding.key_columns) AS k
-            WHERE NOT has_column_privilege(role, embedding.relation, (k ->> 'attnum')::smallint, 'SELECT'));
+            WHERE NOT has_column_privilege(role, embedding.relation, (k ->> 'attnum')::smallint, 'SELECT')
+            UNION ALL
+            SELECT FROM jsonb_each(embedding.inputs) AS i CROSS JOIN jsonb_each_text(i.value -> 'columns') AS c
+            WHERE embedding.parts IS NOT NULL
+                AND NOT has_column_privilege(role, embedding.relation, c.value::smallint, 'SELECT'));
     END IF;
 END
 $$;

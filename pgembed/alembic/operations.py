@@ -129,7 +129,7 @@ class AttachEmbeddingOp(PgembedOp):
         """Attach an embedding, as ``Pgembed.attach`` does: the call returns at once, workers fill it. One that is there
         and is the same is left as it is.
 
-        ``options`` are ``mode``, ``stale``, ``storage`` and ``fusion``.
+        ``options`` are ``mode``, ``stale``, ``storage``, ``fusion`` and ``parts``.
         """
         operations.invoke(cls(Place(table, target, schema), _declared(encoder, text, image, screenshot, options)))
 

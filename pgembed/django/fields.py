@@ -17,6 +17,7 @@ from pgembed.catalog import InputSpec
 from pgembed.declared import MODALITIES, OPERATOR_CLASSES, OPTIONS, Declared, inputs_of
 from pgembed.encoders import Metric
 from pgembed.errors import InvalidInput
+from pgembed.parts import parts_of
 
 _BRACES = re.compile(r"\{\{|\}\}|\{(?P<name>[^{}./]+)(?P<path>[./][^{}]*)?\}")
 
@@ -36,7 +37,8 @@ class EmbeddingField(VectorField):
 
     ``encoder`` is a name in ``PGEMBED["encoders"]``. ``text``, ``image`` and ``screenshot`` are the inputs, as of
     ``Pgembed.attach``, by the names of fields: ``text="{title}. {body}"``, ``image="photo"``,
-    ``image={"column": "photo", "as": "path"}``. ``mode``, ``stale``, ``storage`` and ``fusion`` are those of attach.
+    ``image={"column": "photo", "as": "path"}``. ``mode``, ``stale``, ``storage``, ``fusion`` and
+    ``parts`` are those of attach.
     ``metric`` is the encoder's, cosine where nothing is said; inputs side by side compare by inner product.
 
     Django never writes it: it is in no INSERT and no UPDATE, whatever its attribute holds.
@@ -62,6 +64,7 @@ class EmbeddingField(VectorField):
         stale: str = OPTIONS["stale"],
         storage: str = OPTIONS["storage"],
         fusion: str = OPTIONS["fusion"],
+        parts: str | Mapping[str, Any] | None = None,
         metric: Metric | None = None,
         **options: Any,  # noqa: ANN401
     ) -> None:
@@ -71,7 +74,9 @@ class EmbeddingField(VectorField):
         self.inputs: dict[str, InputSpec] = {
             name: given for name, given in zip(MODALITIES, (text, image, screenshot), strict=True) if given is not None
         }
-        self.declared = Declared(encoder, inputs_of(self.inputs), mode, stale, storage, fusion, metric)
+        self.declared = Declared(
+            encoder, inputs_of(self.inputs), mode, stale, storage, fusion, metric, parts=parts_of(parts)
+        )
         for name in _FIXED:
             if options.pop(name, _FIXED[name]) != _FIXED[name]:
                 raise InvalidInput(

@@ -5,6 +5,7 @@ An EmbeddingField needs none of them: makemigrations writes ``AddField`` and its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.db import NotSupportedError
@@ -17,6 +18,7 @@ from pgembed.declared import OPTIONS, Declared, EncoderSpec, inputs_of, register
 from pgembed.django.running import begin, own_cursors, run_plan, told_by_django
 from pgembed.errors import InvalidInput
 from pgembed.indexing import built
+from pgembed.parts import parts_of
 from pgembed.plans import Call
 from pgembed.told import in_own_words
 
@@ -108,10 +110,11 @@ class AttachEmbedding(PgembedOperation):
         stale: str = OPTIONS["stale"],
         storage: str = OPTIONS["storage"],
         fusion: str = OPTIONS["fusion"],
+        parts: str | Mapping[str, Any] | None = None,
     ) -> None:
         self.table, self.target = table, target
         self.inputs = {"text": text, "image": image, "screenshot": screenshot}
-        self.declared = Declared(encoder, inputs_of(self.inputs), mode, stale, storage, fusion)
+        self.declared = Declared(encoder, inputs_of(self.inputs), mode, stale, storage, fusion, parts=parts_of(parts))
 
     def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
         given = {name: one for name, one in self.inputs.items() if one is not None}

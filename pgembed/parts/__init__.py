@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from pgembed.errors import InvalidInput
 from pgembed.parts.base import Part, Span, Splitter
 
-__all__ = ["Part", "Span", "Splitter", "load_splitter", "splitters"]
+__all__ = ["Part", "Span", "Splitter", "load_splitter", "parts_of", "splitters"]
 
 GROUP = "pgembed.splitters"
 
@@ -17,6 +18,22 @@ GROUP = "pgembed.splitters"
 def splitters() -> dict[str, EntryPoint]:
     """The splitters that are installed, by name."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def parts_of(given: str | Mapping[str, Any] | None) -> str | None:
+    """How an input is taken apart in its one form: ``chunks``, or JSON with options. Raises InvalidInput."""
+    if given is None:
+        return None
+    options: Any = given
+    if isinstance(given, str):
+        try:
+            options = json.loads(given) if given.lstrip().startswith("{") else {"kind": given}
+        except ValueError as error:
+            raise InvalidInput(
+                f"parts is not valid JSON: {error}.", 'For example: {"kind": "chunks", "tokens": 200}.'
+            ) from None
+    options = dict(options)
+    return options["kind"] if options.keys() == {"kind"} else json.dumps(options, sort_keys=True)
 
 
 def load_splitter(options: Mapping[str, Any]) -> Splitter:

@@ -135,14 +135,15 @@ class SearchPlan:
             return {**dict(self._vector), **self._given, **dict(last), **dict(self._after)}
         return (*self._vector, *self._given, *last, *self._after)
 
-    def settings(self, candidates: int | None = None) -> Statement:
-        """What is set before ``among``; before ``statement``, to go on until enough rows match.
+    def settings(self, candidates: int | None = None, *, partial: bool = False) -> Statement:
+        """What is set before ``among``; before ``statement``, to go on until enough rows match, and with ``partial``
+        where an index of the matching rows alone is taken, which is asked for so many.
 
         Its one row tells what was set before, for ``restore``.
         """
         if candidates is None:
             return Statement(self._texts.settings)
-        return Statement(self._texts.bounded, (candidates,) * 2)
+        return Statement(self._texts.of_part if partial else self._texts.bounded, (candidates,) * 2)
 
     @property
     def tells(self) -> bool:

@@ -197,6 +197,13 @@ class Texts:
         return self._settings(self._limit, self._limit)
 
     @cached_property
+    def of_part(self) -> sql.Composed:
+        """The same for an index of the matching rows alone, with as many candidates as its two parameters, which are
+        the same, say."""
+        place = spelled(sql.Placeholder(), "::integer")
+        return self._settings(place, place)
+
+    @cached_property
     def bounded(self) -> sql.Composed:
         """What lets an HNSW index give so many candidates, in rounds of a quarter, as its two parameters, which are the
         same, say."""

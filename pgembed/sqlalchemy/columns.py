@@ -32,6 +32,7 @@ from pgembed.declared import OPERATOR_CLASSES, STORAGES, Declared, EncoderSpec, 
 from pgembed.encoders import Metric
 from pgembed.errors import InvalidInput, InvalidQuery
 from pgembed.inputs import Expression
+from pgembed.parts import parts_of
 from pgembed.shown import shortened
 from pgembed.sqlalchemy.queries import Asked, QueryVector
 from pgembed.sqlalchemy.side import OF, no_key, side_table
@@ -275,14 +276,15 @@ def embedding_column(
     stale: str = "keep",
     storage: Storage = "column",
     fusion: str = "sum",
+    parts: str | Mapping[str, Any] | None = None,
     metric: Metric | None = None,
 ) -> Any:  # noqa: ANN401
     """The column of an embedding, for a declarative model, a mixin or a ``Table``; pgembed fills it.
 
     ``encoder`` is the name of one that is registered, or an EncoderSpec, which ``create_all`` registers. The inputs,
-    ``mode``, ``stale``, ``storage`` and ``fusion`` are those of ``Pgembed.attach``. ``index`` builds an HNSW index.
-    ``metric`` is the encoder's, cosine where nothing is said; inputs side by side compare by inner product. Raises
-    InvalidInput where there is no input.
+    ``mode``, ``stale``, ``storage``, ``fusion`` and ``parts`` are those of ``Pgembed.attach``. ``index`` builds an HNSW
+    index. ``metric`` is the encoder's, cosine where nothing is said; inputs side by side compare by inner product.
+    Raises InvalidInput where there is no input.
     """
     if storage not in STORAGES:
         raise InvalidInput(f"The storage is {storage!r}.", f"It is one of {', '.join(STORAGES)}.")
@@ -296,6 +298,7 @@ def embedding_column(
         stale=stale,
         storage=storage,
         fusion=fusion,
+        parts=parts_of(parts),
         metric=metric,
         index=VectorIndex() if index is True else index or None,
         registered_as=None if isinstance(encoder, str) else encoder,

@@ -11,6 +11,7 @@ from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import Connection, Engine, Inspector, Table, event, text
 
 from pgembed.declared import Declared, EncoderSpec, inputs_of
+from pgembed.parts import parts_of
 from pgembed.sqlalchemy.columns import Embedding
 from pgembed.sqlalchemy.ddl import is_installed
 from pgembed.sqlalchemy.tables import FOLLOWED_BY
@@ -19,7 +20,8 @@ Name = tuple[str, str, str]  # schema, table, target
 
 _EMBEDDINGS = text(
     "SELECT n.nspname, c.relname, e.target, e.encoder, pgembed._renamed(c.oid, e.inputs) AS inputs, e.mode, e.stale,"
-    " e.storage, coalesce(e.fusion ->> 'method', 'sum') AS fusion, pgembed._metric(o.metric, e.fusion) AS metric,"
+    " e.storage, coalesce(e.fusion ->> 'method', 'sum') AS fusion, e.parts,"
+    " pgembed._metric(o.metric, e.fusion) AS metric,"
     " o.spec, o.settings, m.nspname AS side_schema, s.relname AS side_table,"
     " ARRAY(SELECT CAST(k.side_name AS text) FROM pgembed._side_keys(e) k ORDER BY k.ordinal) AS side_key,"
     " (SELECT a.attname FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped"
@@ -75,6 +77,7 @@ def _attached(connection: Connection) -> dict[Name, Attached]:
                 storage=row.storage,
                 fusion=row.fusion,
                 metric=row.metric,
+                parts=parts_of(row.parts),
                 registered_as=EncoderSpec(row.encoder, row.spec, row.settings),
             ),
             None if row.side_table is None else Side(row.side_schema, row.side_table, row.side_key),

@@ -23,7 +23,7 @@ class KeyQueue(Queue):
         return sql.SQL("SELECT {key} FROM {table} t WHERE {beyond} ORDER BY {order} LIMIT {limit}").format(
             key=self._texts([sql.Identifier("t", name) for name in self._names(side=side)]),
             table=self._place(side=side),
-            beyond=self._beyond(after, side=side),
+            beyond=self._beyond(after, side=side) + self._once(side=side),
             order=self._order(side=side),
             limit=limit,
         )
@@ -31,7 +31,10 @@ class KeyQueue(Queue):
     def random_keys(self, limit: int, percent: float | None, *, side: bool = False) -> sql.Composed:
         """So many keys at random, of the whole table, or of a share of its pages where it is large."""
         part = sql.SQL(" TABLESAMPLE SYSTEM ({})").format(percent) if percent is not None else sql.SQL("")
-        return sql.SQL("SELECT {key} FROM {table} t{part} ORDER BY pg_catalog.random() LIMIT {limit}").format(
+        return sql.SQL(
+            "SELECT {key} FROM {table} t{part} WHERE true{once} ORDER BY pg_catalog.random() LIMIT {limit}"
+        ).format(
+            once=self._once(side=side),
             key=self._texts([sql.Identifier("t", name) for name in self._names(side=side)]),
             table=self._place(side=side),
             part=part,
@@ -49,13 +52,18 @@ class KeyQueue(Queue):
     @cached_property
     def look(self) -> sql.Composed:
         """Parameter: keys. Returns a row each: its number from 1 on, whether the row is there, waits and has failed,
-        its vector as real[], then one column a modality, NULL where absent and where it waits or has failed.
+        its vector as real[] (of parts real[][]), then one column a modality, NULL where absent and where it waits or
+        has failed.
 
         One statement, and so one snapshot: a row that does not wait in it has the vector of these very inputs.
         """
         vector = sql.Identifier("t", self.work.target)
         join = sql.SQL("")
-        if self._side is not None:
+        if self._side is not None and self.work.parts is not None:
+            vector = sql.SQL(
+                "(SELECT pg_catalog.array_agg(s.vector::real[] ORDER BY s.part) FROM {} s WHERE {})"
+            ).format(self._side.table, self._side.same("w"))
+        elif self._side is not None:
             vector = sql.Identifier("s", "vector")
             join = sql.SQL(" LEFT JOIN {} s ON {}").format(self._side.table, self._side.same("w"))
         inputs = sql.SQL(", ").join(
@@ -148,7 +156,7 @@ class KeyQueue(Queue):
             columns=columns,
             empty=sql.SQL("true") if side or self._side else self._empty(),
             place=self._place(side=side),
-            beyond=self._beyond(after, side=side),
+            beyond=self._beyond(after, side=side) + self._once(side=side),
             order=self._order(side=side),
             limit=limit,
             found=found,
@@ -197,12 +205,16 @@ class KeyQueue(Queue):
     def _place(self, *, side: bool) -> sql.Identifier:
         return self._side.table if side and self._side else self._table
 
+    def _once(self, *, side: bool) -> sql.SQL:
+        """Of a side table with parts the first of each row, as the rest of a condition."""
+        return sql.SQL(" AND t.part = 1" if side and self.work.parts is not None else "")
+
     def _order(self, *, side: bool) -> sql.Composed:
         return sql.SQL(", ").join(sql.Identifier("t", name) for name in self._names(side=side))
 
-    def _beyond(self, after: Key | None, *, side: bool) -> sql.Composable:
+    def _beyond(self, after: Key | None, *, side: bool) -> sql.Composed:
         if after is None:
-            return sql.SQL("true")
+            return sql.Composed([sql.SQL("true")])
         values = sql.SQL(", ").join(
             sql.SQL("{}::{}").format(sql.Literal(value), trusted(column["type"]))
             for value, column in zip(after, self.work.key_columns, strict=True)

