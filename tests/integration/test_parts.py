@@ -312,7 +312,17 @@ def test_verify_compares_every_part(db: pgembed.Pgembed, conn: Connection) -> No
     assert db.verify("story", sample=None).ok
 
 
-def test_a_part_that_is_no_text_is_left_out(db: pgembed.Pgembed, conn: Connection) -> None:
+def test_a_part_that_cannot_be_encoded_is_left_out(
+    db: pgembed.Pgembed, conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = LiteEncoder.embed_texts
+
+    def refusing(self: LiteEncoder, texts: Any) -> Any:
+        if "------" in texts:
+            raise InvalidInput("There is no word in it.")
+        return embed(self, texts)
+
+    monkeypatch.setattr(LiteEncoder, "embed_texts", refusing)
     conn.execute("INSERT INTO story VALUES (4, E'a shoe\\n------\\na lamp', 1), (5, '------', 1)")
     db.work(until_idle=True)
     assert [row for row in stored(conn) if row[0] > 3] == [(4, 1, "a shoe"), (4, 2, "a lamp")]
