@@ -154,7 +154,8 @@ BEGIN
 END
 $$;
 
-DROP FUNCTION IF EXISTS pgembed._trace(oid, text, jsonb, float8, text, @extschema:vector@.vector, integer, jsonb, integer);
+DROP FUNCTION IF EXISTS pgembed._trace(oid, text, jsonb, float8, text, @extschema:vector@.vector, integer, jsonb,
+    integer);
 
 -- Add how a search was run to the setting pgembed.trace, a JSON array: the embedding, the looks at its index, the
 -- planner's estimate of the matching rows, the table's rows, and Postgres's plan of the statement that answered, by
