@@ -254,7 +254,7 @@ def test_readers_see_all_of_a_rows_parts_or_none(db: pgembed.Pgembed, conn: Conn
                 rows = own.execute(
                     "SELECT array_agg(content ORDER BY part) FROM story_passages WHERE id = 1"
                 ).fetchall()
-                lines = rows[0][0] or []
+                lines: list[str] = rows[0][0] or []
                 if lines and (len({line.split()[0] for line in lines}) > 1 or len(lines) != int(lines[0].split()[1])):
                     torn.append(lines)
 
