@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pgembed import catalog, distilling, sampling, schema
+from pgembed import catalog, distilling, indexing, sampling, schema
 from pgembed.building import Asked, AsyncQuery
 from pgembed.calibration import Calibration, calibrate
 from pgembed.catalog import EncoderRow, FailedRow, FailureReason, FailureRow, Finding, InputSpec, LeftOver, StatusRow
@@ -281,11 +281,9 @@ class AsyncPgembed(AsyncViews):
         """See Pgembed.prepare."""
         await asyncio.to_thread(self._in_sync, lambda db: db.prepare(encoder, texts, timeout=timeout))
 
-    async def index_statement(
-        self, table: str, target: str | None = None, *, m: int = 16, ef_construction: int = 64
-    ) -> str:
+    async def index_statement(self, table: str, target: str | None = None, **options: Any) -> str:  # noqa: ANN401
         """See Pgembed.index_statement."""
-        return await self._run(catalog.index_statement(table, target, m, ef_construction))
+        return await self._run(catalog.index_statement(table, target, **(indexing.USUAL | options)))
 
     async def build_index(self, table: str, target: str | None = None, **options: Any) -> None:  # noqa: ANN401
         """See Pgembed.build_index."""

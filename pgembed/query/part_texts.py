@@ -36,11 +36,31 @@ class PartTexts(Texts):
         self._output += [spelled(quoted(own), " AS ", quoted(name)) for own, name in self._own_parts]
 
     @cached_property
+    def nearest(self) -> sql.Composed:
+        """The rows nearest to the query, as the index has them."""
+        return rendered(spelled(self._asked, self._select(self._nearest(self._query))))
+
+    @cached_property
     def among(self) -> sql.Composed:
         """The nearest of the matching rows among as many parts of the index as the last parameter says."""
-        looked = self._nearest(self._vector, candidates=parameter_place(self._named, CANDIDATES))
+        looked = self._nearest(self._query, candidates=parameter_place(self._named, CANDIDATES))
         cut = sql.SQL("") if self._paged else spelled("\nLIMIT ", self._page)
-        return rendered(spelled(self._select(looked), cut))
+        return rendered(spelled(self._asked, self._select(looked), cut))
+
+    @property
+    def _is_coarse(self) -> bool:
+        return self._target.quantization in ("half", "binary")
+
+    @property
+    def _query(self) -> sql.Composable:
+        """The query's vector; where it is compared twice it is computed before."""
+        return sql.SQL('vector FROM "pgembed query"') if self._is_coarse else self._vector
+
+    @property
+    def _asked(self) -> sql.Composed:
+        if not self._is_coarse:
+            return sql.Composed([])
+        return spelled('WITH "pgembed query" AS MATERIALIZED (\n    SELECT ', self._vector, " AS vector\n)\n")
 
     @property
     def _source(self) -> sql.Identifier:
@@ -75,18 +95,35 @@ class PartTexts(Texts):
                 unless, last,
             )  # fmt: skip
         keys = sql.SQL(", ").join(map(quoted, self._target.keys))
+        columns = [quoted(name) for name in self._read_names] + [quoted(own) for own, _ in self._own_parts]
+        given = sql.SQL(", ").join([*columns, self._distance, quoted(MATCHES)])
+        near, by = distance, self._distance
+        if self._is_coarse:  # what the index holds orders the parts, and the vectors what it gave
+            near, by = self._coarse(vector), quoted(_DISTANCE)
+            read = spelled(read, ", ", quoted("pgembed vector"))
+            given = sql.SQL(", ").join([*columns, spelled(distance, " AS ", self._distance), quoted(MATCHES)])
         looked = spelled(
-            "SELECT ", read, ", ", distance, " AS ", self._distance, ", ", self._matches, " AS ", quoted(MATCHES),
-            "\n    FROM ", self._source, "\n    JOIN (", self._side(), ') AS "pgembed side" ON ',
-            same_row(self._target), "\n    WHERE ", self._present, "\n    ORDER BY ", self._distance, "\n    LIMIT ",
-            candidates or sql.Literal(max(40, _AT_ONCE * self._wanted)),
+            "SELECT ", given, " FROM (SELECT ", read, ", ", near, " AS ", by, ", ", self._matches, " AS ",
+            quoted(MATCHES), "\n    FROM ", self._source, "\n    JOIN (", self._side(), ') AS "pgembed side" ON ',
+            same_row(self._target), "\n    WHERE ", self._present, "\n    ORDER BY ", by, "\n    LIMIT ",
+            candidates or sql.Literal(max(40, _AT_ONCE * self._wanted)), ") AS given",
         )  # fmt: skip
         best = spelled(
             "SELECT DISTINCT ON (", keys, ") *\n    FROM (", looked, ") AS looked WHERE ", quoted(MATCHES), unless,
             "\n    ORDER BY ", keys, ", ", self._distance,
         )  # fmt: skip
-        columns = [quoted(name) for name in self._read_names] + [quoted(own) for own, _ in self._own_parts]
         return spelled(
             "    SELECT ", sql.SQL(", ").join([*columns, self._distance]), " FROM (", best, ") AS best\n    ORDER BY ",
             self._distance, *self._first(None),
         )  # fmt: skip
+
+    def _coarse(self, vector: sql.Composable) -> sql.Composed:
+        """The distance by what an index of less than full precision holds, as ``pgembed._coarse_sql`` writes it."""
+        target, dim = self._target, sql.Literal(self._target.dim)
+        stored, asked = quoted("pgembed vector"), spelled("(SELECT ", vector, ")")
+        if target.quantization == "half":
+            kind = spelled("::", self._of_vector("halfvec"), "(", dim, ")")
+            return spelled(stored, kind, *self._operator, asked, kind)
+        signs, kind = self._of_vector("binary_quantize"), spelled("::bit(", dim, ")")
+        nearer = spelled(" OPERATOR(", quoted(target.vector_schema), ".<~>) ") if target.vector_schema else " <~> "
+        return spelled(signs, "(", stored, ")", kind, nearer, signs, "(", asked, ")", kind)

@@ -123,6 +123,9 @@ class Texts:
     def _operator(self) -> tuple[LiteralString | sql.Composable, ...]:
         return _operator(self._target)
 
+    def _of_vector(self, name: LiteralString) -> sql.Composable:
+        return _of_vector(self._target, name)
+
     @property
     def _paged(self) -> bool:
         return self._shape.places or self._shape.after is not None

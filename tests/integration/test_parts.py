@@ -213,6 +213,34 @@ def test_as_many_rows_come_back_as_match(db: pgembed.Pgembed, conn: Connection, 
             assert len(set(ids) & {row.id for row in exact}) >= 0.9 * len(exact)
 
 
+@pytest.mark.parametrize("quantization", ["half", "binary"])
+def test_a_coarse_index_gives_candidates(db: pgembed.Pgembed, conn: Connection, quantization: str) -> None:
+    many(conn, 1000, 12)
+    conn.execute("DROP INDEX story_passages_vector_idx")
+    db.build_index("story", quantization=quantization, wait=False)
+    conn.execute("ANALYZE story_passages")
+    found = exact = 0
+    for row in range(20, 1000, 100):
+        first = "SELECT vector::text FROM story_passages WHERE id = %s AND part = 1"
+        (vector,) = conn.execute(first, [row]).fetchall()[0]
+        query = pgembed.Vector(json.loads(str(vector)))
+        best = db.search("story", query, limit=10, exact=True)
+        explained = db.query("story").near(query, embedding="passages").explain()
+        assert explained.index == f"story_passages_hnsw_1_{quantization}"
+        of_sql = conn.execute(
+            "SELECT (item).id, score, part FROM pgembed.search_parts(NULL::story, %s::vector)", [vector]
+        ).fetchall()
+        scores = {row.id: row.score for row in best}
+        for rows in ([(row.id, row.score) for row in explained.rows], [(i, score) for i, score, _ in of_sql]):
+            assert len(rows) == 10
+            found += len({i for i, _ in rows} & scores.keys())
+            exact += 10
+            assert all(score == pytest.approx(scores[i], abs=1e-6) for i, score in rows if i in scores)
+    assert found >= 0.9 * exact
+    with pytest.raises(CatalogError, match="quantization is 'none', 'half' or 'binary', not 'ternary'"):
+        db.build_index("story", quantization="ternary", wait=False)
+
+
 def test_the_best_parts_may_count_together(db: pgembed.Pgembed, conn: Connection) -> None:
     conn.execute("INSERT INTO story VALUES (5, E'a shoe\\na boot\\na red boot', 5), (6, E'a red shoe\\nthe sky', 5)")
     db.work(until_idle=True)
