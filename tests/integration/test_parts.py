@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +19,7 @@ from pgembed.encoders import Encoder
 from pgembed.encoders.builtin import LiteEncoder
 from pgembed.errors import CatalogError, InvalidInput
 from pgembed.parts import Part, Splitter
-from tests.fakes import Connection
+from tests.fakes import Connection, use_splitters
 
 STORY = "a red shoe\na steam engine\na violin in a case"
 OTHER = "the moon over a lake\na red rose"
@@ -48,20 +47,10 @@ class Lines(Splitter):
             start += len(line) + 1
 
 
-@dataclass
-class Entry:
-    """Stands for an installed splitter's entry point."""
-
-    kind: type[Splitter]
-
-    def load(self) -> type[Splitter]:
-        return self.kind
-
-
 @pytest.fixture(autouse=True)
 def lines(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = parts.splitters()
-    monkeypatch.setattr(parts, "splitters", lambda: {**installed, "lines": Entry(Lines)})
+    monkeypatch.setattr(parts, "splitters", lambda: {**installed, **use_splitters(lines=Lines)})
 
 
 @pytest.fixture
