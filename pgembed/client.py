@@ -415,6 +415,7 @@ class Pgembed(Views, Configured):
         weights: Mapping[str, float] | None = None,
         prefer: Prefer | None = None,
         neutral: str | None = None,
+        best: int = 1,
     ) -> list[SearchRow]:
         """The ``limit`` rows nearest to a query, best first: ``row.score``, ``row.id``, ``row.title``, …
 
@@ -422,23 +423,14 @@ class Pgembed(Views, Configured):
         back as match, up to ``limit``. ``columns`` chooses what is read; without it all but bytea and vector columns,
         and those too where ``wide``. ``exact`` uses no vector index. ``weights`` say how much each input of a row
         counts, ``{"text": 0.3, "image": 0.7}``, in an embedding with fusion ``"concat"``. ``prefer`` is as of
-        ``connect``. ``neutral`` names a view that is not to count: it is taken out of query and rows. Raises
-        InvalidQuery, CatalogError, MediaError.
+        ``connect``. ``neutral`` names a view that is not to count: it is taken out of query and rows. Of an
+        embedding with parts ``best`` count together; a row tells its nearest: ``row.part``, ``row.kind``,
+        ``row.location``, ``row.content``. Raises InvalidQuery, CatalogError, MediaError.
         """
         plan = self._searcher.search(
-            table,
-            query,
-            where=where,
-            params=params,
-            limit=limit,
-            embedding=embedding,
-            columns=columns,
-            wide=wide,
-            exact=exact,
-            weights=weights,
-            prefer=prefer,
-            neutral=neutral,
-        )
+            table, query, where=where, params=params, limit=limit, embedding=embedding, columns=columns, wide=wide,
+            exact=exact, weights=weights, prefer=prefer, neutral=neutral, best=best,
+        )  # fmt: skip
         return self._run(plan)
 
     def hybrid(

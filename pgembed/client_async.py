@@ -326,22 +326,13 @@ class AsyncPgembed(AsyncViews):
         weights: Mapping[str, float] | None = None,
         prefer: Prefer | None = None,
         neutral: str | None = None,
+        best: int = 1,
     ) -> list[SearchRow]:
         """See Pgembed.search."""
         plan = self._searcher.search(
-            table,
-            query,
-            where=where,
-            params=params,
-            limit=limit,
-            embedding=embedding,
-            columns=columns,
-            wide=wide,
-            exact=exact,
-            weights=weights,
-            prefer=prefer,
-            neutral=neutral,
-        )
+            table, query, where=where, params=params, limit=limit, embedding=embedding, columns=columns, wide=wide,
+            exact=exact, weights=weights, prefer=prefer, neutral=neutral, best=best,
+        )  # fmt: skip
         return await self._run(plan)
 
     async def hybrid(

@@ -23,6 +23,10 @@ from pgembed.query.texts import (
 PART_COLUMNS = ("part", "kind", "location", "content")  # of the part that answers, in each row
 _AT_ONCE = 4  # times the rows wanted, the parts that are asked of an index in one statement
 _DISTANCE = "pgembed distance"
+_TOGETHER: dict[str, LiteralString] = {  # of the distances of several parts one, whose score is the sum of theirs
+    "cosine": '1 - sum(1 - "pgembed distance") OVER ()', "ip": 'sum("pgembed distance") OVER ()',
+    "l2": '- sum(1 / (1 + "pgembed distance")) OVER ()',
+}  # fmt: skip
 
 
 class PartTexts(Texts):
@@ -52,13 +56,17 @@ class PartTexts(Texts):
         return self._target.quantization in ("half", "binary")
 
     @property
+    def _compares_twice(self) -> bool:
+        return self._is_coarse or self._shape.best > 1
+
+    @property
     def _query(self) -> sql.Composable:
         """The query's vector; where it is compared twice it is computed before."""
-        return sql.SQL('vector FROM "pgembed query"') if self._is_coarse else self._vector
+        return sql.SQL('vector FROM "pgembed query"') if self._compares_twice else self._vector
 
     @property
     def _asked(self) -> sql.Composed:
-        if not self._is_coarse:
+        if not self._compares_twice:
             return sql.Composed([])
         return spelled('WITH "pgembed query" AS MATERIALIZED (\n    SELECT ', self._vector, " AS vector\n)\n")
 
@@ -80,24 +88,12 @@ class PartTexts(Texts):
     ) -> sql.Composed:
         """The nearest rows, at most ``limit``; with ``candidates``, those that match among so many parts."""
         distance = spelled(self._compared, *self._operator, "(SELECT ", vector, ")")
-        read = sql.SQL(", ").join(self._read)
         if exact:
-            part = spelled(
-                "SELECT *, 0 + (", distance, ") AS ", quoted(_DISTANCE), " FROM (", self._side(), ") AS p WHERE ",
-                same_row(self._target), " ORDER BY ", quoted(_DISTANCE), ", ", quoted("pgembed part"), " LIMIT 1",
-            )  # fmt: skip
-            every = self._shape.after is not None
-            order = self._distance if self._shape.joins else self._order
-            last = sql.SQL("") if every else spelled("\n    ORDER BY ", order, *self._first(None))
-            return spelled(
-                "    SELECT ", read, ", ", quoted(_DISTANCE), " AS ", self._distance, "\n    FROM ", self._source,
-                "\n    CROSS JOIN LATERAL (", part, ') AS "pgembed side"', self.joins, "\n    WHERE ", self._where,
-                unless, last,
-            )  # fmt: skip
+            return self._every(distance, spelled(self._where, unless), paged=self._shape.after is not None)
         keys = sql.SQL(", ").join(map(quoted, self._target.keys))
         columns = [quoted(name) for name in self._read_names] + [quoted(own) for own, _ in self._own_parts]
         given = sql.SQL(", ").join([*columns, self._distance, quoted(MATCHES)])
-        near, by = distance, self._distance
+        read, near, by = sql.SQL(", ").join(self._read), distance, self._distance
         if self._is_coarse:  # what the index holds orders the parts, and the vectors what it gave
             near, by = self._coarse(vector), quoted(_DISTANCE)
             read = spelled(read, ", ", quoted("pgembed vector"))
@@ -108,6 +104,11 @@ class PartTexts(Texts):
             same_row(self._target), "\n    WHERE ", self._present, "\n    ORDER BY ", by, "\n    LIMIT ",
             candidates or sql.Literal(max(40, _AT_ONCE * self._wanted)), ") AS given",
         )  # fmt: skip
+        if self._shape.best > 1:  # of the rows found all parts are compared
+            found = spelled(
+                "(", keys, ") IN (SELECT ", keys, " FROM (", looked, ") AS looked WHERE ", quoted(MATCHES), ")"
+            )
+            return self._every(distance, spelled(found, unless))
         best = spelled(
             "SELECT DISTINCT ON (", keys, ") *\n    FROM (", looked, ") AS looked WHERE ", quoted(MATCHES), unless,
             "\n    ORDER BY ", keys, ", ", self._distance,
@@ -115,6 +116,30 @@ class PartTexts(Texts):
         return spelled(
             "    SELECT ", sql.SQL(", ").join([*columns, self._distance]), " FROM (", best, ") AS best\n    ORDER BY ",
             self._distance, *self._first(None),
+        )  # fmt: skip
+
+    def _every(self, distance: sql.Composable, where: sql.Composable, *, paged: bool = False) -> sql.Composed:
+        """The rows, each compared by its nearest part, or by as many as count; all that come after a place where they
+        are ``paged``."""
+        near = spelled(
+            "SELECT *, 0 + (", distance, ") AS ", quoted(_DISTANCE), " FROM (", self._side(), ") AS p WHERE ",
+            same_row(self._target), " ORDER BY ", quoted(_DISTANCE), ", ", quoted("pgembed part"), " LIMIT ",
+            sql.Literal(self._shape.best),
+        )  # fmt: skip
+        compared: sql.Composable = quoted(_DISTANCE)
+        if self._shape.best > 1:
+            together = spelled(_TOGETHER[self._target.metric], " AS ", quoted("pgembed together"))
+            near = spelled(
+                "SELECT *, ", together, " FROM (", near, ") AS counted ORDER BY ", quoted(_DISTANCE), ", ",
+                quoted("pgembed part"), " LIMIT 1",
+            )  # fmt: skip
+            compared = quoted("pgembed together")
+        order = self._distance if self._shape.joins else self._order
+        last = sql.SQL("") if paged else spelled("\n    ORDER BY ", order, *self._first(None))
+        return spelled(
+            "    SELECT ", sql.SQL(", ").join(self._read), ", ", compared, " AS ", self._distance, "\n    FROM ",
+            self._source, "\n    CROSS JOIN LATERAL (", near, ') AS "pgembed side"', self.joins, "\n    WHERE ", where,
+            last,
         )  # fmt: skip
 
     def _coarse(self, vector: sql.Composable) -> sql.Composed:

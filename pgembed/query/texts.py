@@ -70,6 +70,7 @@ class Shape(NamedTuple):
     after: int | None = None  # rows before those wanted; what comes after a place that the last parameters name
     places: bool = False  # the rows tell theirs
     neutral: Neutral | None = None
+    best: int = 1  # how many parts of a row count
 
 
 class Texts:

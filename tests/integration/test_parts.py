@@ -17,7 +17,7 @@ from pgembed import Text, parts
 from pgembed.decoding.picture import Limits
 from pgembed.encoders import Encoder
 from pgembed.encoders.builtin import LiteEncoder
-from pgembed.errors import CatalogError, InvalidInput
+from pgembed.errors import CatalogError, InvalidInput, InvalidQuery
 from pgembed.parts import Part, Splitter
 from tests.fakes import Connection, use_splitters
 
@@ -246,6 +246,20 @@ def test_the_best_parts_may_count_together(db: pgembed.Pgembed, conn: Connection
         ).fetchall()
         assert [row[0] for row in rows] == [row[0] for row in by_hand]
         assert [row[1] for row in rows] == pytest.approx([row[1] for row in by_hand])
+    for found in (
+        db.search("story", Text("a red shoe"), best=2),
+        db.query("story").near(Text("a red shoe")).best(2).rows(),
+        db.search("story", Text("a red shoe"), best=2, exact=True),
+    ):
+        assert [row.id for row in found] == [row[0] for row in by_hand]
+        assert [row.score for row in found] == pytest.approx([row[1] for row in by_hand])
+    nearest = {row.id: row.content for row in db.search("story", Text("a red shoe"))}
+    assert {row.id: row.content for row in found} == nearest
+    with pytest.raises(InvalidQuery, match="best is the number of parts"):
+        db.search("story", Text("a red shoe"), best=0)
+    db.attach("story", "whole", encoder="lite", text="body")
+    with pytest.raises(InvalidQuery, match="holds one vector a row"):
+        db.search("story", Text("a red shoe"), best=2, embedding="whole")
 
 
 def test_a_row_stands_for_the_mean_of_its_parts(db: pgembed.Pgembed) -> None:
