@@ -14,13 +14,12 @@ from typing import Any
 
 from pgembed.decoding.child import Child
 from pgembed.decoding.process import limit_memory, memory_in_use, pipes, read_exactly
-from pgembed.errors import InvalidInput, MediaError, MissingExtra, PgembedError
+from pgembed.errors import MediaError
 from pgembed.media_errors import reason
 
 REQUEST, ANSWER = struct.Struct("<dQQ"), struct.Struct("<QQ")  # seconds; lengths of the JSON and of the bytes
 PATIENCE = 10  # times as long as a call may compute, it may last: others may have the processors
-Function = Callable[..., tuple[Mapping[str, Any], bytes]]
-_ERRORS: dict[str, type[PgembedError]] = {"MediaError": MediaError, "InvalidInput": InvalidInput}
+Function = Callable[..., tuple[Any, bytes]]
 
 
 class Caller:
@@ -31,13 +30,13 @@ class Caller:
         self._child: Child | None = None
 
     def call(
-        self, function: str, shown: str, seconds: float, data: bytes | memoryview = b"", **arguments: Any
-    ) -> tuple[dict[str, Any], bytearray]:
+        self, function: str, shown: str, seconds: float, data: bytes = b"", arguments: Mapping[str, Any] | None = None
+    ) -> tuple[Any, bytearray]:
         """What the function returns. Raises the MediaError that it raises, or one that says how the process ended.
 
         ``shown`` is what messages call the thing that is read; ``seconds`` are of computing.
         """
-        request = json.dumps({"function": function, "arguments": arguments}).encode()
+        request = json.dumps({"function": function, "arguments": arguments or {}}).encode()
         child = self._child = self._child or self._start()
         try:
             child.ready = False
@@ -51,15 +50,17 @@ class Caller:
         finally:
             if not child.ready:
                 self.close()
-        error = answer.get("error")
-        if error is None:
-            return answer, body
-        if error["kind"] == "MissingExtra":
-            raise MissingExtra(*error["arguments"])
-        if error["kind"] == "MemoryError":
-            self.close()  # the next one begins with all of the memory
-            raise _no_memory(shown)
-        raise MediaError(error["message"], error["hint"])
+        if "message" in answer:
+            raise MediaError(answer["message"], answer["hint"])
+        if "reason" in answer:
+            self.close()  # whatever it is in the middle of, the next call begins anew
+            raise MediaError(f"{shown} cannot be read: {answer['reason']}.", "Store it anew, with another program.")
+        return answer["result"], body
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process of the last call is still there, and what it keeps."""
+        return self._child is not None
 
     def _start(self) -> Child:
         try:
@@ -93,11 +94,14 @@ def serve(functions: Mapping[str, Function], memory: int) -> None:
         call = json.loads(request)
         _allow(seconds)
         try:
-            answer, body = functions[call["function"]](data, **call["arguments"])
+            result, body = functions[call["function"]](data, **call["arguments"])
+            answer = {"result": result}
         except MediaError as error:
-            answer, body = {"error": {"kind": "MediaError", "message": error.message, "hint": error.hint}}, b""
+            answer, body = {"message": error.message, "hint": error.hint}, b""
         except MemoryError:
-            answer, body = {"error": {"kind": "MemoryError"}}, b""
+            answer, body = {"reason": "it takes more memory than it may"}, b""
+        except Exception as error:  # a hostile file makes a library raise nearly anything
+            answer, body = {"reason": reason(error)}, b""
         finally:
             _allow(0)
         told = json.dumps(answer).encode()
@@ -120,10 +124,6 @@ def _death(shown: str, code: int, seconds: float) -> MediaError:
         killed = f"The process that read {_lower(shown)} was killed ({name}), as for want of memory."
         return MediaError(killed, "Give the worker more memory.", transient=True)
     return MediaError(f"{shown} ended the process that read it ({name}).", "Store it anew, with another program.")
-
-
-def _no_memory(shown: str) -> MediaError:
-    return MediaError(f"{shown} takes more memory than it may.", "Make it simpler, or split it.")
 
 
 def _lower(shown: str) -> str:

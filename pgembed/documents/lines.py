@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Box = tuple[float, float, float, float]
 DIGITS = 4  # of a share: a tenth of a pixel of a screen
+SLACK = 0.3  # of its height, by which a line may reach into the one above it
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,12 @@ def in_reading_order(words: Sequence[Word], shape: tuple[int, int]) -> list[Word
     """Pieces joined to lines, and lines in the order in which they are read: column by column where there are columns.
 
     ``shape`` is the picture's width and height in pixels. Pieces of one line are those that stand beside each other at
-    a distance of less than twice their height. The order is that of a recursive X-Y cut (Nagy and Seth, 1984): what a
-    gap from side to side parts is read from top to bottom, what one from top to bottom parts from left to right.
+    a distance of less than twice their height. The order is that of a recursive X-Y cut (Nagy and Seth, 1984) at the
+    widest gap: what one from side to side parts is read from top to bottom, what one from top to bottom parts from left
+    to right.
     """
-    return _cut(_joined(words, shape[0] / shape[1]))
+    aspect = shape[0] / shape[1]
+    return _cut(_joined(words, aspect), aspect) if words else []
 
 
 def _joined(words: Sequence[Word], aspect: float) -> list[Word]:
@@ -45,7 +49,7 @@ def _joined(words: Sequence[Word], aspect: float) -> list[Word]:
             line_left, line_top, line_width, line_height = line.box
             overlap = min(top + height, line_top + line_height) - max(top, line_top)
             gap = (left - line_left - line_width) * aspect
-            if overlap > 0.5 * max(height, line_height) and gap < 2 * min(height, line_height):
+            if overlap > 0.5 * max(height, line_height) and abs(gap) < 2 * min(height, line_height):
                 lines[number] = _pair(line, word)
                 break
         else:
@@ -59,28 +63,34 @@ def _pair(first: Word, second: Word) -> Word:
     return Word(f"{first.text} {second.text}", box, min(first.confidence, second.confidence))
 
 
-def _cut(words: list[Word]) -> list[Word]:
-    if len(words) < 2:
-        return words
-    for axis in (1, 0):
-        groups = _groups(words, axis)
-        if len(groups) > 1:
-            return [word for group in groups for word in _cut(group)]
-    return sorted(words, key=lambda word: (word.box[1], word.box[0]))
+def _cut(words: list[Word], aspect: float) -> list[Word]:
+    gaps = {axis: _gaps(words, axis) for axis in (0, 1)}
+    across, down = (max((gap for gap, _ in gaps[axis]), default=-1.0) for axis in (0, 1))
+    axis, widest = (0, across) if across * aspect > max(down, 0.0) else (1, down)
+    places = sorted(place for gap, place in gaps[axis] if gap >= widest / 2 or widest <= 0)
+    if not places:
+        return sorted(words, key=lambda word: (word.box[1], word.box[0]))
+    groups: list[list[Word]] = [[] for _ in range(len(places) + 1)]
+    for word in words:
+        groups[bisect_right(places, word.box[axis])].append(word)
+    return [word for group in groups for word in _cut(group, aspect)]
 
 
-def _groups(words: list[Word], axis: int) -> list[list[Word]]:
-    """What gaps along this axis part: 1 is from top to bottom, 0 from left to right."""
-    groups: list[list[Word]] = []
-    end = -1.0
-    for word in sorted(words, key=lambda word: word.box[axis]):
+def _gaps(words: list[Word], axis: int) -> list[tuple[float, float]]:
+    """The gaps along an axis, 0 from left to right and 1 from top to bottom: how wide, and where each ends.
+
+    One is below zero where boxes overlap a little, as those of narrow lines do.
+    """
+    found: list[tuple[float, float]] = []
+    ordered = sorted(words, key=lambda word: word.box[axis])
+    end = ordered[0].box[axis] + ordered[0].box[axis + 2]
+    for word in ordered[1:]:
         start, length = word.box[axis], word.box[axis + 2]
-        slack = 0.2 * length if axis == 1 else 0.0  # boxes of neighbouring lines touch
-        if not groups or start + slack >= end:
-            groups.append([])
-        groups[-1].append(word)
+        gap = start - end
+        if start > ordered[0].box[axis] and (gap >= 0 or (axis == 1 and -gap < SLACK * length)):
+            found.append((gap, start))
         end = max(end, start + length)
-    return groups
+    return found
 
 
 def text_of(words: Sequence[Word]) -> str:
@@ -91,8 +101,8 @@ def text_of(words: Sequence[Word]) -> str:
 def matching_boxes(content: str | None, location: Mapping[str, Any], words: str) -> list[Box]:
     """Where on its page an answer has one of these words: the boxes of those lines, in shares of the page.
 
-    ``content`` and ``location`` are those of the answer, whose ``lines`` are the boxes of the content's lines. Words are
-    compared without regard to case, as wholes.
+    ``content`` and ``location`` are those of the answer, whose ``lines`` are the boxes of the content's lines. Words
+    are compared without regard to case, as wholes.
     """
     wanted = {word.casefold() for word in re.findall(r"\w+", words)}
     lines: Sequence[Box] = location.get("lines") or ()
