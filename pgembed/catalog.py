@@ -64,6 +64,19 @@ class StatusRow:
     failed: int
     oldest_wait: timedelta | None
     rows_per_second: float | None
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class CutRow:
+    """A row of which not all is in its vectors: a row of the view ``pgembed.cuts``, which tells what is left out."""
+
+    schema_name: str
+    table_name: str
+    target: str
+    key: list[str]
+    told: str
+    at: datetime
 
 
 @dataclass(frozen=True)
@@ -246,6 +259,15 @@ def failures(table: str | None = None, limit: int = 100) -> Plan[list[FailureRow
         {"table": table, "limit": limit},
     )
     return [FailureRow(**row) for row in rows]
+
+
+def cuts(table: str | None = None, limit: int = 100) -> Plan[list[CutRow]]:
+    """Rows of which not all is in their vectors; the latest first."""
+    rows = yield Call(
+        sql.SQL("SELECT u.* FROM pgembed.cuts u WHERE {} ORDER BY at DESC LIMIT %(limit)s").format(_OF_TABLE),
+        {"table": table, "limit": limit},
+    )
+    return [CutRow(**row) for row in rows]
 
 
 def failure_reasons(table: str | None = None) -> Plan[list[FailureReason]]:

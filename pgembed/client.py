@@ -233,6 +233,11 @@ class Pgembed(Views, Configured):
         """Rows that were given up, the latest first."""
         return self._run(catalog.failures(table, limit))
 
+    def cuts(self, table: str | None = None, *, limit: int = 100) -> list[catalog.CutRow]:
+        """Rows of which not all is in their vectors, the latest first, with what is left out: the end of a text that is
+        longer than its encoder reads, or a part that could not be encoded."""
+        return self._run(catalog.cuts(table, limit))
+
     def failure_reasons(self, table: str | None = None) -> list[FailureReason]:
         """Why rows were given up, and how many for each reason; the one that most have first."""
         return self._run(catalog.failure_reasons(table))

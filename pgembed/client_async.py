@@ -195,6 +195,10 @@ class AsyncPgembed(AsyncViews):
         """See Pgembed.failures."""
         return await self._run(catalog.failures(table, limit))
 
+    async def cuts(self, table: str | None = None, *, limit: int = 100) -> list[catalog.CutRow]:
+        """See Pgembed.cuts."""
+        return await self._run(catalog.cuts(table, limit))
+
     async def failure_reasons(self, table: str | None = None) -> list[FailureReason]:
         """See Pgembed.failure_reasons."""
         return await self._run(catalog.failure_reasons(table))

@@ -132,7 +132,8 @@ JOIN pgembed.failure AS f ON f.embedding = e.id
 WHERE CASE WHEN e.sees_all THEN true ELSE pgembed._sees_row(e.entry, f.key) END;
 
 -- The state of each embedding: rows and how many have their vector, what waits, what failed, rows a second over the
--- last minute; 'resting' while its encoder's budget for the day is spent. For people, `pgembed status` and monitoring.
+-- last minute, and of how many rows not all is in their vectors (see cuts); 'resting' while its encoder's budget for
+-- the day is spent. For people, `pgembed status` and monitoring.
 CREATE OR REPLACE VIEW pgembed.status AS
 SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(r.relname, e.table_name) AS table_name,
     e.target, e.encoder,
@@ -146,13 +147,32 @@ SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(r.relna
     c.oldest_wait,
     CASE WHEN q.is_read THEN (SELECT round(sum(w.rows) / 60.0, 1) FROM pgembed.written AS w
         WHERE w.embedding = e.id AND w.minute = date_trunc('minute', now()) - interval '1 minute')
-    END AS rows_per_second
+    END AS rows_per_second,
+    CASE WHEN pgembed._sees_all(e) THEN (SELECT count(*) FROM pgembed.cut AS u WHERE u.embedding = e.id)
+        ELSE (SELECT count(*) FROM pgembed.cut AS u WHERE u.embedding = e.id AND pgembed._sees_row(e, u.key))
+    END AS cut
 FROM pgembed.embedding AS e
 LEFT JOIN pg_catalog.pg_class AS r ON r.oid = e.relation
 LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = r.relnamespace
 CROSS JOIN LATERAL pgembed._counts(e) AS c
 CROSS JOIN LATERAL (SELECT pgembed._reads_queue(e.id) AS is_read) AS q
 ORDER BY e.id;
+
+-- Rows of which not all is in their vectors, and what is left out: the end of a text that is longer than its encoder
+-- reads, or a part that could not be encoded. Rows are those that the caller sees.
+CREATE OR REPLACE VIEW pgembed.cuts WITH (security_barrier) AS
+SELECT coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(r.relname, e.table_name) AS table_name,
+    e.target, u.key, u.told, u.at
+FROM (
+    SELECT a AS entry, a.id, a.schema_name, a.table_name, a.relation, a.target, pgembed._sees_all(a) AS sees_all
+    FROM pgembed.embedding AS a
+    OFFSET 0
+) AS e
+JOIN pgembed.cut AS u ON u.embedding = e.id
+LEFT JOIN pg_catalog.pg_class AS r ON r.oid = e.relation
+LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = r.relnamespace
+WHERE CASE WHEN e.sees_all THEN true ELSE pgembed._sees_row(e.entry, u.key) END
+ORDER BY u.at;
 
 -- An error without what is its row's own, as a pattern for LIKE: names and values in quotes or angle brackets, and
 -- numbers but those of HTTP, are %. Called by failure_reasons.

@@ -112,7 +112,7 @@ BEGIN
     END IF;
     IF traced THEN
         PERFORM pgembed._trace(target.relation, target.target, looks, matching, asked, query, k, params,
-            candidates);
+            candidates, best);
     END IF;
     LOOP
         FETCH found_rows INTO nearest;

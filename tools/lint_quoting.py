@@ -46,6 +46,7 @@ MADE_OF_SQL: dict[str, set[str]] = {
     "_create_trigger_function": {"body"},
     "_create_triggers": {"name"},
     "_differs_sql": {"c.comparison"},
+    "_doubt_parts": {"chosen"},
     "_examine_distilled": {"encoder"},  # a command of the shell
     "_fill_gone": {"same"},
     "_fill_these": {"parts.input", "parts.vector", "same"},

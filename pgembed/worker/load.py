@@ -22,6 +22,7 @@ from pgembed.worker.batch import Batch, Row
 from pgembed.worker.catalog import Catalog
 from pgembed.worker.decode import Decoder
 from pgembed.worker.faults import is_conflict, is_lost
+from pgembed.worker.keys import KeyQueue
 from pgembed.worker.memory import READ_BYTES, largest_row, parts, size_decoded, size_undecoded
 from pgembed.worker.part_queue import PartQueue
 from pgembed.worker.pipes import Pipes, Stopped
@@ -259,7 +260,7 @@ class Loader:
     def _backfill(self, work: Work) -> bool:
         if work.state != "backfill":
             return False
-        statements = Queue(work)
+        statements = KeyQueue(work)
         with self.conn.transaction():
             self.conn.execute(statements.lock)
             state = self.conn.execute(

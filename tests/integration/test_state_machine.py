@@ -257,6 +257,8 @@ class Faults(RuleBasedStateMachine):
         try:
             with self.conn.transaction():
                 if before == "column":
+                    # DROP TRIGGER alone locks partitions before their table, against the order of all others
+                    self.conn.execute("LOCK TABLE product IN ACCESS EXCLUSIVE MODE")
                     self.conn.execute("DROP TRIGGER audit ON product")  # which would hold the column
                 self.conn.execute("SELECT pgembed.detach('product')")
                 self.attach(storage)
