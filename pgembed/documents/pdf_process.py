@@ -72,13 +72,15 @@ class Reader:
 def _lines(page: Any, text: Any) -> Any:  # noqa: ANN401
     """Lines as the layer parts them: each its text and its box. Characters without a place, such as the spaces that
     pdfium puts between words, belong to the line they stand in."""
-    from pypdfium2.raw import FPDFText_GetUnicode  # pyright: ignore[reportUnknownVariableType]
+    from pypdfium2 import raw
 
+    pdfium: Any = raw  # made of C's headers: its functions have no types
     units: list[int] = []
     edges: list[tuple[float, float, float, float]] = []
-    for index in range(text.count_chars() + 1):
-        unit: int = FPDFText_GetUnicode(text, index) if index < text.count_chars() else ord("\n")
-        if unit not in b"\r\n":
+    count = text.count_chars()
+    for index in range(count + 1):
+        unit = int(pdfium.FPDFText_GetUnicode(text, index)) if index < count else ord("\n")
+        if unit not in {ord("\r"), ord("\n")}:
             units.append(ord("-") if unit in {0x02, 0xFFFE} else unit)  # a hyphen at the end of a line
             if (edge := _edges(page, text, index)) is not None:
                 edges.append(edge)
@@ -98,15 +100,18 @@ def _decoded(units: list[int]) -> str:
 
 def _edges(page: Any, text: Any, index: int) -> tuple[float, float, float, float] | None:  # noqa: ANN401
     """Left, top, right and bottom of a character, in shares of the page as it is shown, turned and cut."""
-    from pypdfium2.raw import FPDF_PageToDevice, FPDFText_GetCharBox, FPDFText_IsGenerated
+    from pypdfium2 import raw
 
+    pdfium: Any = raw
     left, right, bottom, top = (ctypes.c_double() for _ in range(4))
-    if FPDFText_IsGenerated(text, index) == 1 or not FPDFText_GetCharBox(text, index, left, right, bottom, top):
+    if pdfium.FPDFText_IsGenerated(text, index) == 1 or not pdfium.FPDFText_GetCharBox(
+        text, index, left, right, bottom, top
+    ):
         return None
     corners: list[tuple[float, float]] = []
     for x, y in ((left, top), (right, bottom)):
         across, down = ctypes.c_int(), ctypes.c_int()
-        FPDF_PageToDevice(page, 0, 0, GRID, GRID, 0, x, y, across, down)
+        pdfium.FPDF_PageToDevice(page, 0, 0, GRID, GRID, 0, x, y, across, down)
         corners.append((across.value / GRID, down.value / GRID))
     (a, b), (c, d) = corners
     return min(a, c), min(b, d), max(a, c), max(b, d)
