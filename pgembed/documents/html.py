@@ -50,8 +50,8 @@ def screens(
     """A page from its top to its foot as PNG files, each of one screen; the last one may be lower.
 
     ``url`` is where it stands, which its links are relative to; ``fetch`` gets what it names by ``http:`` or
-    ``https:``, and may raise MediaError. Raises MediaError where the page is too long, or takes too long, or where there
-    is no Chromium.
+    ``https:``, and may raise MediaError. Raises MediaError where the page is too long, or takes too long, or where
+    there is no Chromium.
     """
     limits = limits or HtmlLimits()
     with _shown(html, limits, url, fetch) as page:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 SECONDS = 60.0  # of computing, for decoding one picture
-SMALLEST = 64  # pixels of a tile's side: less shows nothing
+SMALLEST = 64  # pixels of a tile's side: less shows nothing, and a strip would have one for each of its pixels
 GRID: Known = {"across": (1, 16), "overlap": (0.0, 0.75)}
 
 
@@ -38,7 +38,7 @@ class Grid:
     def boxes(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
         """Left, top, right and bottom of each in pixels, row by row; none where one would be the whole picture."""
         shorter = min(width, height)
-        side = max(min(SMALLEST, shorter), math.ceil(shorter / (self.across - (self.across - 1) * self.overlap)))
+        side = max(SMALLEST, math.ceil(shorter / (self.across - (self.across - 1) * self.overlap)))
         lefts, tops = (self._starts(length, side) for length in (width, height))
         if len(lefts) * len(tops) == 1:
             return []
