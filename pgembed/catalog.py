@@ -366,10 +366,13 @@ def doctor() -> Plan[list[Finding]]:
     return [Finding(**row) for row in rows]
 
 
-def index_statement(table: str, target: str | None, m: int, ef_construction: int) -> Plan[str]:
+def index_statement(
+    table: str, target: str | None, m: int, ef_construction: int, quantization: str = "none"
+) -> Plan[str]:
     """The statement that builds an embedding's vector index."""
     rows = yield Call(
-        sql.SQL("SELECT pgembed.index_sql(%s::regclass, %s, %s, %s) AS statement"), [table, target, m, ef_construction]
+        sql.SQL("SELECT pgembed.index_sql(%s::regclass, %s, %s, %s, %s) AS statement"),
+        [table, target, m, ef_construction, quantization],
     )
     return str(rows[0]["statement"])
 

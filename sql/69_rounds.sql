@@ -24,7 +24,7 @@ BEGIN
                 WHERE tree.isleaf AND (embedding).parts IS NULL),
             (SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class AS c
                 WHERE c.oid = CASE WHEN (embedding).parts IS NULL THEN (embedding).relation ELSE (embedding).side END)),
-        coalesce(bool_or(i.of_all), false),
+        coalesce(bool_or(i.of_all), false) OR pgembed._index_quantization(embedding, metric) IS NOT NULL,
         coalesce(array_agg(i.name) FILTER (WHERE NOT i.of_all), '{}')
     INTO rows, usable, partial
     FROM (

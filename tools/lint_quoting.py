@@ -40,6 +40,7 @@ TARGET = re.compile(r"target\.(columns|distance|keys|nearest|part_rows|present|s
 MADE_OF_SQL: dict[str, set[str]] = {
     "_bound_value": {"types"},
     "_check_expression": {"place", "source"},
+    "_coarse_sql": {"vector"},
     "_create_append_triggers": {"differs"},
     "_create_instant_triggers": {"c", "k", "parts.present", "parts.queue_keys", "parts.vector"},
     "_create_queue": {"key ->> 'type'"},  # of _key_columns, which reads the table

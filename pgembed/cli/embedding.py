@@ -275,6 +275,10 @@ def index(
     target: Target = None,
     m: Annotated[int, typer.Option(min=2, max=100, help="HNSW: connections a node.")] = 16,
     ef_construction: Annotated[int, typer.Option(min=4, max=1000, help="HNSW: candidates while building.")] = 64,
+    quantization: Annotated[
+        str,
+        typer.Option(help="Of an embedding with parts: none, half or binary, for a smaller index; answers are exact."),
+    ] = "none",
     memory: Annotated[str | None, typer.Option(help="maintenance_work_mem for the build, e.g. 1GB.")] = None,
     now: Annotated[bool, typer.Option("--now", help="Do not wait for the queue to be empty.")] = False,
     sql: Annotated[bool, typer.Option("--sql", help="Print the statement instead.")] = False,
@@ -283,7 +287,8 @@ def index(
     """Build the vector index without blocking writers, once the queue is empty."""
     with database() as db:
         if sql:
-            sys.stdout.write(db.index_statement(table, target, m=m, ef_construction=ef_construction) + ";\n")
+            written = db.index_statement(table, target, m=m, ef_construction=ef_construction, quantization=quantization)
+            sys.stdout.write(written + ";\n")
             return
         with progress_bar() as bar:
             task = bar.add_task("vector index", total=None)
@@ -297,7 +302,14 @@ def index(
                 bar.update(task, description=phase, completed=done, total=total or None)
 
             db.build_index(
-                table, target, m=m, ef_construction=ef_construction, memory=memory, wait=not now, on_progress=show
+                table,
+                target,
+                m=m,
+                ef_construction=ef_construction,
+                quantization=quantization,
+                memory=memory,
+                wait=not now,
+                on_progress=show,
             )
     say_done(f"The vector index of {table} is there.", as_json=as_json, action="index", table=table, target=target)
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -429,7 +430,8 @@ class Loader:
         try:
             with self.conn.transaction():
                 row = self.conn.execute(Queue(work).any_left).fetchone()
-                if row == (False,):
+            if row == (False,):
+                with suppress(psycopg.DataError), self.conn.transaction():  # of a row whose input fails: it stays
                     self.conn.execute(Queue(work).forget_gone_failures)
         except psycopg.Error as error:
             if is_lost(self.conn, error) or not is_detached(self.conn, work, error):

@@ -427,13 +427,18 @@ class Queue:
 
     @cached_property
     def forget_gone_failures(self) -> sql.Composed:
-        """Failures, and what was cut, of rows that are no longer there."""
+        """Failures, and what was cut, of rows that are no longer there; in instant mode also of rows that have their
+        vector, or no input: who wrote these may have begun before the failure was there to be seen."""
+        still = sql.SQL("")
+        if self.work.mode == "instant":
+            without = self._side.without if self._side else sql.Identifier("t", self.work.target) + sql.SQL(" IS NULL")
+            still = sql.SQL(" AND {} AND pg_catalog.num_nonnulls({}) > 0").format(without, self._inputs)
         return sql.SQL(
             "WITH whole AS (DELETE FROM pgembed.cut f WHERE f.embedding = {id} AND NOT EXISTS"
             " (SELECT FROM {table} t WHERE {same}))"
             " DELETE FROM pgembed.failure f WHERE f.embedding = {id} AND NOT EXISTS"
-            " (SELECT FROM {table} t WHERE {same})"
-        ).format(id=self.work.id, table=self._table, same=self._typed_failure())
+            " (SELECT FROM {table} t WHERE {same}{still})"
+        ).format(id=self.work.id, table=self._table, same=self._typed_failure(), still=still)
 
     @cached_property
     def depth(self) -> sql.Composed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -18,9 +17,9 @@ from pgembed import Text, parts
 from pgembed.decoding.picture import Limits
 from pgembed.encoders import Encoder
 from pgembed.encoders.builtin import LiteEncoder
-from pgembed.errors import CatalogError, InvalidInput
+from pgembed.errors import CatalogError, InvalidInput, InvalidQuery
 from pgembed.parts import Part, Splitter
-from tests.fakes import Connection
+from tests.fakes import Connection, use_splitters
 
 STORY = "a red shoe\na steam engine\na violin in a case"
 OTHER = "the moon over a lake\na red rose"
@@ -48,20 +47,10 @@ class Lines(Splitter):
             start += len(line) + 1
 
 
-@dataclass
-class Entry:
-    """Stands for an installed splitter's entry point."""
-
-    kind: type[Splitter]
-
-    def load(self) -> type[Splitter]:
-        return self.kind
-
-
 @pytest.fixture(autouse=True)
 def lines(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = parts.splitters()
-    monkeypatch.setattr(parts, "splitters", lambda: {**installed, "lines": Entry(Lines)})
+    monkeypatch.setattr(parts, "splitters", lambda: {**installed, **use_splitters(lines=Lines)})
 
 
 @pytest.fixture
@@ -213,6 +202,34 @@ def test_as_many_rows_come_back_as_match(db: pgembed.Pgembed, conn: Connection, 
             assert len(set(ids) & {row.id for row in exact}) >= 0.9 * len(exact)
 
 
+@pytest.mark.parametrize("quantization", ["half", "binary"])
+def test_a_coarse_index_gives_candidates(db: pgembed.Pgembed, conn: Connection, quantization: str) -> None:
+    many(conn, 1000, 12)
+    conn.execute("DROP INDEX story_passages_vector_idx")
+    db.build_index("story", quantization=quantization, wait=False)
+    conn.execute("ANALYZE story_passages")
+    found = exact = 0
+    for row in range(20, 1000, 100):
+        first = "SELECT vector::text FROM story_passages WHERE id = %s AND part = 1"
+        (vector,) = conn.execute(first, [row]).fetchall()[0]
+        query = pgembed.Vector(json.loads(str(vector)))
+        best = db.search("story", query, limit=10, exact=True)
+        explained = db.query("story").near(query, embedding="passages").explain()
+        assert explained.index == f"story_passages_hnsw_1_{quantization}"
+        of_sql = conn.execute(
+            "SELECT (item).id, score, part FROM pgembed.search_parts(NULL::story, %s::vector)", [vector]
+        ).fetchall()
+        scores = {row.id: row.score for row in best}
+        for rows in ([(row.id, row.score) for row in explained.rows], [(i, score) for i, score, _ in of_sql]):
+            assert len(rows) == 10
+            found += len({i for i, _ in rows} & scores.keys())
+            exact += 10
+            assert all(score == pytest.approx(scores[i], abs=1e-6) for i, score in rows if i in scores)
+    assert found >= 0.9 * exact
+    with pytest.raises(CatalogError, match="quantization is 'none', 'half' or 'binary', not 'ternary'"):
+        db.build_index("story", quantization="ternary", wait=False)
+
+
 def test_the_best_parts_may_count_together(db: pgembed.Pgembed, conn: Connection) -> None:
     conn.execute("INSERT INTO story VALUES (5, E'a shoe\\na boot\\na red boot', 5), (6, E'a red shoe\\nthe sky', 5)")
     db.work(until_idle=True)
@@ -229,6 +246,20 @@ def test_the_best_parts_may_count_together(db: pgembed.Pgembed, conn: Connection
         ).fetchall()
         assert [row[0] for row in rows] == [row[0] for row in by_hand]
         assert [row[1] for row in rows] == pytest.approx([row[1] for row in by_hand])
+    for found in (
+        db.search("story", Text("a red shoe"), best=2),
+        db.query("story").near(Text("a red shoe")).best(2).rows(),
+        db.search("story", Text("a red shoe"), best=2, exact=True),
+    ):
+        assert [row.id for row in found] == [row[0] for row in by_hand]
+        assert [row.score for row in found] == pytest.approx([row[1] for row in by_hand])
+    nearest = {row.id: row.content for row in db.search("story", Text("a red shoe"))}
+    assert {row.id: row.content for row in found} == nearest
+    with pytest.raises(InvalidQuery, match="best is the number of parts"):
+        db.search("story", Text("a red shoe"), best=0)
+    db.attach("story", "whole", encoder="lite", text="body")
+    with pytest.raises(InvalidQuery, match="holds one vector a row"):
+        db.search("story", Text("a red shoe"), best=2, embedding="whole")
 
 
 def test_a_row_stands_for_the_mean_of_its_parts(db: pgembed.Pgembed) -> None:
