@@ -405,3 +405,57 @@ def test_what_is_cut_is_told(db: pgembed.Pgembed, conn: Connection, monkeypatch:
     conn.execute("DELETE FROM story WHERE id = 4")
     db.work(until_idle=True)
     assert {(row.target, *row.key) for row in db.cuts("story")} == {("whole", "1"), ("whole", "2")}
+
+
+@pytest.mark.parametrize("kind", ["(id)", "(id, price)", "(price, id), partitioned"])
+def test_every_kind_of_table(conn: Connection, database_dsn: str, kind: str) -> None:
+    """Keys of several columns, and partitions; altered in name and type, and encoded only where that is due."""
+    key, _, partitioned = kind.partition(", part")
+    conn.execute(
+        f"CREATE TABLE story (id integer, body text, price integer, PRIMARY KEY {key})"
+        f"{' PARTITION BY RANGE (price)' if partitioned else ''}".encode()
+    )
+    if partitioned:
+        conn.execute("CREATE TABLE cheap PARTITION OF story FOR VALUES FROM (0) TO (50)")
+        conn.execute("CREATE TABLE dear PARTITION OF story DEFAULT")
+    conn.execute("INSERT INTO story VALUES (1, %s, 10), (2, %s, 70), (3, NULL, 30)", [STORY, OTHER])
+    with pgembed.connect(database_dsn) as db:
+        db.add_encoder("lite", "builtin:lite")
+        db.attach("story", "passages", encoder="lite", text="body", parts="lines")
+
+        def assert_found(column: str = "id") -> None:
+            db.work(until_idle=True)
+            assert db.verify(table, sample=None).ok
+            (moon,) = db.search(table, Text("the moon over a lake"), limit=1)
+            assert (moon[column], moon.part, moon.content) == (type(moon[column])(2), 1, "the moon over a lake")
+            lines = conn.execute("SELECT count(*) FROM story_passages").fetchall()
+            assert lines == [
+                (
+                    sum(
+                        len(body.split("\n"))
+                        for (body,) in conn.execute(f"SELECT {text} FROM {table} WHERE {text} IS NOT NULL".encode())
+                    ),
+                )
+            ]
+
+        table, text = "story", "body"
+        assert_found()
+        conn.execute("UPDATE story SET body = body || E'\na bicycle', price = price + 60 WHERE id < 3")
+        conn.execute("INSERT INTO story VALUES (1, 'a new one', 10) ON CONFLICT DO NOTHING")
+        assert_found()
+        table, text = "tale", "words"
+        conn.execute("ALTER TABLE story RENAME TO tale; ALTER TABLE tale RENAME body TO words")
+        conn.execute("ALTER TABLE tale RENAME id TO number")
+        conn.execute("SELECT pgembed.sync('tale')")
+        conn.execute("UPDATE tale SET words = words || E'\na volcano' WHERE number = 2")
+        assert_found("number")
+        if not partitioned:
+            before = conn.execute("SELECT array_agg(xmin::text) FROM story_passages").fetchall()
+            conn.execute("SELECT pgembed.unhook('tale'); ALTER TABLE tale ALTER number TYPE text")
+            conn.execute("SELECT pgembed.sync('tale')")
+            assert_found("number")
+            assert before != conn.execute("SELECT array_agg(xmin::text) FROM story_passages").fetchall()
+        conn.execute("DELETE FROM tale WHERE number::text = '1'")
+        assert conn.execute("SELECT count(*) FROM story_passages WHERE content = 'a red shoe'").fetchall() == [(0,)]
+        db.detach("tale")
+    assert conn.execute("SELECT to_regclass('story_passages')").fetchall() == [(None,)]
