@@ -459,3 +459,37 @@ def test_every_kind_of_table(conn: Connection, database_dsn: str, kind: str) -> 
         assert conn.execute("SELECT count(*) FROM story_passages WHERE content = 'a red shoe'").fetchall() == [(0,)]
         db.detach("tale")
     assert conn.execute("SELECT to_regclass('story_passages')").fetchall() == [(None,)]
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_words_are_looked_for_in_parts(db: pgembed.Pgembed, conn: Connection, indexed: bool) -> None:
+    if indexed:
+        conn.execute("CREATE INDEX ON story_passages USING gin (to_tsvector('english', content))")
+    conn.execute("INSERT INTO story VALUES (4, E'engines are steaming\\na red wagon', 1)")
+    db.work(until_idle=True)
+    for where, expected in ((None, {4}), ("price > 20", set[int]())):
+        rows = db.hybrid(
+            "story", "engine -violins", query=None, queries=[], words_columns=["passages.content"], where=where
+        )
+        assert {row.id for row in rows} == expected
+    explained = (
+        db.query("story").near(Text("a steam engine")).hybrid("steam engine", columns=["passages.content"]).explain()
+    )
+    assert explained.rows[0].id == 1
+    assert explained.words[0] == ["engin", "steam"]
+    with pytest.raises(CatalogError, match="no column 'nothing"):
+        db.hybrid("story", "engine", words_columns=["nothing.content"])
+
+
+def test_words_are_looked_for_in_parts_where_the_table_has_none(conn: Connection, database_dsn: str) -> None:
+    conn.execute("CREATE TABLE scan (id integer PRIMARY KEY, file bytea)")
+    with pgembed.connect(database_dsn) as db:
+        db.add_encoder("lite", "builtin:lite")
+        db.attach("scan", "look", encoder="lite", screenshot="file", parts="lines")
+        conn.execute("INSERT INTO scan VALUES (1, ''), (2, '')")
+        conn.execute(
+            "INSERT INTO scan_look SELECT id, part, 'line', '{}', content, '', pgembed.encode_text('lite', content)"
+            " FROM (VALUES (1, 1, 'a ship'), (1, 2, 'a harbour'), (2, 1, 'a mountain')) AS v (id, part, content)"
+        )
+        assert [row.id for row in db.hybrid("scan", "mountain")][:1] == [2]
+        assert [row.id for row in db.hybrid("scan", "harbour", queries=[])] == [1]
