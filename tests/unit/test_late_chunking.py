@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from pgembed.encoders.builtin import LiteEncoder
 from pgembed.encoders.late_chunking import windows
 from pgembed.encoders.onnx import OnnxEncoder
-from pgembed.encoders.onnx_manifest import Manifest, TextSide
+from pgembed.encoders.onnx_export import export
 from pgembed.encoders.open_clip import OpenClipEncoder
 from pgembed.encoders.sentence_transformers import SentenceTransformerEncoder
 from pgembed.encoders.text_tokens import TextTokens
 from pgembed.encoders.transformers import TransformersEncoder
-from pgembed.errors import InvalidInput, UnsupportedModality
+from pgembed.errors import EncoderError, InvalidInput, UnsupportedModality
 from tests.open_clip_models import make_model
 from tests.tiny_models import save_bert, save_qwen
 
@@ -58,45 +58,12 @@ def bert() -> tuple[transformers.BertModel, transformers.BertTokenizerFast]:
     )
 
 
-class MiniLmGraph(torch.nn.Module):
-    """Ids -> the mean of the token outputs, and the outputs; padding has the id 0."""
-
-    def __init__(self, model: transformers.BertModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mask = (ids != 0).long()
-        tokens = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        weights = mask.unsqueeze(-1).float()
-        return (tokens * weights).sum(dim=1) / weights.sum(dim=1), tokens
-
-
 @pytest.fixture(scope="module")
-def onnx(
-    bert: tuple[transformers.BertModel, transformers.BertTokenizerFast], tmp_path_factory: pytest.TempPathFactory
-) -> OnnxEncoder:
-    """MiniLM as a folder with an output for tokens, which reads 64 of them."""
-    model, tokenizer = bert
-    folder = tmp_path_factory.mktemp("onnx")
-    length = torch.export.Dim.DYNAMIC
-    torch.onnx.export(
-        MiniLmGraph(model).eval(),
-        (torch.tensor([[101, 2023, 102], [101, 102, 0]]),),
-        folder / "text.onnx",
-        input_names=["ids"],
-        output_names=["vectors", "tokens"],
-        dynamic_shapes=({0: length, 1: length},),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    backend = tokenizer.backend_tokenizer
-    backend.enable_truncation(64)
-    backend.enable_padding(pad_id=0)
-    backend.save(str(folder / "tokenizer.json"))
-    side = TextSide("text.onnx", "tokenizer.json", trim=True, token_output="tokens")
-    Manifest(dim=384, modalities=("text",), text=side).write(folder)
+def onnx(tmp_path_factory: pytest.TempPathFactory) -> OnnxEncoder:
+    """MiniLM exported, to read 64 tokens."""
+    folder = tmp_path_factory.mktemp("onnx") / "minilm"
+    exported = export(f"sentence-transformers:{MINILM}", {"max_length": 64}, folder, measure=False)
+    assert exported.parity["text"] <= 1e-5
     return OnnxEncoder.load(str(folder), {"threads": 1})
 
 
@@ -234,11 +201,32 @@ def test_pooling_of_another_kind_is_refused() -> None:
         LiteEncoder.load("lite", {}).embed_spans("", [])
 
 
-def test_the_manifest_tells_the_output_and_the_tokenizer_the_limit(onnx: OnnxEncoder) -> None:
+def test_an_export_says_what_it_gives(onnx: OnnxEncoder, tmp_path: Path) -> None:
     assert json.loads(onnx.tokenizer_json() or "")["truncation"]["max_length"] == 64
     assert onnx.text_tokens().room == 62
+    assert onnx.modalities == {"text"}
     assert onnx.manifest.text is not None
     assert onnx.manifest.text.token_output == "tokens"
+    modules = sentence_transformers.sentence_transformer.modules
+    reader = modules.Transformer(str(save_bert(tmp_path / "bert")))
+    torch.manual_seed(2)
+    parts = [reader, modules.Pooling(32, "cls"), modules.Dense(32, 20)]
+    model = sentence_transformers.SentenceTransformer(modules=parts, device="cpu", similarity_fn_name="dot")
+    model.save(str(tmp_path / "model"))
+    settings = {"dimensions": 16, "normalize": False}
+    export(f"sentence-transformers:{tmp_path / 'model'}", settings, tmp_path / "onnx", measure=False)
+    found = OnnxEncoder.load(str(tmp_path / "onnx"), {})
+    torch_encoder = SentenceTransformerEncoder.load(str(tmp_path / "model"), {"device": "cpu", **settings})
+    assert (found.dim, found.metric, found.normalized) == (16, "ip", False)
+    assert found.space == torch_encoder.space
+    assert np.abs(found.embed_texts(SENTENCES) - torch_encoder.embed_texts(SENTENCES)).max() <= 1e-5
+    with pytest.raises(UnsupportedModality, match="gives no outputs of single tokens"):
+        found.embed_spans("", [])
+    model.prompts = {"document": "passage: "}
+    model.save(str(tmp_path / "prompted"))
+    with pytest.raises(EncoderError, match="puts prompts before its texts"):
+        export(f"sentence-transformers:{tmp_path / 'prompted'}", {}, tmp_path / "other", measure=False)
+    assert not (tmp_path / "other").exists()
 
 
 def test_cuts_are_known_before_and_told(
