@@ -74,6 +74,7 @@ class Asked:
     wide: bool = False
     exact: bool = False
     neutral: str | None = None
+    best: int = 1
     prefer: Prefer | None = None
     limit: int = 10
     least: float | None = None
@@ -122,6 +123,10 @@ class Asked:
                 "neutral is for a query to one embedding, and this one has several legs.",
                 'Take the view out of a query: near(query.without(View("…"))).',
             )
+        if self.best > 1:
+            raise InvalidQuery(
+                "best is for a query to one embedding, and this one has several legs.", "Leave best out."
+            )
         words = self.words
         nears = self.nears or ((Near(Text(words.words)),) if words else ())
         legs = (*nears, words) if words else nears
@@ -162,7 +167,7 @@ class Asked:
             "embedding": self.nears[0].embedding if self.nears else None,
             "where": where or None, "params": params, "limit": self.limit, "prefer": self.prefer,
             "columns": self.columns, "wide": self.wide, "exact": self.exact, "joins": self.joins, "joined": self.joined,
-            "weights": self.input_weights, "neutral": self.neutral,
+            "weights": self.input_weights, "neutral": self.neutral, "best": self.best,
         } | more  # fmt: skip
 
     def good(self, rows: list[SearchRow]) -> list[SearchRow]:
@@ -177,7 +182,8 @@ class Asked:
         parts = (
             self.table, repr(near and near.query), contents, near and (near.embedding, near.where, repr(near.params)),
             self.wheres, repr(self.params), self.joins, repr(self.joined),
-            self.input_weights and sorted(self.input_weights.items()), self.neutral, self.prefer,
+            self.input_weights and sorted(self.input_weights.items()), self.neutral, self.best,
+            self.prefer,
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 

@@ -144,6 +144,11 @@ class Building:
         """Compare all rows that match, and use no vector index."""
         return self._with(exact=True)
 
+    def best(self, parts: int) -> Self:
+        """Of an embedding with parts count a row's so many nearest together: the score is the sum of their
+        similarities, which favours rows that speak of it often. Where nothing is said the nearest counts alone."""
+        return self._with(best=parts)
+
     def neutral(self, view: str) -> Self:
         """A view of the space that is not to count: it is taken out of query and rows, so that rows that differ in it
         alone have the same score. Without a filter, an index by ``pgembed.neutral_index_sql`` serves it."""

@@ -64,6 +64,19 @@ class StatusRow:
     failed: int
     oldest_wait: timedelta | None
     rows_per_second: float | None
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class CutRow:
+    """A row of which not all is in its vectors: a row of the view ``pgembed.cuts``, which tells what is left out."""
+
+    schema_name: str
+    table_name: str
+    target: str
+    key: list[str]
+    told: str
+    at: datetime
 
 
 @dataclass(frozen=True)
@@ -248,6 +261,15 @@ def failures(table: str | None = None, limit: int = 100) -> Plan[list[FailureRow
     return [FailureRow(**row) for row in rows]
 
 
+def cuts(table: str | None = None, limit: int = 100) -> Plan[list[CutRow]]:
+    """Rows of which not all is in their vectors; the latest first."""
+    rows = yield Call(
+        sql.SQL("SELECT u.* FROM pgembed.cuts u WHERE {} ORDER BY at DESC LIMIT %(limit)s").format(_OF_TABLE),
+        {"table": table, "limit": limit},
+    )
+    return [CutRow(**row) for row in rows]
+
+
 def failure_reasons(table: str | None = None) -> Plan[list[FailureReason]]:
     """Why rows were given up; the reason that most have first."""
     rows = yield Call(sql.SQL("SELECT f.* FROM pgembed.failure_reasons f WHERE {}").format(_OF_TABLE), {"table": table})
@@ -344,10 +366,13 @@ def doctor() -> Plan[list[Finding]]:
     return [Finding(**row) for row in rows]
 
 
-def index_statement(table: str, target: str | None, m: int, ef_construction: int) -> Plan[str]:
+def index_statement(
+    table: str, target: str | None, m: int, ef_construction: int, quantization: str = "none"
+) -> Plan[str]:
     """The statement that builds an embedding's vector index."""
     rows = yield Call(
-        sql.SQL("SELECT pgembed.index_sql(%s::regclass, %s, %s, %s) AS statement"), [table, target, m, ef_construction]
+        sql.SQL("SELECT pgembed.index_sql(%s::regclass, %s, %s, %s, %s) AS statement"),
+        [table, target, m, ef_construction, quantization],
     )
     return str(rows[0]["statement"])
 

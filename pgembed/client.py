@@ -233,6 +233,11 @@ class Pgembed(Views, Configured):
         """Rows that were given up, the latest first."""
         return self._run(catalog.failures(table, limit))
 
+    def cuts(self, table: str | None = None, *, limit: int = 100) -> list[catalog.CutRow]:
+        """Rows of which not all is in their vectors, the latest first, with what is left out: the end of a text that is
+        longer than its encoder reads, or a part that could not be encoded."""
+        return self._run(catalog.cuts(table, limit))
+
     def failure_reasons(self, table: str | None = None) -> list[FailureReason]:
         """Why rows were given up, and how many for each reason; the one that most have first."""
         return self._run(catalog.failure_reasons(table))
@@ -335,9 +340,10 @@ class Pgembed(Views, Configured):
         """Work in this thread: for ever, until nothing waits, or one batch of each embedding."""
         return self.worker(options, on_progress=on_progress).run(mode_of(until_idle, once))
 
-    def index_statement(self, table: str, target: str | None = None, *, m: int = 16, ef_construction: int = 64) -> str:
-        """The statement that builds an embedding's vector index, for another tool to run."""
-        return self._run(catalog.index_statement(table, target, m, ef_construction))
+    def index_statement(self, table: str, target: str | None = None, **options: Any) -> str:  # noqa: ANN401
+        """The statement that builds an embedding's vector index, for another tool to run: ``m``, ``ef_construction``
+        and ``quantization`` as of ``build_index``."""
+        return self._run(catalog.index_statement(table, target, **(indexing.USUAL | options)))
 
     def build_index(
         self,
@@ -346,20 +352,25 @@ class Pgembed(Views, Configured):
         *,
         m: int = 16,
         ef_construction: int = 64,
+        quantization: str = "none",
         memory: str | None = None,
         wait: bool = True,
         on_progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """Build the vector index without blocking writers, once the queue is empty (``wait``).
 
+        ``quantization`` of an embedding with parts is ``"none"``, ``"half"`` or ``"binary"``: the index is smaller, and
+        what it gives is compared by the full vectors.
         Raises InvalidInput where the caller's connection has a transaction open: the build would wait for its end.
         """
         self._connections.refuse_open_transaction()
         with self._connections.new() as conn:  # a read on the caller's might leave a transaction open
             conn.autocommit = True
             own = Pgembed(Connections(conn), self._searcher)
-            statement = own.index_statement(table, target, m=m, ef_construction=ef_construction)
-            while wait and (waiting := _waiting(own.status(table), target)):
+            statement = own.index_statement(
+                table, target, m=m, ef_construction=ef_construction, quantization=quantization
+            )
+            while wait and (waiting := indexing.waiting(own.status(table), target)):
                 if on_progress is not None:
                     on_progress(f"waiting for {waiting} rows", 0, 0)
                 time.sleep(0.5)
@@ -404,6 +415,7 @@ class Pgembed(Views, Configured):
         weights: Mapping[str, float] | None = None,
         prefer: Prefer | None = None,
         neutral: str | None = None,
+        best: int = 1,
     ) -> list[SearchRow]:
         """The ``limit`` rows nearest to a query, best first: ``row.score``, ``row.id``, ``row.title``, …
 
@@ -411,23 +423,14 @@ class Pgembed(Views, Configured):
         back as match, up to ``limit``. ``columns`` chooses what is read; without it all but bytea and vector columns,
         and those too where ``wide``. ``exact`` uses no vector index. ``weights`` say how much each input of a row
         counts, ``{"text": 0.3, "image": 0.7}``, in an embedding with fusion ``"concat"``. ``prefer`` is as of
-        ``connect``. ``neutral`` names a view that is not to count: it is taken out of query and rows. Raises
-        InvalidQuery, CatalogError, MediaError.
+        ``connect``. ``neutral`` names a view that is not to count: it is taken out of query and rows. Of an
+        embedding with parts ``best`` count together; a row tells its nearest: ``row.part``, ``row.kind``,
+        ``row.location``, ``row.content``. Raises InvalidQuery, CatalogError, MediaError.
         """
         plan = self._searcher.search(
-            table,
-            query,
-            where=where,
-            params=params,
-            limit=limit,
-            embedding=embedding,
-            columns=columns,
-            wide=wide,
-            exact=exact,
-            weights=weights,
-            prefer=prefer,
-            neutral=neutral,
-        )
+            table, query, where=where, params=params, limit=limit, embedding=embedding, columns=columns, wide=wide,
+            exact=exact, weights=weights, prefer=prefer, neutral=neutral, best=best,
+        )  # fmt: skip
         return self._run(plan)
 
     def hybrid(
@@ -487,9 +490,3 @@ class Pgembed(Views, Configured):
 def mode_of(until_idle: bool, once: bool) -> WorkMode:
     """How long a worker works."""
     return "until_idle" if until_idle else "once" if once else "forever"
-
-
-def _waiting(rows: Sequence[StatusRow], target: str | None) -> int:
-    """How many rows wait before an index should be built; an unfinished backfill counts as one at least."""
-    chosen = [row for row in rows if target is None or row.target == target]
-    return sum((row.queued or 0) + (row.state == "backfill") for row in chosen)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pgembed import catalog, distilling, sampling, schema
+from pgembed import catalog, distilling, indexing, sampling, schema
 from pgembed.building import Asked, AsyncQuery
 from pgembed.calibration import Calibration, calibrate
 from pgembed.catalog import EncoderRow, FailedRow, FailureReason, FailureRow, Finding, InputSpec, LeftOver, StatusRow
@@ -195,6 +195,10 @@ class AsyncPgembed(AsyncViews):
         """See Pgembed.failures."""
         return await self._run(catalog.failures(table, limit))
 
+    async def cuts(self, table: str | None = None, *, limit: int = 100) -> list[catalog.CutRow]:
+        """See Pgembed.cuts."""
+        return await self._run(catalog.cuts(table, limit))
+
     async def failure_reasons(self, table: str | None = None) -> list[FailureReason]:
         """See Pgembed.failure_reasons."""
         return await self._run(catalog.failure_reasons(table))
@@ -277,11 +281,9 @@ class AsyncPgembed(AsyncViews):
         """See Pgembed.prepare."""
         await asyncio.to_thread(self._in_sync, lambda db: db.prepare(encoder, texts, timeout=timeout))
 
-    async def index_statement(
-        self, table: str, target: str | None = None, *, m: int = 16, ef_construction: int = 64
-    ) -> str:
+    async def index_statement(self, table: str, target: str | None = None, **options: Any) -> str:  # noqa: ANN401
         """See Pgembed.index_statement."""
-        return await self._run(catalog.index_statement(table, target, m, ef_construction))
+        return await self._run(catalog.index_statement(table, target, **(indexing.USUAL | options)))
 
     async def build_index(self, table: str, target: str | None = None, **options: Any) -> None:  # noqa: ANN401
         """See Pgembed.build_index."""
@@ -324,22 +326,13 @@ class AsyncPgembed(AsyncViews):
         weights: Mapping[str, float] | None = None,
         prefer: Prefer | None = None,
         neutral: str | None = None,
+        best: int = 1,
     ) -> list[SearchRow]:
         """See Pgembed.search."""
         plan = self._searcher.search(
-            table,
-            query,
-            where=where,
-            params=params,
-            limit=limit,
-            embedding=embedding,
-            columns=columns,
-            wide=wide,
-            exact=exact,
-            weights=weights,
-            prefer=prefer,
-            neutral=neutral,
-        )
+            table, query, where=where, params=params, limit=limit, embedding=embedding, columns=columns, wide=wide,
+            exact=exact, weights=weights, prefer=prefer, neutral=neutral, best=best,
+        )  # fmt: skip
         return await self._run(plan)
 
     async def hybrid(

@@ -294,7 +294,8 @@ def _parts(
     # side by side all terms have one length, whatever the weights, but for rows and vectors given
     even = bool(plan.target.parts) and not any(isinstance(one, Row | Vector) for one in query.inputs)
     # without a view, a sum is longer or shorter than its terms without it add up to
-    is_sum = len(terms) > 1 and (plan.target.metric == "cosine" or even) and neutral is None
+    # and of parts each term finds the one that is nearest to it
+    is_sum = len(terms) > 1 and (plan.target.metric == "cosine" or even) and neutral is None and not plan.target.split
     told = [(repr(term.input), term.weight, term.input) for term in terms] if is_sum else [
         (repr(one), 1.0, one) for one in dict.fromkeys(query.inputs)
     ]  # fmt: skip

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, LiteralString, cast
 
 import psycopg
 from psycopg import sql
 
+from pgembed.catalog import StatusRow
 from pgembed.errors import CatalogError
 from pgembed.plans import Call, Plan, run
 from pgembed.pooling import PROCESS, require_session
 
 Connect = Callable[[], psycopg.Connection[Any]]
+USUAL: dict[str, Any] = {"m": 16, "ef_construction": 64}
 
 
 def build_index(
@@ -49,6 +51,12 @@ def build_index(
             done.set()
             if watcher is not None:
                 watcher.join()
+
+
+def waiting(rows: Sequence[StatusRow], target: str | None) -> int:
+    """How many rows wait before an index should be built; an unfinished backfill counts as one at least."""
+    chosen = [row for row in rows if target is None or row.target == target]
+    return sum((row.queued or 0) + (row.state == "backfill") for row in chosen)
 
 
 def built(table: str, target: str | None, statement: str) -> Plan[None]:

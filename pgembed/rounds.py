@@ -109,11 +109,12 @@ class Rounds:
         """With as many parts of the index as should hold so many rows, and more while that is worth it."""
         if not plan.target.graph:
             return (yield from _exact(plan, trace))
-        trace.estimate = estimate = yield from self._estimate(plan, PARTS * plan.reach)
+        trace.estimate = estimate = yield from self._estimate(plan, PARTS * plan.spread * plan.reach)
         return (yield Within(_by_part_rounds(plan, trace, estimate)))
 
     def _estimate(self, plan: SearchPlan, reach: int | None = None) -> Plan[Estimate]:
-        key = (plan.target.schema, plan.target.name, plan.shape.joins, plan.shape.where, plan.reach, plan.given_key)
+        reach = reach or plan.reach
+        key = (plan.target.schema, plan.target.name, plan.shape.joins, plan.shape.where, reach, plan.given_key)
         known = self._estimates.get(key) if plan.given_key is not None else None
         if known is not None and time.monotonic() - known[0] < REMEMBERED:
             return known[1]
@@ -123,7 +124,8 @@ class Rounds:
             partial = not _index_names(planned[0]["QUERY PLAN"]).isdisjoint(plan.target.partial)
         matching = yield Call(plan.matching.text, plan.matching.values)
         top = matching[0]["QUERY PLAN"][0]["Plan"]
-        estimate = Estimate(top["Plan Rows"], top["Total Cost"], partial, None)
+        cost = top["Total Cost"] + top["Plan Rows"] * plan.target.split  # each row looks its parts up
+        estimate = Estimate(top["Plan Rows"], cost, partial, None)
         if partial:
             values = (estimate.matching, estimate.cost, plan.target.dim, plan.target.half, min(plan.reach, 2**31 - 1))
             first = (yield Call(OF_PART, values))[0]["candidates"]
@@ -202,7 +204,7 @@ def _by_part_rounds(plan: SearchPlan, trace: Trace, estimate: Estimate) -> Plan[
         trace.looks.append(Look(candidates, len(rows)))
         if len(rows) >= plan.limit or candidates >= plan.target.rows:
             break
-        wanted = math.ceil(2 * candidates * plan.reach / max(len(rows), 1))
+        wanted = math.ceil(2 * candidates * plan.spread * plan.reach / max(len(rows), 1))
         following = yield from _next_round(plan, estimate, 0, 0, min(wanted, 100_000))
         candidates = following if following is not None and following > candidates else None
     if len(rows) < plan.limit:

@@ -52,6 +52,7 @@ TARGET = sql.SQL(
     " FROM pg_catalog.pg_class s JOIN pg_catalog.pg_namespace m ON m.oid = s.relnamespace WHERE s.oid = e.side)"
     " END AS side,"
     " e.parts IS NOT NULL AS split,"
+    " pgembed._index_quantization(e, pgembed._metric(o.metric, e.fusion)) AS quantization,"
     " pgembed._shares(e.inputs, e.fusion) AS shares, e.fusion -> 'parts' AS parts,"
     " pgembed._metric(o.metric, e.fusion) AS metric_of_vectors,"
     " v.typname = 'halfvec' AS half, graph.rows, graph.usable AS graph, graph.partial"
@@ -219,6 +220,7 @@ class Searcher:
             graph=row["graph"],
             partial=tuple(row["partial"]),
             split=row["split"],
+            quantization=row["quantization"],
             parts=tuple(zip(row["parts"], row["shares"], strict=True)) if row["shares"] else (),
             side=row["side"] and Side(row["side"]["schema"], row["side"]["table"], tuple(row["side"]["keys"])),
         )

@@ -56,6 +56,10 @@ BEGIN
     EXECUTE pg_catalog.format('INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS t WHERE %s',
         'change_' || embedding.id, queue_key, row_key, relation, condition);
     GET DIAGNOSTICS queued = ROW_COUNT;
+    IF "where" IS NOT NULL AND embedding.parts IS NOT NULL THEN
+        PERFORM pgembed._doubt_parts(embedding, pg_catalog.format('SELECT %s FROM %s AS t WHERE %s', row_key, relation,
+            condition), NULL);
+    END IF;
     IF "where" IS NULL AND embedding.storage = 'side' THEN
         queued := queued + pgembed._queue_left_over(embedding);
     END IF;
@@ -104,7 +108,26 @@ BEGIN
         'change_' || embedding.id, queue_key, pgembed._typed_key(embedding, 'k.key'), 'job_' || embedding.id)
     USING keys;
     GET DIAGNOSTICS queued = ROW_COUNT;
+    IF embedding.parts IS NOT NULL THEN
+        PERFORM pgembed._doubt_parts(embedding, pg_catalog.format('SELECT %s FROM jsonb_array_elements($1) AS k (key)',
+            pgembed._typed_key(embedding, 'k.key')), keys);
+    END IF;
     RETURN queued;
+END
+$$;
+
+-- Have a worker encode all parts of these rows again, as it does not where it finds one's hash: `chosen` gives their
+-- keys, from $1. What somebody writes just then is new anyway. Called by reconcile and requeue.
+CREATE OR REPLACE FUNCTION pgembed._doubt_parts(embedding pgembed.embedding, chosen text, keys jsonb) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF pg_catalog.has_table_privilege(embedding.side, 'UPDATE') THEN
+        EXECUTE pg_catalog.format('UPDATE %1$s AS p SET hash = '''' WHERE p.ctid = ANY (ARRAY(SELECT s.ctid '
+            'FROM %1$s AS s WHERE (%2$s) IN (%3$s) FOR UPDATE OF s SKIP LOCKED))', embedding.side::regclass,
+            (SELECT string_agg('s.' || quote_ident(k.side_name), ', ' ORDER BY k.ordinal)
+                FROM pgembed._side_keys(embedding) AS k), chosen) USING keys;
+    END IF;
 END
 $$;
 

@@ -188,7 +188,8 @@ RETURN (
         '%11$s RETURN NULL; END IF; EXCEPTION WHEN others THEN NULL; END; END IF; '
         'IF TG_OP = ''UPDATE'' THEN IF %12$s THEN DELETE FROM %4$s AS s WHERE %7$s; '
         'ELSE INSERT INTO pgembed.%8$I (%9$s) VALUES (%6$s); RETURN NULL; END IF; END IF; '
-        'INSERT INTO pgembed.%8$I (%9$s) SELECT %6$s FROM (SELECT NEW.*) AS t WHERE %10$s; RETURN NULL; END',
+        'INSERT INTO pgembed.%8$I (%9$s) SELECT %6$s FROM (SELECT NEW.*) AS t WHERE %10$s; '
+        'IF NOT FOUND THEN %11$s END IF; RETURN NULL; END',
         pgembed._left_behind_sql(embedding), pgembed._later_sql(), vector, (embedding).side::regclass,
         string_agg(quote_ident(k.side_name), ', ' ORDER BY k.ordinal),
         string_agg('NEW.' || quote_ident(k.row_name), ', ' ORDER BY k.ordinal),
@@ -213,7 +214,7 @@ RETURN (
         'ON CONFLICT (%6$s) DO UPDATE SET vector = excluded.vector) '
         'INSERT INTO pgembed.%8$I (%7$s) SELECT %7$s FROM made WHERE made IS NULL AND present; '
         '%10$s RETURN NULL; EXCEPTION WHEN others THEN NULL; END; END IF; '
-        'INSERT INTO pgembed.%8$I (%7$s) SELECT %9$s FROM new_rows AS t WHERE %4$s; RETURN NULL; END',
+        'INSERT INTO pgembed.%8$I (%7$s) SELECT %9$s FROM new_rows AS t WHERE %4$s; %10$s RETURN NULL; END',
         pgembed._later_sql(),
         string_agg(format('t.%I AS key_%s', k.row_name, k.ordinal), ', ' ORDER BY k.ordinal), vector, present,
         (embedding).side::regclass, string_agg(quote_ident(k.side_name), ', ' ORDER BY k.ordinal),

@@ -217,13 +217,14 @@ BEGIN
             string_agg(quote_ident(k.side_name), ', ' ORDER BY k.ordinal), keys)
         INTO writing FROM pgembed._side_keys(embedding) AS k;
     ELSE
-        writing := format('updated AS (UPDATE %s AS t SET %I = w.made FROM made AS w WHERE %s RETURNING w.seq)',
+        writing := format('updated AS (UPDATE %1$s AS t SET %2$I = w.made FROM made AS w WHERE %3$s '
+            'AND num_nonnulls(w.made, t.%2$I) > 0 RETURNING w.seq)', -- no row is written for nothing
             embedding.relation::regclass, embedding.target, pgembed._same_row_sql(embedding, 'w'));
     END IF;
     EXECUTE format('WITH made AS MATERIALIZED (SELECT j.seq, %1$s, j.attempts, %2$s AS input, %3$s AS made '
         'FROM %4$s AS t JOIN pgembed.%5$I AS j ON %6$s WHERE j.seq = ANY ($1)), %7$s, '
         'fate AS (SELECT w.*, CASE '
-            'WHEN u.seq IS NULL THEN %8$L '
+            'WHEN u.seq IS NULL AND w.made IS NOT NULL THEN %8$L '
             'WHEN w.input IS NOT NULL AND w.made IS NULL THEN format(''The text ''''%%s'''' has no word that ''''%%s'''' knows.'', '
                 'CASE WHEN length(w.input) <= 80 THEN w.input ELSE left(w.input, 80) || ''…'' END, %9$L::text) END AS error '
             'FROM made AS w LEFT JOIN updated AS u ON u.seq = w.seq), '

@@ -132,7 +132,8 @@ JOIN pgembed.failure AS f ON f.embedding = e.id
 WHERE CASE WHEN e.sees_all THEN true ELSE pgembed._sees_row(e.entry, f.key) END;
 
 -- The state of each embedding: rows and how many have their vector, what waits, what failed, rows a second over the
--- last minute; 'resting' while its encoder's budget for the day is spent. For people, `pgembed status` and monitoring.
+-- last minute, and of how many rows not all is in their vectors (see cuts); 'resting' while its encoder's budget for
+-- the day is spent. For people, `pgembed status` and monitoring.
 CREATE OR REPLACE VIEW pgembed.status AS
 SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(r.relname, e.table_name) AS table_name,
     e.target, e.encoder,
@@ -146,13 +147,32 @@ SELECT e.id, coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(r.relna
     c.oldest_wait,
     CASE WHEN q.is_read THEN (SELECT round(sum(w.rows) / 60.0, 1) FROM pgembed.written AS w
         WHERE w.embedding = e.id AND w.minute = date_trunc('minute', now()) - interval '1 minute')
-    END AS rows_per_second
+    END AS rows_per_second,
+    CASE WHEN pgembed._sees_all(e) THEN (SELECT count(*) FROM pgembed.cut AS u WHERE u.embedding = e.id)
+        ELSE (SELECT count(*) FROM pgembed.cut AS u WHERE u.embedding = e.id AND pgembed._sees_row(e, u.key))
+    END AS cut
 FROM pgembed.embedding AS e
 LEFT JOIN pg_catalog.pg_class AS r ON r.oid = e.relation
 LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = r.relnamespace
 CROSS JOIN LATERAL pgembed._counts(e) AS c
 CROSS JOIN LATERAL (SELECT pgembed._reads_queue(e.id) AS is_read) AS q
 ORDER BY e.id;
+
+-- Rows of which not all is in their vectors, and what is left out: the end of a text that is longer than its encoder
+-- reads, or a part that could not be encoded. Rows are those that the caller sees.
+CREATE OR REPLACE VIEW pgembed.cuts WITH (security_barrier) AS
+SELECT coalesce(n.nspname, e.schema_name) AS schema_name, coalesce(r.relname, e.table_name) AS table_name,
+    e.target, u.key, u.told, u.at
+FROM (
+    SELECT a AS entry, a.id, a.schema_name, a.table_name, a.relation, a.target, pgembed._sees_all(a) AS sees_all
+    FROM pgembed.embedding AS a
+    OFFSET 0
+) AS e
+JOIN pgembed.cut AS u ON u.embedding = e.id
+LEFT JOIN pg_catalog.pg_class AS r ON r.oid = e.relation
+LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = r.relnamespace
+WHERE CASE WHEN e.sees_all THEN true ELSE pgembed._sees_row(e.entry, u.key) END
+ORDER BY u.at;
 
 -- An error without what is its row's own, as a pattern for LIKE: names and values in quotes or angle brackets, and
 -- numbers but those of HTTP, are %. Called by failure_reasons.
@@ -182,28 +202,81 @@ FROM pgembed.failures AS f
 GROUP BY f.schema_name, f.table_name, f.target, pgembed._reason(f.error)
 ORDER BY rows DESC, last_failed_at DESC;
 
+DROP FUNCTION IF EXISTS pgembed.index_sql(regclass, text, integer, integer);
+
 -- The statement that builds an embedding's vector index: in psql, SELECT pgembed.index_sql('product') \gexec
--- (CREATE INDEX CONCURRENTLY runs in no function).
+-- (CREATE INDEX CONCURRENTLY runs in no function). Of an embedding with parts the index may hold these in half
+-- precision or as bits, the signs of their numbers: it is smaller, and what it gives is compared by the full vectors.
 CREATE OR REPLACE FUNCTION pgembed.index_sql(
     relation regclass,
     target text DEFAULT NULL,
     m integer DEFAULT 16,
-    ef_construction integer DEFAULT 64
+    ef_construction integer DEFAULT 64,
+    quantization text DEFAULT 'none'
 ) RETURNS text
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     embedding pgembed.embedding := pgembed._embedding(relation, target);
     vectors record := pgembed._vectors_of(embedding);
+    operators CONSTANT text := pgembed._operator_class(embedding);
     partitioned boolean;
 BEGIN
+    IF quantization IN ('none', 'half', 'binary') IS NOT TRUE THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = pg_catalog.format('quantization is ''none'', ''half'' or ''binary'', not %s.',
+                coalesce(quote_literal(quantization), 'NULL')),
+            HINT = 'A smaller one makes a smaller index, of an embedding with parts.';
+    ELSIF quantization <> 'none'
+        AND (embedding.parts IS NULL OR quantization = 'binary' AND operators LIKE '%_l2_ops') THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = pg_catalog.format('No search of %s.%I reads an index of quantization ''%s''.', relation,
+                embedding.target, quantization),
+            HINT = CASE WHEN embedding.parts IS NULL THEN 'It is for embeddings with parts: leave quantization out.'
+                ELSE 'Signs tell no lengths, which this encoder''s metric compares: use quantization => ''half''.' END;
+    ELSIF quantization <> 'none' THEN
+        RETURN pg_catalog.format(
+            'CREATE INDEX CONCURRENTLY IF NOT EXISTS %I ON %s USING hnsw ((%s) @extschema:vector@.%s) '
+            'WITH (m = %s, ef_construction = %s)', pgembed._index_name(embedding) || '_' || quantization,
+            vectors.relation::regclass, pgembed._coarse_sql(quote_ident(vectors.column_name), quantization,
+                (SELECT e.dim FROM pgembed.encoder AS e WHERE e.name = embedding.encoder)),
+            CASE quantization WHEN 'half' THEN replace(operators, 'vector_', 'halfvec_') ELSE 'bit_hamming_ops' END,
+            m, ef_construction);
+    END IF;
     SELECT relkind = 'p' INTO partitioned FROM pg_catalog.pg_class WHERE oid = vectors.relation;
     RETURN pg_catalog.format('CREATE INDEX %s IF NOT EXISTS %I ON %s USING hnsw (%I @extschema:vector@.%s) WITH (m = %s, ef_construction = %s)',
         CASE WHEN partitioned THEN '' ELSE 'CONCURRENTLY' END,
         pgembed._index_name(embedding), vectors.relation::regclass, vectors.column_name,
-        pgembed._operator_class(embedding), m, ef_construction);
+        operators, m, ef_construction);
 END
 $$;
+
+-- A vector as an index of less than full precision holds it. Called by index_sql and _parts_sql.
+CREATE OR REPLACE FUNCTION pgembed._coarse_sql(vector text, quantization text, dim integer) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN format(CASE quantization WHEN 'half' THEN '%s::@extschema:vector@.halfvec(%s)'
+    ELSE '@extschema:vector@.binary_quantize(%s)::bit(%s)' END, vector, dim);
+
+-- The quantization of the best HNSW index over an embedding's parts; NULL where there is none. Called by _graph_of, the
+-- search of parts, and Python's.
+CREATE OR REPLACE FUNCTION pgembed._index_quantization(embedding pgembed.embedding, metric text) RETURNS text
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT p.quantization
+    FROM pg_catalog.pg_index AS x
+    JOIN pg_catalog.pg_class AS c ON c.oid = x.indexrelid
+    JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname = 'hnsw'
+    JOIN pg_catalog.pg_opclass AS o ON o.oid = x.indclass[0]
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = x.indrelid AND a.attname = 'vector'
+    CROSS JOIN LATERAL (SELECT CASE
+        WHEN x.indkey[0] = a.attnum AND o.opcname = 'vector_' || metric || '_ops' THEN 'none'
+        WHEN x.indkey[0] = 0 AND o.opcname = 'halfvec_' || metric || '_ops' THEN 'half'
+        WHEN x.indkey[0] = 0 AND o.opcname = 'bit_hamming_ops' THEN 'binary' END) AS p (quantization)
+    WHERE x.indrelid = (embedding).side AND (embedding).parts IS NOT NULL AND x.indisvalid AND x.indpred IS NULL
+        AND p.quantization IS NOT NULL
+    ORDER BY array_position(ARRAY['none', 'half', 'binary'], p.quantization)
+    LIMIT 1;
+END;
 
 -- The statement that drops an embedding's vector index, where a build that was broken off has left it invalid; NULL
 -- where there is none, or somebody is building it. Called around index_sql's statement, and in scripts of Alembic.
@@ -217,7 +290,8 @@ BEGIN
         FROM pgembed._vectors_of(embedding) AS v
         JOIN pg_catalog.pg_index AS i ON i.indrelid = v.relation AND NOT i.indisvalid
         JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid AND c.relkind = 'i'
-            AND c.relname = pgembed._index_name(embedding)::name
+            AND c.relname IN (SELECT (pgembed._index_name(embedding) || suffix)::name
+                FROM unnest(ARRAY['', '_half', '_binary']) AS suffix)
         WHERE NOT EXISTS (
             SELECT FROM pg_catalog.pg_stat_progress_create_index AS p WHERE p.index_relid = i.indexrelid
         ));

@@ -24,7 +24,7 @@ BEGIN
                 WHERE tree.isleaf AND (embedding).parts IS NULL),
             (SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class AS c
                 WHERE c.oid = CASE WHEN (embedding).parts IS NULL THEN (embedding).relation ELSE (embedding).side END)),
-        coalesce(bool_or(i.of_all), false),
+        coalesce(bool_or(i.of_all), false) OR pgembed._index_quantization(embedding, metric) IS NOT NULL,
         coalesce(array_agg(i.name) FILTER (WHERE NOT i.of_all), '{}')
     INTO rows, usable, partial
     FROM (
@@ -154,6 +154,9 @@ BEGIN
 END
 $$;
 
+DROP FUNCTION IF EXISTS pgembed._trace(oid, text, jsonb, float8, text, @extschema:vector@.vector, integer, jsonb,
+    integer);
+
 -- Add how a search was run to the setting pgembed.trace, a JSON array: the embedding, the looks at its index, the
 -- planner's estimate of the matching rows, the table's rows, and Postgres's plan of the statement that answered, by
 -- which the plan is called index (with its name), partial index (of some rows only) or exact. VOLATILE likewise. Called
@@ -167,7 +170,8 @@ CREATE OR REPLACE FUNCTION pgembed._trace(
     query @extschema:vector@.vector,
     k integer,
     params jsonb,
-    candidates integer
+    candidates integer,
+    best integer DEFAULT 1
 ) RETURNS void
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -177,7 +181,8 @@ DECLARE
     index text; -- the name of the one that gives the order
     partial text[];
 BEGIN
-    FOR line IN EXECUTE 'EXPLAIN ' || statement USING query, k, params, candidates, ceil(1.25 * k)::integer LOOP
+    FOR line IN EXECUTE 'EXPLAIN ' || statement USING query, k, params, candidates, ceil(1.25 * k)::integer,
+        best LOOP
         plan := plan || regexp_replace(line, '''\[[-+.,0-9e]{20,}\]''', '''[...]''', 'g'); -- the vector itself
     END LOOP;
     index := substring(array_to_string(plan, E'\n') -- likewise in pgembed/explaining.py

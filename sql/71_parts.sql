@@ -34,7 +34,8 @@ DECLARE
     condition text := '';
     scan_before CONSTANT text := current_setting('hnsw.iterative_scan', true); -- NULL before pgvector 0.8
     ef_before CONSTANT text := current_setting('hnsw.ef_search');
-    wanted integer; -- rows that are to be found: some more where several parts of each count
+    quantization text; -- of the index
+    wanted integer; -- rows that are to be found: some more where several parts of each count, or the index is coarse
     candidates integer; -- parts that the index is to give; NULL where it is not to be asked
     looked integer; -- those that it gave
     graph record;
@@ -65,7 +66,10 @@ BEGIN
         condition := pgembed._filter_condition(target.source, filter, params);
     END IF;
 
-    wanted := CASE WHEN best = 1 THEN k ELSE least(4 * k::bigint, 100000) END;
+    SELECT pgembed._index_quantization(e, target.metric) INTO quantization FROM pgembed.embedding AS e
+    WHERE e.relation = target.relation AND e.target = target.target;
+    wanted := least(k * CASE WHEN quantization = 'binary' THEN 10 WHEN best > 1 THEN 4 WHEN quantization = 'half' THEN 2
+        ELSE 1 END::bigint, 100000);
     IF exact IS NOT TRUE THEN
         SELECT g.* INTO graph FROM pgembed.embedding AS e CROSS JOIN LATERAL pgembed._graph_of(e, target.metric) AS g
         WHERE e.relation = target.relation AND e.target = target.target;
@@ -83,7 +87,7 @@ BEGIN
         IF scan_before IS NOT NULL THEN
             ignored := set_config('hnsw.iterative_scan', 'relaxed_order', true);
         END IF;
-        asked := pgembed._parts_sql(target, condition, best, false);
+        asked := pgembed._parts_sql(target, condition, best, quantization);
         OPEN found_rows SCROLL FOR EXECUTE asked USING query, k, params, candidates, wanted, best;
         MOVE FORWARD ALL FROM found_rows;
         GET DIAGNOSTICS number_found = ROW_COUNT;
@@ -107,12 +111,12 @@ BEGIN
         MOVE ABSOLUTE 0 FROM found_rows;
     ELSE
         candidates := NULL;
-        asked := pgembed._parts_sql(target, condition, best, true);
+        asked := pgembed._parts_sql(target, condition, best, NULL);
         OPEN found_rows FOR EXECUTE asked USING query, k, params, 0, wanted, best;
     END IF;
     IF traced THEN
         PERFORM pgembed._trace(target.relation, target.target, looks, matching, asked, query, k, params,
-            candidates);
+            candidates, best);
     END IF;
     LOOP
         FETCH found_rows INTO nearest;
@@ -131,11 +135,18 @@ $$;
 
 -- The statement of search_parts, with $1 the query, $2 k, $3 the params, $4 how many parts of the index to look at, $5
 -- how many rows to find there, and $6 how many parts of a row count. The rows are found by their nearest part, among
--- those looked at or among all; then each is read with its nearest part. Called by search_parts.
-CREATE OR REPLACE FUNCTION pgembed._parts_sql(target record, condition text, best integer, every boolean) RETURNS text
+-- those that an index gives, with this quantization, or, where that is NULL, among all; then each is read with its
+-- nearest part, and compared by full vectors. Called by search_parts.
+CREATE OR REPLACE FUNCTION pgembed._parts_sql(target record, condition text, best integer, quantization text)
+RETURNS text
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
+    looked CONSTANT text := CASE WHEN quantization NOT IN ('half', 'binary') THEN target.distance ELSE format(
+        '%s OPERATOR(@extschema:vector@.%s) %s', pgembed._coarse_sql('"pgembed vector"', quantization, target.dim),
+        CASE WHEN quantization = 'binary' THEN '<~>' WHEN target.metric = 'cosine' THEN '<=>'
+            WHEN target.metric = 'ip' THEN '<#>' ELSE '<->' END,
+        pgembed._coarse_sql('$1', quantization, target.dim)) END;
     similarity CONSTANT text := format(CASE target.metric WHEN 'cosine' THEN '1 - (%s)' WHEN 'ip' THEN '-(%s)'
         ELSE CASE best WHEN 1 THEN '-(%s)' ELSE '1 / (1 + (%s))' END END, '"pgembed distance"');
     numbered record;
@@ -146,11 +157,11 @@ BEGIN
         string_agg(format('"pgembed key %s" AS "pgembed candidate %1$s"', n), ', ' ORDER BY n) AS named
     INTO numbered FROM jsonb_array_elements(target.key_columns) WITH ORDINALITY AS k (key, n);
     candidate := CASE
-        WHEN NOT every THEN format(
+        WHEN quantization IS NOT NULL THEN format(
             'SELECT %1$s FROM (SELECT %2$s, %3$s AS "pgembed distance", %4$s AS "pgembed matches" FROM %5$s WHERE %6$s '
             'ORDER BY "pgembed distance" LIMIT $4) AS looked WHERE "pgembed matches" AND "pgembed distance" < ''NaN'' '
             'GROUP BY %2$s ORDER BY min("pgembed distance"), %2$s LIMIT $5', numbered.named, numbered.keys,
-            target.distance, coalesce(nullif(substr(condition, length(' AND ') + 1), ''), 'true'),
+            looked, coalesce(nullif(substr(condition, length(' AND ') + 1), ''), 'true'),
             target.source || target.side, target.present)
         -- a sum is no order that an index has, which makes this exact
         WHEN best = 1 THEN format(

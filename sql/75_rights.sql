@@ -130,6 +130,8 @@ BEGIN
             ('backfill', '{worker}', '{SELECT,INSERT,UPDATE}', NULL),
             ('failure', '{worker}', '{SELECT,INSERT,UPDATE,DELETE}', NULL),
             ('written', '{worker}', '{SELECT,INSERT,UPDATE,DELETE}', NULL),
+            ('cut', '{worker}', '{SELECT,INSERT,UPDATE,DELETE}', NULL),
+            ('cuts', '{worker,writer,reader}', '{SELECT}', NULL),
             ('encoder', '{worker,reader}', '{SELECT}', NULL),
             ('missed', '{worker}', '{SELECT}', NULL),
             ('static_text', '{worker,reader}', '{SELECT}', NULL),

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import psycopg
 import pytest
 from numpy.typing import NDArray
 
+from pgembed.decoding.picture import Limits
 from pgembed.encoders import Encoder, Modality, Settings
+from pgembed.parts import Part, Splitter
 from pgembed.worker import Summary, Worker, WorkerOptions
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -56,6 +59,35 @@ class FakeEncoder(Encoder):
 
     def embed_pixels(self, pixels: Sequence[Any]) -> NDArray[np.float32]:
         return np.stack([vector_of(str(picture.getpixel((0, 0)))) for picture in pixels])
+
+
+class Words(Splitter):
+    """A part for each word of a text."""
+
+    modalities = frozenset(("text",))
+
+    @classmethod
+    def load(cls, options: Mapping[str, Any]) -> Self:
+        return cls()
+
+    def split(self, value: str | bytes, encoder: Encoder, limits: Limits) -> Iterator[Part]:
+        for found in re.finditer(r"\S+", cast(str, value)):
+            yield Part("word", {"start": found.start(), "end": found.end()}, found[0], found[0])
+
+
+@dataclass
+class Installed:
+    """Stands for the entry point of a splitter that is installed."""
+
+    kind: type[Splitter]
+
+    def load(self) -> type[Splitter]:
+        return self.kind
+
+
+def use_splitters(**kinds: type[Splitter]) -> Mapping[str, Installed]:
+    """What to put in the place of ``pgembed.parts.splitters()``."""
+    return {name: Installed(kind) for name, kind in kinds.items()}
 
 
 def use_encoders(monkeypatch: pytest.MonkeyPatch, encoders: Mapping[str, Encoder]) -> None:

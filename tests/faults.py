@@ -31,6 +31,10 @@ AUDIT = {
         CREATE TRIGGER audit AFTER INSERT OR UPDATE ON product_embedding FOR EACH ROW
         EXECUTE FUNCTION audit('vector')
     """,
+    "parts": """
+        CREATE TRIGGER audit AFTER INSERT OR UPDATE ON product_embedding FOR EACH ROW WHEN (NEW.part = 1)
+        EXECUTE FUNCTION audit('vector')
+    """,
 }
 
 
@@ -96,8 +100,14 @@ def assert_kept(
         conn.execute(f"{query} WHERE e.relation = '{table}'::regclass::oid".encode()).fetchall()
     )
     assert reasons == dict(failed or {})
+    if storage == "parts":
+        assert_parts_kept(conn, table, failed or {}, encode, key, text)
     vector = (
-        "t.embedding" if storage == "column" else f"(SELECT s.vector FROM {table}_embedding s WHERE s.{key} = t.{key})"
+        "t.embedding"
+        if storage == "column"
+        else f"(SELECT s.vector FROM {table}_embedding s WHERE s.{key} = t.{key} ORDER BY part LIMIT 1)"
+        if storage == "parts"
+        else f"(SELECT s.vector FROM {table}_embedding s WHERE s.{key} = t.{key})"
     )
     rows = conn.execute(f"SELECT t.{key}, t.{text}, {vector}::real[] FROM {table} t".encode()).fetchall()
     sound = [(row, title, found) for row, title, found in rows if str(row) not in reasons]
@@ -105,12 +115,12 @@ def assert_kept(
     empty = [row for row, title, _ in sound if title is None or not title.strip()]
     assert [row for row, _, found in sound if found is None] == empty
     full = [(row, title, found) for row, title, found in sound if found is not None]
-    if full:
+    if full and storage != "parts":
         apart = np.abs(np.array([found for _, _, found in full]) - encode([title.strip() for _, title, _ in full])).max(
             axis=1
         )
         assert [row for (row, _, _), far in zip(full, apart, strict=True) if far > 1e-5] == []
-    if storage == "side":
+    if storage != "column":
         left_over = f"SELECT s.{key} FROM {table}_embedding s WHERE NOT EXISTS"
         assert conn.execute(f"{left_over} (SELECT FROM {table} t WHERE t.{key} = s.{key})".encode()).fetchall() == []
     if audits := conn.execute("SELECT relname FROM pg_class WHERE relname IN ('effect', 'ended')").fetchall():
@@ -121,6 +131,27 @@ def assert_kept(
             else "SELECT id, vector, array_agg(at) FROM effect GROUP BY 1, 2 HAVING count(*) > 1"
         )
         assert conn.execute(twice.encode()).fetchall() == []
+
+
+def assert_parts_kept(
+    conn: Connection, table: str, failed: Mapping[str, str], encode: Encode, key: str, text: str
+) -> None:
+    """Every word of every row that did not fail is a part with its own vector and place, and nothing else is one."""
+    titles = dict(conn.execute(f"SELECT {key}, {text} FROM {table} WHERE {text} ~ '\\S'".encode()).fetchall())
+    parts = conn.execute(
+        f"SELECT {key}, part, content, location, vector::real[] FROM {table}_embedding ORDER BY 1, 2".encode()
+    ).fetchall()
+    found: dict[Any, list[str]] = {}
+    for row, number, content, location, _ in parts:
+        found.setdefault(row, []).append(content)
+        assert number == len(found[row])
+        if str(row) not in failed:
+            assert titles[row].strip()[location["start"] : location["end"]] == content
+    sound = {row: words for row, words in found.items() if str(row) not in failed}
+    assert sound == {row: title.split() for row, title in titles.items() if str(row) not in failed}
+    if parts:
+        apart = np.abs(np.array([vector for *_, vector in parts]) - encode([part[2] for part in parts])).max(axis=1)
+        assert [part[:3] for part, far in zip(parts, apart, strict=True) if far > 1e-5] == []
 
 
 def assert_table_kept(table: Table, failed: Mapping[str, str] | None = None) -> None:

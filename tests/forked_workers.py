@@ -21,9 +21,10 @@ import psycopg
 from numpy.typing import NDArray
 
 import pgembed.encoders
+import pgembed.parts
 from pgembed.worker import Worker, WorkerOptions
 from pgembed.worker.run import SESSION_SETTINGS
-from tests.fakes import FakeEncoder
+from tests.fakes import FakeEncoder, Words, use_splitters
 
 
 def main() -> None:
@@ -76,6 +77,7 @@ def work(
         return spoil.get(how, vectors)
 
     encoder.before, encoder.after = before, after
+    pgembed.parts.splitters = lambda: use_splitters(words=Words)
     pgembed.encoders.load_encoder = lambda *_, **__: encoder
     Worker(lambda: psycopg.connect(dsn), WorkerOptions(**{"poll": 0.02, **(options or {})})).run(mode)
 

@@ -40,12 +40,14 @@ TARGET = re.compile(r"target\.(columns|distance|keys|nearest|part_rows|present|s
 MADE_OF_SQL: dict[str, set[str]] = {
     "_bound_value": {"types"},
     "_check_expression": {"place", "source"},
+    "_coarse_sql": {"vector"},
     "_create_append_triggers": {"differs"},
     "_create_instant_triggers": {"c", "k", "parts.present", "parts.queue_keys", "parts.vector"},
     "_create_queue": {"key ->> 'type'"},  # of _key_columns, which reads the table
     "_create_trigger_function": {"body"},
     "_create_triggers": {"name"},
     "_differs_sql": {"c.comparison"},
+    "_doubt_parts": {"chosen"},
     "_examine_distilled": {"encoder"},  # a command of the shell
     "_fill_gone": {"same"},
     "_fill_these": {"parts.input", "parts.vector", "same"},
@@ -63,7 +65,7 @@ MADE_OF_SQL: dict[str, set[str]] = {
     "_make_query_role": {"setting"},
     "_key_list": {"form"},
     "_matching": {"condition", "source"},
-    "_nearest_part_join": {"distance"},
+    "_nearest_part_sql": {"distance"},
     "_objects_of": {"o.name", "o.rights"},
     "_parts_sql": {
         "NULLIF(substr(condition, length(' AND ') + 1), '')",
@@ -76,6 +78,7 @@ MADE_OF_SQL: dict[str, set[str]] = {
     "_put_trigger": {"event", "name", "whom"},  # of the functions that create triggers
     "_revoke": {"object.revocation"},
     "_search_target": {"query"},
+    "search_neutral": {"beside"},
     "_search_body": {"s.distance", "s.present", "s.side", "s.source"},
     "_stored_vector": {"side", "source"},
     "_sync_partition": {"copy.leaf"},

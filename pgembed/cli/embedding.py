@@ -20,7 +20,7 @@ from pgembed.cli.output import console, errors, print_json, print_table, progres
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from pgembed.catalog import FailureReason, FailureRow, StatusRow
+    from pgembed.catalog import CutRow, FailureReason, FailureRow, StatusRow
 
 T = TypeVar("T")
 WATCH_EVERY = 2.0  # seconds
@@ -178,18 +178,33 @@ def _watch_as_json(look: Callable[[], object]) -> None:
 
 @app.command(
     epilog=examples(
-        "pgembed failures", "pgembed failures product --rows --limit 1000", "pgembed failures product --json"
+        "pgembed failures",
+        "pgembed failures product --rows --limit 1000",
+        "pgembed failures product --cut",
+        "pgembed failures product --json",
     )
 )
 def failures(
     table: OnlyTable = None,
     rows: Annotated[bool, typer.Option("--rows", help="Every row with its own error.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="Of --rows the latest so many.")] = 100,
+    cut: Annotated[
+        bool, typer.Option("--cut", help="Instead, rows that have their vectors and were cut, and what is left out.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Of --rows and --cut the latest so many.")] = 100,
     as_json: Json = False,
 ) -> None:
     """Why rows were given up: each reason with how many rows have it, or every row."""
     with database() as db:
-        if as_json:
+        if cut:
+            found = db.cuts(table, limit=limit)
+            if as_json:
+                print_json(found)
+            else:
+                print_table(
+                    ["embedding", "key", "what is left out", "at"],
+                    [(_name(r), ", ".join(r.key), r.told, _time(r.at)) for r in found],
+                )
+        elif as_json:
             print_json(db.failures(table, limit=limit) if rows else db.failure_reasons(table))
         elif rows:
             each = db.failures(table, limit=limit)
@@ -260,6 +275,10 @@ def index(
     target: Target = None,
     m: Annotated[int, typer.Option(min=2, max=100, help="HNSW: connections a node.")] = 16,
     ef_construction: Annotated[int, typer.Option(min=4, max=1000, help="HNSW: candidates while building.")] = 64,
+    quantization: Annotated[
+        str,
+        typer.Option(help="Of an embedding with parts: none, half or binary, for a smaller index; answers are exact."),
+    ] = "none",
     memory: Annotated[str | None, typer.Option(help="maintenance_work_mem for the build, e.g. 1GB.")] = None,
     now: Annotated[bool, typer.Option("--now", help="Do not wait for the queue to be empty.")] = False,
     sql: Annotated[bool, typer.Option("--sql", help="Print the statement instead.")] = False,
@@ -268,7 +287,8 @@ def index(
     """Build the vector index without blocking writers, once the queue is empty."""
     with database() as db:
         if sql:
-            sys.stdout.write(db.index_statement(table, target, m=m, ef_construction=ef_construction) + ";\n")
+            written = db.index_statement(table, target, m=m, ef_construction=ef_construction, quantization=quantization)
+            sys.stdout.write(written + ";\n")
             return
         with progress_bar() as bar:
             task = bar.add_task("vector index", total=None)
@@ -282,7 +302,14 @@ def index(
                 bar.update(task, description=phase, completed=done, total=total or None)
 
             db.build_index(
-                table, target, m=m, ef_construction=ef_construction, memory=memory, wait=not now, on_progress=show
+                table,
+                target,
+                m=m,
+                ef_construction=ef_construction,
+                quantization=quantization,
+                memory=memory,
+                wait=not now,
+                on_progress=show,
             )
     say_done(f"The vector index of {table} is there.", as_json=as_json, action="index", table=table, target=target)
 
@@ -304,7 +331,7 @@ def while_the_table_is_in_use(call: Callable[[], T]) -> T:
 
 def _status_table(rows: list[StatusRow]) -> Table:
     """For people: what is empty in every row is left out, since terminals are narrow; ``--json`` has all."""
-    columns = ["embedding", "encoder", "state", "ready", "queued", "failed", "waits", "rows/s"]
+    columns = ["embedding", "encoder", "state", "ready", "queued", "failed", "cut", "waits", "rows/s"]
     cells = [
         (
             _name(row),
@@ -313,6 +340,7 @@ def _status_table(rows: list[StatusRow]) -> Table:
             _ready(row),
             "?" if row.queued is None else f"{row.queued:,}",
             f"{row.failed:,}",
+            f"{row.cut:,}" if row.cut else "",
             str(row.oldest_wait).split(".")[0] if row.oldest_wait else "",
             "" if row.rows_per_second is None else f"{row.rows_per_second:,g}",
         )
@@ -322,7 +350,7 @@ def _status_table(rows: list[StatusRow]) -> Table:
     return table_of(
         [columns[number] for number in shown],
         [[row[number] for number in shown] for row in cells],
-        right=["ready", "queued", "failed", "waits", "rows/s"],
+        right=["ready", "queued", "failed", "cut", "waits", "rows/s"],
     )
 
 
@@ -337,7 +365,7 @@ def _time(at: datetime) -> str:
     return at.isoformat(" ", "seconds")
 
 
-def _name(row: StatusRow | FailureRow | FailureReason) -> str:
+def _name(row: StatusRow | FailureRow | FailureReason | CutRow) -> str:
     """As a person would write it: without the schema where that is public."""
     schema = "" if row.schema_name == "public" else f"{row.schema_name}."
     return f"{schema}{row.table_name}.{row.target}"

@@ -109,6 +109,9 @@ def search(
         typer.Option(help="Show only these columns; may be repeated.", autocompletion=completion.column),
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare every row; use no vector index.")] = False,
+    best: Annotated[
+        int, typer.Option(min=1, help="Of an embedding with parts: how many of a row's count together.")
+    ] = 1,
     prefer: Annotated[
         Prefer | None,
         typer.Option(help="static: words are encoded in Postgres, by what encoder distill made. Default: exact."),
@@ -173,6 +176,7 @@ def search(
         asked = asked.exact() if exact else asked
         asked = asked.hybrid(words).fuse(method.value) if by_words and words else asked
         asked = asked.weighing(**_input_weights(input_weight)) if input_weight else asked
+        asked = asked.best(best) if best > 1 else asked
         asked = asked.neutral(neutral) if neutral is not None else asked
         asked = asked.at_least(at_least) if at_least is not None else asked
         asked = asked.after(after)

@@ -134,6 +134,10 @@ class Encoder(ABC):
         """The model's picture side, on preprocessed pictures: ``(n, dim) float32``."""
         raise UnsupportedModality(f"Encoder '{self.spec}' takes no pictures.")
 
+    def is_cut(self, texts: Sequence[str]) -> list[bool]:
+        """Which of these texts are longer than the model reads, so that their end is left out."""
+        return [False] * len(texts)
+
     def embed_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> Vectors:
         """Characters ``start`` to ``end`` of one text, each encoded in its context: ``(n, dim) float32``, the mean of
         the span's token outputs; zero where it has no token. Raises UnsupportedModality where the model gives no

@@ -65,6 +65,13 @@ class SearchPlan:
         return self.limit + (self.shape.after or 0)
 
     @property
+    def spread(self) -> int:
+        """Times the rows wanted, the rows to be found by their nearest part: more where several parts of each count, or
+        where the index is coarse. As in ``pgembed.search_parts``."""
+        quantization = self.target.quantization
+        return 10 if quantization == "binary" else 4 if self.shape.best > 1 else 2 if quantization == "half" else 1
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The table's columns that are read."""
         return self._texts.columns
@@ -220,6 +227,7 @@ class Compiler:
         places: bool = False,
         weights: Mapping[str, float] | None = None,
         neutral: Neutral | None = None,
+        best: int = 1,
     ) -> SearchPlan:
         """The statements that find the ``limit`` rows nearest to ``query``, best first.
 
@@ -232,7 +240,8 @@ class Compiler:
         ``joins`` are SQL, ``JOIN brand ON …``, with the parameters ``joined``; then ``columns`` may hold expressions
         with a name, ``brand.name AS brand``, as they may without. ``after`` gives the rows that come after a place, and
         ``places`` that of each row, in columns whose names begin with PLACE. ``weights`` say how much each input of a
-        row counts, where these stand side by side. ``neutral`` is taken out of every row; out of the query it has been
+        row counts, where these stand side by side. ``best`` parts of a row count, where it has many vectors: their
+        similarities are added up. ``neutral`` is taken out of every row; out of the query it has been
         taken before. An index serves that only without a filter, for as many rows as one round gives. Raises
         InvalidQuery.
         """
@@ -262,6 +271,7 @@ class Compiler:
             after=None if after is None else after.shown,
             places=places,
             neutral=neutral,
+            best=_checked_best(self.target, best),
         )
         texts = self._texts.get(shape)
         if texts is None:
@@ -292,6 +302,14 @@ class Compiler:
         """The vector of a query ``(dim,)``; None where a row of the database is part of it. Raises InvalidQuery."""
         kind, values = _query_vector(self.target, query, vectors)
         return unpack_one(cast(PackedVector, values[0])) if kind == "vector" else None
+
+
+def _checked_best(target: Target, best: int) -> int:
+    if isinstance(best, bool) or not isinstance(best, int) or not 1 <= best <= 1000:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidQuery(f"best is the number of parts that count, 1 to 1000, not {best!r}.", "For example: best=3.")
+    if best > 1 and not target.split:
+        raise InvalidQuery(f"{target.name} holds one vector a row, and no parts.", "Leave best out.")
+    return best
 
 
 def compile_search(

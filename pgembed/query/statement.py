@@ -100,6 +100,7 @@ class Target:
     partial: tuple[str, ...] = ()  # names of the indexes that hold a part of the rows only
     parts: Parts = ()  # of a stored vector in which inputs stand side by side
     split: bool = False  # a row has many vectors, one for each part
+    quantization: str | None = None  # of the index over them: "none", "half" or "binary"
 
     @property
     def name(self) -> str:

@@ -70,6 +70,7 @@ class Shape(NamedTuple):
     after: int | None = None  # rows before those wanted; what comes after a place that the last parameters name
     places: bool = False  # the rows tell theirs
     neutral: Neutral | None = None
+    best: int = 1  # how many parts of a row count
 
 
 class Texts:
@@ -122,6 +123,9 @@ class Texts:
     @property
     def _operator(self) -> tuple[LiteralString | sql.Composable, ...]:
         return _operator(self._target)
+
+    def _of_vector(self, name: LiteralString) -> sql.Composable:
+        return _of_vector(self._target, name)
 
     @property
     def _paged(self) -> bool:

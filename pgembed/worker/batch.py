@@ -40,6 +40,7 @@ class Row:
     error: Exception | None = None
     known: frozenset[bytes] = frozenset()
     pieces: list[Piece] | None = None
+    cut: str | None = None  # what of it is in no vector
 
     @property
     def is_encoded(self) -> bool:
@@ -57,6 +58,7 @@ class Piece:
     hash: bytes  # of what is encoded, and by what
     vector: NDArray[np.float32] | None = None
     error: Exception | None = None
+    is_cut: bool = False
 
     def fail(self, error: Exception) -> None:
         """It is at fault."""
@@ -83,6 +85,10 @@ def encode(encoder: Encoder, batch: Batch) -> None:
     for modality in batch.work.modalities:
         parts, values = _collect(encoder, batch.rows, modality)
         facts = batch.work.inputs[modality]
+        if modality == "text":
+            for part, cut in zip(parts, encoder.is_cut(values), strict=True):
+                if cut:
+                    part.row.cut = too_long_a_text(encoder)
         if modality == "text" and batch.work.settings.get("tokens_per_day"):
             batch.tokens += count_tokens(encoder, values)
         vectors = encode_values(encoder, modality, parts, values)
@@ -260,6 +266,11 @@ def _unit(vector: NDArray[Any]) -> NDArray[np.float64]:
     wide = vector.astype(np.float64)
     length = float(np.linalg.norm(wide))
     return wide / length if length else wide
+
+
+def too_long_a_text(encoder: Encoder) -> str:
+    """What to tell of a text that was cut."""
+    return f"Its text is longer than encoder '{encoder.spec}' reads: the end is left out."
 
 
 def _finish(row: Row, total: NDArray[Any], *, normalize: bool) -> None:

@@ -1,4 +1,4 @@
-"""The statements that go over a table by key, beside the queue: those of the sweep and of verify.
+"""The statements that go over a table by key: those of the backfill, of the sweep and of verify.
 
 Keys travel as JSON arrays of texts, as in pgembed.failure; the types that the queue has are put back here.
 """
@@ -13,10 +13,57 @@ from psycopg import sql
 from pgembed.worker.queue import Queue, trusted
 
 Key = list[str]
+BACKFILL_LIMIT = 2_000  # rows looked at in one step, in which nobody else may claim
 
 
 class KeyQueue(Queue):
     """Composes the statements for one embedding. ``side`` goes over the side table's keys in place of the rows'."""
+
+    def backfill(self, after: Sequence[str] | None) -> sql.Composed:
+        """Queue the next rows by key that have inputs, no vector and no failure; returns the last key looked at, or no
+        row.
+
+        Blank texts are left for the worker to find: reading every text here would hold the lock for long.
+
+        ``after`` is the last key of the step before, as texts in the queue's types; None at the start.
+        """
+        keys = sql.SQL(", ").join(sql.Identifier(f"k{n}") for n in self._numbers)
+        beyond = sql.SQL("true")
+        if after is not None:
+            values = sql.SQL(", ").join(
+                sql.SQL("{}::{}").format(sql.Literal(value), trusted(column["type"]))
+                for value, column in zip(after, self.work.key_columns, strict=True)
+            )
+            beyond = sql.SQL("({}) > ({})").format(self._row_keys(), values)
+        aliases = sql.SQL(", ").join(
+            sql.SQL("{} AS {}").format(sql.Identifier("t", name), sql.Identifier(f"k{n}"))
+            for n, name in zip(self._numbers, self.work.key_names, strict=True)
+        )
+        return sql.SQL(
+            "WITH step AS MATERIALIZED (SELECT {aliases},"
+            " {empty} AND pg_catalog.num_nonnulls({columns}) > 0 AS wanted FROM {table} t"
+            " WHERE {beyond} ORDER BY {row_keys} LIMIT {limit}),"
+            " queued AS (INSERT INTO {job} ({queue_keys}, backfill) SELECT {keys}, true FROM step WHERE wanted AND NOT"
+            " EXISTS (SELECT FROM pgembed.failure f WHERE f.embedding = {id} AND f.key = {key_text})"
+            " ON CONFLICT DO NOTHING)"
+            " SELECT {key_text} FROM step ORDER BY {descending} LIMIT 1"
+        ).format(
+            aliases=aliases,
+            empty=self._side.without if self._side else sql.Identifier("t", self.work.target) + sql.SQL(" IS NULL"),
+            columns=sql.SQL(", ").join(trusted(column) for column in self.work.input_columns),
+            table=self._table,
+            beyond=beyond,
+            row_keys=self._row_keys(),
+            limit=BACKFILL_LIMIT,
+            job=self._job,
+            queue_keys=self._keys(),
+            keys=keys,
+            id=self.work.id,
+            key_text=sql.SQL("pg_catalog.jsonb_build_array({})").format(
+                sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(f"k{n}")) for n in self._numbers)
+            ),
+            descending=sql.SQL(", ").join(sql.SQL("{} DESC").format(sql.Identifier(f"k{n}")) for n in self._numbers),
+        )
 
     def next_keys(self, after: Key | None, limit: int, *, side: bool = False) -> sql.Composed:
         """The next keys beyond one, in order."""

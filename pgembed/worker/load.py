@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from pgembed.worker.batch import Batch, Row
 from pgembed.worker.catalog import Catalog
 from pgembed.worker.decode import Decoder
 from pgembed.worker.faults import is_conflict, is_lost
+from pgembed.worker.keys import KeyQueue
 from pgembed.worker.memory import READ_BYTES, largest_row, parts, size_decoded, size_undecoded
 from pgembed.worker.part_queue import PartQueue
 from pgembed.worker.pipes import Pipes, Stopped
@@ -259,7 +261,7 @@ class Loader:
     def _backfill(self, work: Work) -> bool:
         if work.state != "backfill":
             return False
-        statements = Queue(work)
+        statements = KeyQueue(work)
         with self.conn.transaction():
             self.conn.execute(statements.lock)
             state = self.conn.execute(
@@ -428,7 +430,8 @@ class Loader:
         try:
             with self.conn.transaction():
                 row = self.conn.execute(Queue(work).any_left).fetchone()
-                if row == (False,):
+            if row == (False,):
+                with suppress(psycopg.DataError), self.conn.transaction():  # of a row whose input fails: it stays
                     self.conn.execute(Queue(work).forget_gone_failures)
         except psycopg.Error as error:
             if is_lost(self.conn, error) or not is_detached(self.conn, work, error):

@@ -7,7 +7,7 @@ that the statements keep, and what goes wrong without them, are told in docs/que
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,6 @@ from psycopg import sql
 from pgembed.worker.side import Side
 
 FOLD_LIMIT = 5_000
-BACKFILL_LIMIT = 2_000  # rows looked at in one step, in which nobody else may claim
 HELD_WAIT = 0.5  # seconds until a row that somebody held, or that had changed, is looked at again
 
 
@@ -155,7 +154,9 @@ class Queue:
             "SELECT seq FROM {change} ORDER BY seq LIMIT {limit} FOR UPDATE SKIP LOCKED)) RETURNING {keys}),"
             " forgiven AS (DELETE FROM pgembed.failure WHERE embedding = {id} AND key = ANY(ARRAY("
             "SELECT f.key FROM moved m JOIN pgembed.failure f ON f.embedding = {id} AND f.key = {text}"
-            " FOR UPDATE OF f SKIP LOCKED)))"
+            " FOR UPDATE OF f SKIP LOCKED))),"
+            " whole AS (DELETE FROM pgembed.cut WHERE embedding = {id} AND key = ANY(ARRAY("
+            "SELECT u.key FROM moved m JOIN pgembed.cut u ON u.embedding = {id} AND u.key = {text})))"
             " INSERT INTO {job} AS j ({keys}) SELECT DISTINCT {keys} FROM moved ORDER BY {keys}"
             " ON CONFLICT ({keys}) DO UPDATE"
             " SET seq = excluded.seq, first_seq = coalesce(j.first_seq, j.seq),"
@@ -416,57 +417,28 @@ class Queue:
         ).format(job=self._job, keys=self._keys("j"), id=self.work.id, text=self._key_text("g"))
 
     @cached_property
+    def note_cuts(self) -> sql.Composed:
+        """Parameters: the seqs of rows that are cut, and what to tell of each; what was told before, fold forgets."""
+        return sql.SQL(
+            "INSERT INTO pgembed.cut (embedding, key, told) SELECT {id}, {text}, t.told"
+            " FROM (SELECT pg_catalog.unnest($1::bigint[]) AS seq, pg_catalog.unnest($2::text[]) AS told) t"
+            " JOIN {job} j ON j.seq = t.seq ON CONFLICT (embedding, key) DO UPDATE SET told = excluded.told, at = now()"
+        ).format(id=self.work.id, text=self._key_text("j"), job=self._job)
+
+    @cached_property
     def forget_gone_failures(self) -> sql.Composed:
-        """Failures of rows that are no longer there."""
+        """Failures, and what was cut, of rows that are no longer there; in instant mode also of rows that have their
+        vector, or no input: who wrote these may have begun before the failure was there to be seen."""
+        still = sql.SQL("")
+        if self.work.mode == "instant":
+            without = self._side.without if self._side else sql.Identifier("t", self.work.target) + sql.SQL(" IS NULL")
+            still = sql.SQL(" AND {} AND pg_catalog.num_nonnulls({}) > 0").format(without, self._inputs)
         return sql.SQL(
-            "DELETE FROM pgembed.failure f WHERE f.embedding = {id} AND NOT EXISTS (SELECT FROM {table} t WHERE {same})"
-        ).format(id=self.work.id, table=self._table, same=self._typed_failure())
-
-    def backfill(self, after: Sequence[str] | None) -> sql.Composed:
-        """Queue the next rows by key that have inputs, no vector and no failure; returns the last key looked at, or no
-        row.
-
-        Blank texts are left for the worker to find: reading every text here would hold the lock for long.
-
-        ``after`` is the last key of the step before, as texts in the queue's types; None at the start.
-        """
-        keys = sql.SQL(", ").join(sql.Identifier(f"k{n}") for n in self._numbers)
-        beyond = sql.SQL("true")
-        if after is not None:
-            values = sql.SQL(", ").join(
-                sql.SQL("{}::{}").format(sql.Literal(value), trusted(column["type"]))
-                for value, column in zip(after, self.work.key_columns, strict=True)
-            )
-            beyond = sql.SQL("({}) > ({})").format(self._row_keys(), values)
-        aliases = sql.SQL(", ").join(
-            sql.SQL("{} AS {}").format(sql.Identifier("t", name), sql.Identifier(f"k{n}"))
-            for n, name in zip(self._numbers, self.work.key_names, strict=True)
-        )
-        return sql.SQL(
-            "WITH step AS MATERIALIZED (SELECT {aliases},"
-            " {empty} AND pg_catalog.num_nonnulls({columns}) > 0 AS wanted FROM {table} t"
-            " WHERE {beyond} ORDER BY {row_keys} LIMIT {limit}),"
-            " queued AS (INSERT INTO {job} ({queue_keys}, backfill) SELECT {keys}, true FROM step WHERE wanted AND NOT"
-            " EXISTS (SELECT FROM pgembed.failure f WHERE f.embedding = {id} AND f.key = {key_text})"
-            " ON CONFLICT DO NOTHING)"
-            " SELECT {key_text} FROM step ORDER BY {descending} LIMIT 1"
-        ).format(
-            aliases=aliases,
-            empty=self._side.without if self._side else sql.Identifier("t", self.work.target) + sql.SQL(" IS NULL"),
-            columns=sql.SQL(", ").join(trusted(column) for column in self.work.input_columns),
-            table=self._table,
-            beyond=beyond,
-            row_keys=self._row_keys(),
-            limit=BACKFILL_LIMIT,
-            job=self._job,
-            queue_keys=self._keys(),
-            keys=keys,
-            id=self.work.id,
-            key_text=sql.SQL("pg_catalog.jsonb_build_array({})").format(
-                sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(f"k{n}")) for n in self._numbers)
-            ),
-            descending=sql.SQL(", ").join(sql.SQL("{} DESC").format(sql.Identifier(f"k{n}")) for n in self._numbers),
-        )
+            "WITH whole AS (DELETE FROM pgembed.cut f WHERE f.embedding = {id} AND NOT EXISTS"
+            " (SELECT FROM {table} t WHERE {same}))"
+            " DELETE FROM pgembed.failure f WHERE f.embedding = {id} AND NOT EXISTS"
+            " (SELECT FROM {table} t WHERE {same}{still})"
+        ).format(id=self.work.id, table=self._table, same=self._typed_failure(), still=still)
 
     @cached_property
     def depth(self) -> sql.Composed:

@@ -97,6 +97,8 @@ class _Waiting:
         for kind, some in groupby(parts, lambda pair: type(pair[1].input)):
             pieces, values = zip(*((piece, part.input) for piece, part in some), strict=True)
             if kind is str:
+                for piece, cut in zip(pieces, self.encoder.is_cut(values), strict=True):
+                    piece.is_cut = cut
                 vectors = encode_values(self.encoder, "text", pieces, values)
             elif kind is Span:
                 vectors = encode_values(self.encoder, "text", pieces, values, _in_context(self.encoder))
@@ -140,6 +142,12 @@ def _settle(row: Row, work: Work) -> None:
     sound = [piece for piece in pieces if piece.error is None]
     if sound:
         row.pieces = sound
+        lost, cut = len(pieces) - len(sound), sum(piece.is_cut for piece in sound)
+        if lost:
+            first = next(piece.error for piece in pieces if piece.error is not None)
+            row.cut = f"{lost} of {len(pieces)} parts could not be encoded and are left out: {first}"
+        elif cut:
+            row.cut = f"{cut} of {len(pieces)} parts are longer than the encoder reads: their end is left out."
     elif pieces:
         row.error = pieces[0].error
     else:

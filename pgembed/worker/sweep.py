@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,10 +73,17 @@ class Sweep:
                 )
             return False
         course.after = last
+        if last is None and not course.side:
+            self._forget(work)
         if last is None and course.found:
             what = "vectors without rows" if course.side else "rows without vectors"
             self.state.log.warning(f"sweep found {what}", embedding=work.name, found=course.found)
         return last is not None
+
+    def _forget(self, work: Work) -> None:
+        """Failures of rows that are gone; a row whose input fails keeps them all until it is mended."""
+        with suppress(psycopg.DataError), self.conn.transaction():
+            self.conn.execute(Queue(work).forget_gone_failures)
 
     def _look(self, work: Work, course: Course) -> tuple[Key | None, list[Key] | None]:
         for plain in (False, True):

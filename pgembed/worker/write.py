@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -226,6 +226,7 @@ def write_rows(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row]) -
         packed = vector_array(list(vectors.values()), work.vector_oid) if vectors else None  # while the server locks
         _sync(conn, pipeline)
         locked, placeless = (set(seqs or ()) for seqs in locking.fetchall()[0])
+        _note_cuts(conn, statements, rows, locked)
         for part in (vectors.keys() & placeless, vectors.keys() & locked - placeless):
             if part:
                 full = [seq for seq in vectors if seq in part]
@@ -260,6 +261,7 @@ def _write_parts(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row])
         conn.execute(statements.lock)
         _sync(conn, pipeline)
         locked: set[int] = set(locking.fetchall()[0][0] or ())
+        _note_cuts(conn, statements, rows, locked)
         if full := [row for seq, row in there.items() if seq in locked and row.pieces]:
             pieces = [
                 (row.seq, number, piece) for row in full for number, piece in enumerate(row.pieces or (), start=1)
@@ -279,6 +281,12 @@ def _write_parts(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row])
         if skipped := [seq for seq in there if seq not in done]:
             conn.execute(statements.put_off, [skipped])
     return len(done)
+
+
+def _note_cuts(conn: psycopg.Connection[Any], statements: Queue, rows: Sequence[Row], locked: Collection[int]) -> None:
+    """Note which rows are not whole in their vectors, while they have their jobs."""
+    if cut := {row.seq: row.cut for row in rows if row.cut is not None and row.is_encoded and row.seq in locked}:
+        conn.execute(statements.note_cuts, [bigint_array(cut), list(cut.values())], binary=True)
 
 
 @contextmanager

@@ -185,6 +185,33 @@ def test_a_failure_is_forgotten_when_the_text_is_mended(table: Connection, kept:
     assert_true(table, kept)
 
 
+def test_a_failure_is_forgotten_when_the_text_goes(table: Connection, kept: str) -> None:
+    for end in ("UPDATE item SET title = NULL", "DELETE FROM item; INSERT INTO item (id) VALUES (1)"):
+        table.execute("INSERT INTO item (id, title) VALUES (1, 'ᚠ') ON CONFLICT (id) DO UPDATE SET title = 'ᚠ'")
+        table.execute("CALL pgembed.fill('item')")
+        assert table.execute("SELECT key FROM pgembed.failure").fetchall() == [(["1"],)]
+        table.execute(end.encode())
+        table.execute("CALL pgembed.fill('item')")
+        assert table.execute("SELECT key FROM pgembed.failure").fetchall() == []
+        assert_true(table, kept, empty=[1])
+
+
+@pytest.mark.parametrize("end", ["UPDATE item SET title = NULL", "UPDATE item SET title = 'a cat'"])
+def test_a_failure_that_a_writer_cannot_see_is_forgotten_later(
+    table: Connection, database_dsn: str, kept: str, end: str
+) -> None:
+    table.execute("INSERT INTO item (id, title) VALUES (1, 'ᚠ')")
+    with psycopg.connect(database_dsn) as writer:
+        writer.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        writer.execute("SELECT 1")
+        table.execute("CALL pgembed.fill('item')")
+        writer.execute(end.encode())
+    with pgembed.connect(database_dsn) as db:
+        db.work(until_idle=True)
+        assert db.failures("item") == []
+    assert_true(table, kept, empty=[1] if "NULL" in end else [])
+
+
 def test_an_error_while_encoding_fails_no_statement(table: Connection, kept: str) -> None:
     definition = table.execute("SELECT pg_get_functiondef('pgembed._row_vector'::regproc)").fetchall()[0][0]
     table.execute(

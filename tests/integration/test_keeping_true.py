@@ -65,7 +65,7 @@ KEYS = {
 @pytest.mark.parametrize("kind", KEYS)
 def test_keys_of_many_types(table: Table, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With vectors in a column of the table, and beside it."""
-    monkeypatch.setattr("pgembed.worker.queue.BACKFILL_LIMIT", 1)
+    monkeypatch.setattr("pgembed.worker.keys.BACKFILL_LIMIT", 1)
     definition, names, values = KEYS[kind]
     conn = table.conn
     conn.execute("CREATE SCHEMA app; CREATE TYPE app.size AS ENUM ('small', 'large'); CREATE DOMAIN app.code AS text")

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 import psycopg
 import pytest
+from numpy.typing import NDArray
 
 import pgembed
 from pgembed import Text, parts
 from pgembed.decoding.picture import Limits
 from pgembed.encoders import Encoder
 from pgembed.encoders.builtin import LiteEncoder
-from pgembed.errors import CatalogError, InvalidInput
+from pgembed.errors import CatalogError, InvalidInput, InvalidQuery
 from pgembed.parts import Part, Splitter
-from tests.conftest import Connection
+from tests.fakes import Connection, use_splitters
 
 STORY = "a red shoe\na steam engine\na violin in a case"
 OTHER = "the moon over a lake\na red rose"
@@ -47,20 +47,10 @@ class Lines(Splitter):
             start += len(line) + 1
 
 
-@dataclass
-class Entry:
-    """Stands for an installed splitter's entry point."""
-
-    kind: type[Splitter]
-
-    def load(self) -> type[Splitter]:
-        return self.kind
-
-
 @pytest.fixture(autouse=True)
 def lines(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = parts.splitters()
-    monkeypatch.setattr(parts, "splitters", lambda: {**installed, "lines": Entry(Lines)})
+    monkeypatch.setattr(parts, "splitters", lambda: {**installed, **use_splitters(lines=Lines)})
 
 
 @pytest.fixture
@@ -85,7 +75,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     encoded: list[str] = []
     embed = LiteEncoder.embed_texts
 
-    def counting(self: LiteEncoder, texts: Any) -> Any:
+    def counting(self: LiteEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
         encoded.extend(texts)
         return embed(self, texts)
 
@@ -178,8 +168,9 @@ def many(conn: Connection, documents: int, lines: int) -> None:
     conn.execute("SELECT pgembed.pause('story')")
     conn.execute("INSERT INTO story SELECT i, 'x', i FROM generate_series(10, %s) AS i", [documents + 9])
     conn.execute(
-        "INSERT INTO story_passages SELECT i, n, 'line', '{}', 'x', '', l2_normalize((SELECT array_agg(sin(i * 7.3 + d *"
-        " (1 + i %% 13)) + 0.7 * (random() - 0.5)) FROM generate_series(1, 256) AS d WHERE i + n > 0)::vector)"
+        "INSERT INTO story_passages SELECT i, n, 'line', '{}', 'x', '', l2_normalize((SELECT array_agg("
+        "sin(i * 7.3 + d * (1 + i %% 13)) + 0.7 * (random() - 0.5)) FROM generate_series(1, 256) AS d"
+        " WHERE i + n > 0)::vector)"
         " FROM generate_series(10, %s) AS i, generate_series(1, %s + i %% 5) AS n",
         [documents + 9, lines],
     )
@@ -211,21 +202,64 @@ def test_as_many_rows_come_back_as_match(db: pgembed.Pgembed, conn: Connection, 
             assert len(set(ids) & {row.id for row in exact}) >= 0.9 * len(exact)
 
 
+@pytest.mark.parametrize("quantization", ["half", "binary"])
+def test_a_coarse_index_gives_candidates(db: pgembed.Pgembed, conn: Connection, quantization: str) -> None:
+    many(conn, 1000, 12)
+    conn.execute("DROP INDEX story_passages_vector_idx")
+    db.build_index("story", quantization=quantization, wait=False)
+    conn.execute("ANALYZE story_passages")
+    found = exact = 0
+    for row in range(20, 1000, 100):
+        first = "SELECT vector::text FROM story_passages WHERE id = %s AND part = 1"
+        (vector,) = conn.execute(first, [row]).fetchall()[0]
+        query = pgembed.Vector(json.loads(str(vector)))
+        best = db.search("story", query, limit=10, exact=True)
+        explained = db.query("story").near(query, embedding="passages").explain()
+        assert explained.index == f"story_passages_hnsw_1_{quantization}"
+        of_sql = conn.execute(
+            "SELECT (item).id, score, part FROM pgembed.search_parts(NULL::story, %s::vector)", [vector]
+        ).fetchall()
+        scores = {row.id: row.score for row in best}
+        for rows in ([(row.id, row.score) for row in explained.rows], [(i, score) for i, score, _ in of_sql]):
+            assert len(rows) == 10
+            found += len({i for i, _ in rows} & scores.keys())
+            exact += 10
+            assert all(score == pytest.approx(scores[i], abs=1e-6) for i, score in rows if i in scores)
+    assert found >= 0.9 * exact
+    with pytest.raises(CatalogError, match="quantization is 'none', 'half' or 'binary', not 'ternary'"):
+        db.build_index("story", quantization="ternary", wait=False)
+
+
 def test_the_best_parts_may_count_together(db: pgembed.Pgembed, conn: Connection) -> None:
     conn.execute("INSERT INTO story VALUES (5, E'a shoe\\na boot\\na red boot', 5), (6, E'a red shoe\\nthe sky', 5)")
     db.work(until_idle=True)
     query = "(SELECT pgembed.encode_text('lite', 'a red shoe'))"
     for exact in ("true", "false"):
         rows = conn.execute(
-            f"SELECT (item).id, score FROM pgembed.search_parts(NULL::story, {query}, best => 2, exact => {exact})".encode()
+            f"SELECT (item).id, score FROM pgembed.search_parts(NULL::story, {query}, best => 2,"
+            f" exact => {exact})".encode()
         ).fetchall()
         by_hand = conn.execute(
-            "SELECT id, sum(s) FROM (SELECT id, 1 - (vector <=> "
-            f"{query}) AS s, row_number() OVER (PARTITION BY id ORDER BY vector <=> {query}) AS n FROM story_passages) AS p"
+            f"SELECT id, sum(s) FROM (SELECT id, 1 - (vector <=> {query}) AS s, row_number() OVER (PARTITION BY id"
+            f" ORDER BY vector <=> {query}) AS n FROM story_passages) AS p"
             " WHERE n <= 2 GROUP BY id ORDER BY 2 DESC, 1".encode()
         ).fetchall()
         assert [row[0] for row in rows] == [row[0] for row in by_hand]
         assert [row[1] for row in rows] == pytest.approx([row[1] for row in by_hand])
+    for found in (
+        db.search("story", Text("a red shoe"), best=2),
+        db.query("story").near(Text("a red shoe")).best(2).rows(),
+        db.search("story", Text("a red shoe"), best=2, exact=True),
+    ):
+        assert [row.id for row in found] == [row[0] for row in by_hand]
+        assert [row.score for row in found] == pytest.approx([row[1] for row in by_hand])
+    nearest = {row.id: row.content for row in db.search("story", Text("a red shoe"))}
+    assert {row.id: row.content for row in found} == nearest
+    with pytest.raises(InvalidQuery, match="best is the number of parts"):
+        db.search("story", Text("a red shoe"), best=0)
+    db.attach("story", "whole", encoder="lite", text="body")
+    with pytest.raises(InvalidQuery, match="holds one vector a row"):
+        db.search("story", Text("a red shoe"), best=2, embedding="whole")
 
 
 def test_a_row_stands_for_the_mean_of_its_parts(db: pgembed.Pgembed) -> None:
@@ -251,7 +285,7 @@ def test_readers_see_all_of_a_rows_parts_or_none(db: pgembed.Pgembed, conn: Conn
                 rows = own.execute(
                     "SELECT array_agg(content ORDER BY part) FROM story_passages WHERE id = 1"
                 ).fetchall()
-                lines = rows[0][0] or []
+                lines: list[str] = rows[0][0] or []
                 if lines and (len({line.split()[0] for line in lines}) > 1 or len(lines) != int(lines[0].split()[1])):
                     torn.append(lines)
 
@@ -278,7 +312,8 @@ def test_what_cannot_be_taken_apart_is_refused(db: pgembed.Pgembed, conn: Connec
         ("pgembed.attach('story', 'x', 'lite', '{\"text\": \"body\"}', parts => '{x')", "not valid JSON"),
         ("pgembed.attach('story', 'x', 'lite', '{\"text\": \"body\"}', parts => 'lines', storage => 'column')",
          "one vector a row"),
-        ("pgembed.attach('story', 'x', 'lite', '{\"text\": \"body\"}', parts => 'lines', mode => 'instant')", "instant"),
+        ("pgembed.attach('story', 'x', 'lite', '{\"text\": \"body\"}', parts => 'lines', mode => 'instant')",
+         "encodes in Postgres"),
         ("pgembed.attach('story', 'x', 'lite', '{\"text\": \"body\"}', parts => 'tiles')", "parts of a picture"),
         ("pgembed.search_parts(NULL::story, '[1]'::vector, best => 0)", "best is the number of parts"),
     ]  # fmt: skip
@@ -312,7 +347,17 @@ def test_verify_compares_every_part(db: pgembed.Pgembed, conn: Connection) -> No
     assert db.verify("story", sample=None).ok
 
 
-def test_a_part_that_is_no_text_is_left_out(db: pgembed.Pgembed, conn: Connection) -> None:
+def test_a_part_that_cannot_be_encoded_is_left_out(
+    db: pgembed.Pgembed, conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = LiteEncoder.embed_texts
+
+    def refusing(self: LiteEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
+        if "------" in texts:
+            raise InvalidInput("There is no word in it.")
+        return embed(self, texts)
+
+    monkeypatch.setattr(LiteEncoder, "embed_texts", refusing)
     conn.execute("INSERT INTO story VALUES (4, E'a shoe\\n------\\na lamp', 1), (5, '------', 1)")
     db.work(until_idle=True)
     assert [row for row in stored(conn) if row[0] > 3] == [(4, 1, "a shoe"), (4, 2, "a lamp")]
@@ -323,11 +368,40 @@ def test_hybrid_search_takes_the_best_part(db: pgembed.Pgembed, conn: Connection
     rows = db.hybrid("story", "violin case", limit=5)
     assert rows[0].id == 1
     assert len({row.id for row in rows}) == len(rows)
-    (told,) = conn.execute(
+    ((told,),) = conn.execute(
         "SELECT pgembed.explain_search(NULL::story, (SELECT pgembed.encode_text('lite', 'a violin')))"
     ).fetchall()
-    assert isinstance(told[0], dict)
-    assert [row["key"] for row in told[0]["rows"]][:1] == [["1"]]
+    assert [row["key"] for row in told["rows"]][:1] == [["1"]]
     explained = db.query("story").near(Text("a violin") + Text("a case"), embedding="passages").explain(recall=True)
     assert explained.recall == 1
     assert explained.rows[0].id == 1
+
+
+def test_what_is_cut_is_told(db: pgembed.Pgembed, conn: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed = LiteEncoder.embed_texts
+
+    def refusing(self: LiteEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
+        if "bad" in texts:
+            raise InvalidInput("There is no word in it.")
+        return embed(self, texts)
+
+    monkeypatch.setattr(LiteEncoder, "embed_texts", refusing)
+
+    def longer(self: LiteEncoder, texts: Sequence[str]) -> list[bool]:
+        return [len(text) > 20 for text in texts]
+
+    monkeypatch.setattr(LiteEncoder, "is_cut", longer)
+    conn.execute("INSERT INTO story VALUES (4, E'a shoe\\nbad', 1), (5, 'a text of more than twenty letters', 1)")
+    db.work(until_idle=True)
+    db.attach("story", "whole", encoder="lite", text="body", storage="column")
+    db.work(until_idle=True)
+    told = {(row.target, *row.key): row.told for row in db.cuts("story")}
+    assert told["passages", "4"] == "1 of 2 parts could not be encoded and are left out: There is no word in it."
+    assert told["passages", "5"] == "1 of 1 parts are longer than the encoder reads: their end is left out."
+    assert told["whole", "5"].startswith("Its text is longer than encoder 'builtin:lite' reads")
+    assert ("passages", "1") not in told
+    assert [(row.target, row.cut) for row in db.status("story")] == [("passages", 2), ("whole", 3)]
+    conn.execute("UPDATE story SET body = 'short' WHERE id = 5")
+    conn.execute("DELETE FROM story WHERE id = 4")
+    db.work(until_idle=True)
+    assert {(row.target, *row.key) for row in db.cuts("story")} == {("whole", "1"), ("whole", "2")}

@@ -25,7 +25,7 @@ from pgembed.embedded import EmbeddedServer
 from pgembed.encoders import load_encoder
 from pgembed.worker import Worker, WorkerOptions
 from tests.conftest import new_database, new_template
-from tests.fakes import FakeEncoder, deadlocks, register, until, vector_of
+from tests.fakes import FakeEncoder, Words, deadlocks, register, until, use_splitters, vector_of
 from tests.faults import Workers, alive, assert_kept, audit_jobs, crash, lasting_server, restart
 
 SEEDS = (1, 2, 3, 4)
@@ -52,7 +52,7 @@ class Faults(RuleBasedStateMachine):
     load: ClassVar[Callable[[FakeEncoder], None]]
 
     @initialize(
-        storage=st.sampled_from(["column", "side"]),
+        storage=st.sampled_from(["column", "side", "parts"]),
         mode=st.sampled_from(["queue", "instant"]),
         stale=st.sampled_from(["keep", "null"]),
         partitioned=st.booleans(),
@@ -81,12 +81,18 @@ class Faults(RuleBasedStateMachine):
             self.start_worker(size=3, seconds=0.01, clock=0.0, spoilt="", hang="", name="plain")
 
     def attach(self, storage: str) -> None:
+        """In a column, beside it, or beside it in parts, which instant mode does not make."""
+        if self.mode == "instant":
+            storage = storage.replace("parts", "side")
         stale = self.stale if storage == "column" and self.mode == "queue" else "keep"
         self.conn.execute(
             "SELECT pgembed.attach('product', 'embedding', %s, jsonb_build_object('text', %s::text), storage => %s,"
-            " mode => %s, stale => %s)",
-            ["lite" if self.mode == "instant" else "fake", self.text, storage, self.mode, stale],
-        )
+            " mode => %s, stale => %s, parts => %s)",
+            [
+                "lite" if self.mode == "instant" else "fake", self.text, storage.replace("parts", "side"), self.mode,
+                stale, "words" if storage == "parts" else None,
+            ],
+        )  # fmt: skip
         audit_jobs(self.conn, storage)
         self.storage = storage
 
@@ -248,7 +254,7 @@ class Faults(RuleBasedStateMachine):
     def sync(self) -> None:
         self.run("SELECT pgembed.sync('product')")
 
-    @rule(storage=st.sampled_from(["column", "side"]))
+    @rule(storage=st.sampled_from(["column", "side", "parts"]))
     def detach_and_attach(self, storage: str) -> None:
         """With vectors in another place, or in the same."""
         if self.beside.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
@@ -257,6 +263,8 @@ class Faults(RuleBasedStateMachine):
         try:
             with self.conn.transaction():
                 if before == "column":
+                    # DROP TRIGGER alone locks partitions before their table, against the order of all others
+                    self.conn.execute("LOCK TABLE product IN ACCESS EXCLUSIVE MODE")
                     self.conn.execute("DROP TRIGGER audit ON product")  # which would hold the column
                 self.conn.execute("SELECT pgembed.detach('product')")
                 self.attach(storage)
@@ -433,6 +441,7 @@ def machine(server: EmbeddedServer, own_template: str, forks: Workers, monkeypat
         return loaded[spec] if spec in loaded else builtin(spec, *given, **named)
 
     monkeypatch.setattr("pgembed.encoders.load_encoder", load)
+    monkeypatch.setattr("pgembed.parts.splitters", lambda: use_splitters(words=Words))
     facts = {
         "server": server,
         "template": own_template,

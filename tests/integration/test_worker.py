@@ -56,7 +56,7 @@ def test_once_takes_rows_that_were_there_before_attach(table: Table) -> None:
 
 
 def test_backfill_goes_over_a_table_in_steps(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgembed.worker.queue.BACKFILL_LIMIT", 7)
+    monkeypatch.setattr("pgembed.worker.keys.BACKFILL_LIMIT", 7)
     table.conn.execute("SELECT pgembed.detach('product')")
     table.conn.execute("INSERT INTO product SELECT i * 3, 'shoe ' || i FROM generate_series(-20, 20) AS i")
     table.attach()
