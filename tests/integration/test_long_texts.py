@@ -82,6 +82,16 @@ def test_passages_of_a_real_model_are_encoded_in_their_text(db: pgembed.Pgembed,
     assert "violin" in str(rows[0].content)
 
 
+def test_a_text_that_is_cut_is_told_and_its_chunks_are_not(db: pgembed.Pgembed) -> None:
+    db.add_encoder("minilm", f"sentence-transformers:{MINILM}", settings={"device": "cpu"})
+    db.attach("manual", "whole", encoder="minilm", text="body")
+    db.attach("manual", "passages", encoder="minilm", text="body", parts="chunks")
+    db.work(until_idle=True)
+    cuts = sorted((row.target, *row.key, row.told) for row in db.cuts("manual"))
+    assert [cut[:2] for cut in cuts] == [("whole", "1"), ("whole", "2")]
+    assert "is longer than encoder 'sentence-transformers:" in str(cuts[0][2])
+
+
 def test_what_an_encoder_cannot_do_is_told_for_each_row(db: pgembed.Pgembed) -> None:
     db.attach("manual", "late", encoder="lite", text="body", parts={"kind": "chunks", "context": "late"})
     db.work(until_idle=True)

@@ -121,7 +121,7 @@ def test_nothing_is_cut_by_an_encoder_that_reads_77_tokens(clip: OpenClipEncoder
     for context in ("none", "prefix"):
         parts = split(text, clip, context=context)
         inputs = [str(part.input) for part in parts]
-        assert not any(clip.cuts(inputs))
+        assert not any(clip.is_cut(inputs))
         assert all(int(row[-1]) == 0 or row.count(49407) for row in clip.tokenizer(inputs or ["a"]).tolist())
     assert {part.location["start"] for part in parts} or not text.strip()
 
@@ -130,7 +130,7 @@ def test_nothing_is_cut_by_an_encoder_that_reads_77_tokens(clip: OpenClipEncoder
 @given(TEXTS)
 def test_nothing_is_cut_by_minilm(minilm: SentenceTransformerEncoder, text: str) -> None:
     parts = split(text * 4, minilm)
-    assert not any(minilm.cuts([str(part.input) for part in parts]))
+    assert not any(minilm.is_cut([str(part.input) for part in parts]))
     assert all(count <= 254 for count in minilm.text_tokens().counts(contents(parts)))
 
 

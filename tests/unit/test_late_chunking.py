@@ -237,7 +237,7 @@ def test_cuts_are_known_before_and_told(
     for encoder, room, word in ((minilm, 254, "a"), (onnx, 62, "a"), (clip, 75, "red"), (hub, 14, "red")):
         fits, cut = " ".join([word] * room), " ".join([word] * (room + 1))
         assert encoder.text_tokens().room == room
-        assert encoder.cuts([fits, cut, "a", ""]) == [False, True, False, False]
+        assert encoder.is_cut([fits, cut, "a", ""]) == [False, True, False, False]
         before = encoder.cut_texts
         with caplog.at_level(logging.WARNING, "pgembed"):
             encoder.embed_texts([fits, cut])
@@ -245,7 +245,7 @@ def test_cuts_are_known_before_and_told(
         assert np.abs(encoder.embed_texts([fits + f" {word} {word}"]) - encoder.embed_texts([cut])).max() <= 1e-6
     told = [record.getMessage() for record in caplog.records if "was cut there" in record.getMessage()]
     assert [message.split("'")[1] for message in told] == [each.spec for each in (minilm, onnx, clip, hub)]
-    assert LiteEncoder.load("lite", {}).cuts(["a " * 5000]) == [False]
+    assert LiteEncoder.load("lite", {}).is_cut(["a " * 5000]) == [False]
 
 
 @given(st.text(max_size=300))
