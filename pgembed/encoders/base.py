@@ -79,10 +79,6 @@ class Encoder(ABC):
         """Where the tokens of rows' texts lie, and how many of them it reads; roughly, where it cannot tell."""
         return TextTokens()
 
-    def cuts(self, texts: Sequence[str]) -> list[bool]:
-        """Which of these texts of rows are longer than it reads, so that ``embed_texts`` leaves out their ends."""
-        return self.text_tokens().cut(texts)
-
     @property
     def static_text(self) -> str | None:
         """The name of the static text side in the database."""
@@ -137,8 +133,8 @@ class Encoder(ABC):
         raise UnsupportedModality(f"Encoder '{self.spec}' takes no pictures.")
 
     def is_cut(self, texts: Sequence[str]) -> list[bool]:
-        """Which of these texts are longer than the model reads, so that their end is left out."""
-        return [False] * len(texts)
+        """Which of these texts of rows are longer than the model reads, so that their end is left out."""
+        return self.text_tokens().cut(texts)
 
     def embed_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> Vectors:
         """Characters ``start`` to ``end`` of one text, each encoded in its context: ``(n, dim) float32``, the mean of

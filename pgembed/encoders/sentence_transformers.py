@@ -183,13 +183,34 @@ class SentenceTransformerEncoder(Encoder):
         """Those of rows' texts, after the prompt for documents."""
         return self._text_tokens
 
+    @property
+    def model(self) -> Any:  # noqa: ANN401
+        """The model of the library."""
+        return self._model
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether texts of rows or searches have a prompt."""
+        return any(prompt.text for prompt in self._prompts.values())
+
+    @property
+    def averages_alone(self) -> bool:
+        """Whether a text's vector is the mean of the outputs of its tokens, and nothing is done with it but scaling."""
+        kinds = [type(module).__name__ for module in self._model.children()][1:]
+        pooling = self._pooling
+        return (
+            pooling is not None
+            and kinds in (["Pooling"], ["Pooling", "Normalize"])
+            and (_is_mean(pooling) and self.dim == int(pooling.embedding_dimension))
+        )
+
     def embed_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> Vectors:
         """Late chunking -> ``(n, dim) float32``. Raises UnsupportedModality for models that do not average tokens."""
         tokens, later = self._text_tokens, list(self._model.children())[1:]
         if "text" not in self.modalities or not isinstance(tokens, TokenizerTokens):
             return super().embed_spans(text, spans)
-        pooling = later[0] if later and type(later[0]).__name__ == "Pooling" else None
-        if pooling is None or pooling.pooling_mode not in ("mean", ("mean",), ["mean"]):
+        pooling = self._pooling
+        if pooling is None or not _is_mean(pooling):
             raise no_token_outputs(self.spec, "does not average the outputs of its tokens")
         means = span_means(
             text,
@@ -205,6 +226,11 @@ class SentenceTransformerEncoder(Encoder):
             for module in later[1:]:
                 features = module(features)
         return self._finished(features["sentence_embedding"].float().cpu().numpy()[:, : self.dim])
+
+    @property
+    def _pooling(self) -> Any:  # noqa: ANN401
+        later = list(self._model.children())[1:2]
+        return next((module for module in later if type(module).__name__ == "Pooling"), None)
 
     def _token_outputs(self, windows: Sequence[Sequence[int]]) -> Vectors:
         """What the model gives for windows of token ids: ``(b, m, dim)``."""
@@ -280,6 +306,10 @@ class SentenceTransformerEncoder(Encoder):
                         around = int(self._preprocess([{"text": ""}], prompt=prompt, **options)["attention_mask"].sum())
                     self._limit.note(around + len(self._tokens(given["text"])))
         return features
+
+
+def _is_mean(pooling: Any) -> bool:  # noqa: ANN401
+    return pooling.pooling_mode in ("mean", ("mean",), ["mean"])
 
 
 def _modalities(spec: str, model: Any) -> frozenset[Modality]:  # noqa: ANN401
