@@ -252,7 +252,7 @@ RETURN CASE (embedding).storage
 END;
 
 -- The rows of an embedding's side table, under names that a filter does not mean. Called by _side_join and
--- _nearest_part_join.
+-- _nearest_part_sql.
 CREATE OR REPLACE FUNCTION pgembed._side_rows_sql(embedding pgembed.embedding, parts boolean) RETURNS text
 LANGUAGE sql STABLE
 RETURN (
@@ -279,7 +279,7 @@ RETURN CASE WHEN (embedding).storage = 'side' THEN (
 
 -- The same for an embedding with parts, of which a row comes with the nearest: `distance` is that of "pgembed vector"
 -- to the query. Called by _search_target.
-CREATE OR REPLACE FUNCTION pgembed._nearest_part_join(embedding pgembed.embedding, distance text) RETURNS text
+CREATE OR REPLACE FUNCTION pgembed._nearest_part_sql(embedding pgembed.embedding, distance text) RETURNS text
 LANGUAGE sql STABLE
 RETURN (
     SELECT format(' JOIN LATERAL (SELECT * FROM (%s) AS p WHERE %s ORDER BY %s, "pgembed part" LIMIT 1) '

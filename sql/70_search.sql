@@ -320,7 +320,7 @@ BEGIN
     nearest := side;
     IF parts THEN
         part_rows := pgembed._side_rows_sql(found_embedding, true);
-        nearest := pgembed._nearest_part_join(found_embedding, distance);
+        nearest := pgembed._nearest_part_sql(found_embedding, distance);
     END IF;
     -- a zero vector has no cosine distance; under the other metrics it must be told apart
     present := format(CASE WHEN metric = 'cosine' THEN '%I IS NOT NULL' WHEN half THEN '@extschema:vector@.l2_norm(%I) > 0'
@@ -372,7 +372,7 @@ BEGIN
             SELECT '_kept_search', format(E'BEGIN\n    CASE pg_typeof(prototype)::oid%s\n    ELSE NULL;\n    END CASE;\nEND',
                 string_agg(format(E'\n    WHEN %s THEN\n        RETURN QUERY SELECT * FROM pgembed.search_%s($1, $2, $3, $4);',
                     c.reltype, c.reltype), '' ORDER BY c.reltype))
-            FROM (SELECT DISTINCT relation FROM pgembed.embedding) AS e
+            FROM (SELECT DISTINCT relation FROM pgembed.embedding WHERE parts IS NULL) AS e
             JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
             HAVING count(*) > 0
         ) AS w

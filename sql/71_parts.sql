@@ -68,7 +68,7 @@ BEGIN
 
     SELECT pgembed._index_quantization(e, target.metric) INTO quantization FROM pgembed.embedding AS e
     WHERE e.relation = target.relation AND e.target = target.target;
-    wanted := least(k * CASE WHEN quantization = 'binary' THEN 20 WHEN best > 1 THEN 4 WHEN quantization = 'half' THEN 2
+    wanted := least(k * CASE WHEN quantization = 'binary' THEN 10 WHEN best > 1 THEN 4 WHEN quantization = 'half' THEN 2
         ELSE 1 END::bigint, 100000);
     IF exact IS NOT TRUE THEN
         SELECT g.* INTO graph FROM pgembed.embedding AS e CROSS JOIN LATERAL pgembed._graph_of(e, target.metric) AS g

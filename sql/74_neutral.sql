@@ -59,6 +59,7 @@ DECLARE
     vectors @extschema:vector@.vector[];
     condition text := '';
     distance text;
+    beside text;
     statement text;
     found_rows refcursor;
     number_found bigint;
@@ -86,8 +87,13 @@ BEGIN
             || CASE WHEN target.half THEN '::@extschema:vector@.vector' ELSE '' END, vectors, target.half),
         CASE target.metric WHEN 'cosine' THEN '<=>' WHEN 'ip' THEN '<#>' ELSE '<->' END,
         CASE WHEN target.half THEN '::@extschema:vector@.halfvec' ELSE '' END);
-    statement := format('FROM %s WHERE %s%s', target.source || target.side, target.present, condition);
-    IF condition = '' AND exact IS NOT TRUE AND NOT row_security_active(target.relation)
+    beside := target.side;
+    IF target.parts THEN -- each row by its nearest part
+        SELECT pgembed._nearest_part_sql(e, distance) INTO beside FROM pgembed.embedding AS e
+        WHERE e.relation = target.relation AND e.target = target.target;
+    END IF;
+    statement := format('FROM %s WHERE %s%s', target.source || beside, target.present, condition);
+    IF condition = '' AND exact IS NOT TRUE AND NOT target.parts AND NOT row_security_active(target.relation)
         AND k <= current_setting('hnsw.ef_search', true)::integer THEN
         OPEN found_rows SCROLL FOR EXECUTE format(
             'SELECT * FROM (SELECT %s, %s AS "pgembed distance" %s ORDER BY "pgembed distance" LIMIT $2) AS nearest '

@@ -84,7 +84,8 @@ class Shop:
     def attach(self, table: str = "shop.product") -> None:
         """Attach an embedding of titles, as the owner."""
         with self.db("owner") as db:
-            db.attach(table, "embedding", encoder="lite", text="{title}", storage=self.storage)
+            where = {"parts": "words"} if self.storage == "parts" else {"storage": self.storage}
+            db.attach(table, "embedding", encoder="lite", text="{title}", **where)
 
 
 def open_shop(admin: Connection, dsn: str, password: str, storage: str = "column") -> Shop:

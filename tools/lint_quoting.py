@@ -65,7 +65,7 @@ MADE_OF_SQL: dict[str, set[str]] = {
     "_make_query_role": {"setting"},
     "_key_list": {"form"},
     "_matching": {"condition", "source"},
-    "_nearest_part_join": {"distance"},
+    "_nearest_part_sql": {"distance"},
     "_objects_of": {"o.name", "o.rights"},
     "_parts_sql": {
         "NULLIF(substr(condition, length(' AND ') + 1), '')",
@@ -78,6 +78,7 @@ MADE_OF_SQL: dict[str, set[str]] = {
     "_put_trigger": {"event", "name", "whom"},  # of the functions that create triggers
     "_revoke": {"object.revocation"},
     "_search_target": {"query"},
+    "search_neutral": {"beside"},
     "_search_body": {"s.distance", "s.present", "s.side", "s.source"},
     "_stored_vector": {"side", "source"},
     "_sync_partition": {"copy.leaf"},

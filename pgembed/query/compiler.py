@@ -69,7 +69,7 @@ class SearchPlan:
         """Times the rows wanted, the rows to be found by their nearest part: more where several parts of each count, or
         where the index is coarse. As in ``pgembed.search_parts``."""
         quantization = self.target.quantization
-        return 20 if quantization == "binary" else 4 if self.shape.best > 1 else 2 if quantization == "half" else 1
+        return 10 if quantization == "binary" else 4 if self.shape.best > 1 else 2 if quantization == "half" else 1
 
     @property
     def columns(self) -> tuple[str, ...]:

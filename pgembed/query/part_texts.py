@@ -91,28 +91,21 @@ class PartTexts(Texts):
         if exact:
             return self._every(distance, spelled(self._where, unless), paged=self._shape.after is not None)
         keys = sql.SQL(", ").join(map(quoted, self._target.keys))
-        columns = [quoted(name) for name in self._read_names] + [quoted(own) for own, _ in self._own_parts]
-        given = sql.SQL(", ").join([*columns, self._distance, quoted(MATCHES)])
-        read, near, by = sql.SQL(", ").join(self._read), distance, self._distance
-        if self._is_coarse:  # what the index holds orders the parts, and the vectors what it gave
-            near, by = self._coarse(vector), quoted(_DISTANCE)
-            read = spelled(read, ", ", quoted("pgembed vector"))
-            given = sql.SQL(", ").join([*columns, spelled(distance, " AS ", self._distance), quoted(MATCHES)])
+        near = self._coarse(vector) if self._is_coarse else distance
         looked = spelled(
-            "SELECT ", given, " FROM (SELECT ", read, ", ", near, " AS ", by, ", ", self._matches, " AS ",
+            "SELECT ", sql.SQL(", ").join(self._read), ", ", near, " AS ", self._distance, ", ", self._matches, " AS ",
             quoted(MATCHES), "\n    FROM ", self._source, "\n    JOIN (", self._side(), ') AS "pgembed side" ON ',
-            same_row(self._target), "\n    WHERE ", self._present, "\n    ORDER BY ", by, "\n    LIMIT ",
-            candidates or sql.Literal(max(40, _AT_ONCE * self._wanted)), ") AS given",
+            same_row(self._target), "\n    WHERE ", self._present, "\n    ORDER BY ", self._distance, "\n    LIMIT ",
+            candidates or sql.Literal(max(40, _AT_ONCE * self._wanted)),
         )  # fmt: skip
-        if self._shape.best > 1:  # of the rows found all parts are compared
-            found = spelled(
-                "(", keys, ") IN (SELECT ", keys, " FROM (", looked, ") AS looked WHERE ", quoted(MATCHES), ")"
-            )
-            return self._every(distance, spelled(found, unless))
+        if self._compares_twice:  # of the rows found all parts are compared, by their vectors
+            found = spelled("SELECT ", keys, " FROM (", looked, ") AS looked WHERE ", quoted(MATCHES))
+            return self._every(distance, spelled("(", keys, ") IN (", found, ")", unless))
         best = spelled(
             "SELECT DISTINCT ON (", keys, ") *\n    FROM (", looked, ") AS looked WHERE ", quoted(MATCHES), unless,
             "\n    ORDER BY ", keys, ", ", self._distance,
         )  # fmt: skip
+        columns = [quoted(name) for name in self._read_names] + [quoted(own) for own, _ in self._own_parts]
         return spelled(
             "    SELECT ", sql.SQL(", ").join([*columns, self._distance]), " FROM (", best, ") AS best\n    ORDER BY ",
             self._distance, *self._first(None),

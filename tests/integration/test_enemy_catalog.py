@@ -96,6 +96,7 @@ EMBEDDINGS = {
         EMBEDDING.format("""inputs = '{"text": {"template": "{title}", "columns": {"title": 2}, "weight": 1e999}}'"""),
         "The weight of its text input is 1000",
     ),
+    "parts in a column": (EMBEDDING.format("""parts = '{"kind": "chunks"}'"""), "It has parts, and not the one input"),
     "inputs that are none": (EMBEDDING.format("inputs = '5'"), "jsonb|object"),
     "no inputs": (EMBEDDING.format("inputs = '{}'"), "It has no inputs"),
     "a column of words as target": (EMBEDDING.format("target = 'title'"), "has no vector column 'title'"),

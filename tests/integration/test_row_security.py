@@ -11,7 +11,7 @@ import pytest
 
 import pgembed
 from pgembed import Text
-from tests.fakes import Connection
+from tests.fakes import Connection, Words, use_splitters
 from tests.roles import Shop, open_shop, role_of
 
 pytestmark = pytest.mark.full_server
@@ -62,11 +62,16 @@ FAILURES = (
 EVEN, ODD = {2, 4, 6}, {1, 3, 5, 7}
 
 
-@pytest.fixture(params=["column", "side"])
+@pytest.fixture(params=["column", "side", "parts"])
 def shop(
-    request: pytest.FixtureRequest, shop_password: str, full_database_dsn: str, full_database: Connection
+    request: pytest.FixtureRequest,
+    shop_password: str,
+    full_database_dsn: str,
+    full_database: Connection,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Shop]:
     """Seven rows, those of even ids of one tenant; row-level security was switched on after attach."""
+    monkeypatch.setattr("pgembed.parts.splitters", lambda: use_splitters(words=Words))
     shop = open_shop(full_database, full_database_dsn, shop_password, request.param)
     with shop.as_role("owner") as conn:
         conn.execute("INSERT INTO shop.product (title) SELECT 'red shoe ' || i FROM generate_series(1, 4) AS i")
