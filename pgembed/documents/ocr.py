@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 WIDEST = 2000  # pixels at which lines are looked for; what is wider is looked at smaller, and read as it is
-BAND_PIXELS = 1_200_000  # of a tall picture, read at once: the memory of looking for lines grows with them
-SHORTEST_BAND = 600
+LARGEST = 4096  # pixels of the width at which words are read
+BAND_PIXELS = 800_000  # of a tall picture, read at once: the memory of looking for lines grows with them
+SHORTEST_BAND = 400
 MARGIN = 1 / 8  # of a band's height, above and below it, which is read with it: a line may stand across its edge
 
 
@@ -47,14 +48,15 @@ class Ocr:
         """The lines that stand on an RGB picture, in reading order, each with its box and how sure it is; none where
         there are none. Raises MediaError where its process died of the picture."""
         shown = f"The picture {shown or shown_source(picture)}"
+        picture = picture.convert("RGB") if picture.mode != "RGB" else picture
+        if picture.width > LARGEST:
+            height = max(1, round(picture.height * LARGEST / picture.width))
+            picture = picture.resize((LARGEST, height), reducing_gap=2.0)
         found: list[Word] = []
         for top, bottom, upper, lower in bands(*picture.size):
-            whole = (upper, lower) == (0, picture.height)
-            band = picture if whole else picture.crop((0, upper, picture.width, lower))
+            band = picture.crop((0, upper, picture.width, lower))
             with self._lock:
-                lines, _ = self._caller.call(
-                    "words", shown, self._seconds, band.convert("RGB").tobytes(), {"width": band.width}
-                )
+                lines, _ = self._caller.call("words", shown, self._seconds, band.tobytes(), {"width": band.width})
             for text, confidence, (left, above, right, below) in lines:
                 middle = upper + (above + below) / 2
                 if top <= middle < bottom:  # else the band in which it stands has read it

@@ -8,8 +8,7 @@ from typing import Any
 
 from pgembed.documents.calls import serve
 
-MEMORY = 1536 * 1024 * 1024  # bytes for the models and a band
-LARGEST = 4096  # pixels: the longest side at which words are read
+MEMORY = 1024 * 1024 * 1024  # bytes for the models and a band
 
 
 class Reader:
@@ -19,7 +18,7 @@ class Reader:
     def _engine(self) -> Any:  # noqa: ANN401
         from rapidocr import RapidOCR
 
-        from pgembed.documents.ocr import WIDEST
+        from pgembed.documents.ocr import LARGEST, WIDEST
 
         return RapidOCR(
             params={
@@ -28,6 +27,7 @@ class Reader:
                 "Global.use_cls": False,  # no line of a page or a screen stands on its head
                 "Det.limit_type": "max",  # a small picture is not made larger, nor a strip enormous
                 "Det.limit_side_len": WIDEST,
+                "Rec.rec_batch_num": 1,  # as quick as more, and half of the memory where lines are long
                 "EngineConfig.onnxruntime.intra_op_num_threads": os.cpu_count() or 1,
             }
         )

@@ -110,11 +110,11 @@ def with_words(
 
 def shrunk(picture: Picture, encoder: Encoder) -> Picture:
     """A picture no larger than its encoder needs it: several wait in memory."""
-    if max(picture.size) <= encoder.page_pixels:
+    longest = max(picture.size)
+    if longest <= encoder.page_pixels:
         return picture
-    small = picture.copy()
-    small.thumbnail((encoder.page_pixels, encoder.page_pixels))
-    return small
+    width, height = (max(1, round(side * encoder.page_pixels / longest)) for side in picture.size)
+    return picture.resize((width, height), reducing_gap=2.0)
 
 
 def _is_in(word: Word, box: tuple[float, float, float, float]) -> bool:

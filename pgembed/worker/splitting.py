@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 MOST_PARTS = 50_000  # of one row: a book of pages with their tiles
-MOST_PIXELS = 50_000_000  # of pictures that wait to be encoded together: 150 MB
+MOST_PIXELS = 25_000_000  # of pictures that wait to be encoded together: 75 MB
 
 
 def encode_rows(encoder: Encoder, batch: Batch, limits: Limits) -> None:
