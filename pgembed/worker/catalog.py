@@ -87,7 +87,7 @@ def fault_of(work: Work) -> str | None:
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < MOST_WEIGHT:
             shown = str(weight)[:20]
             return f"The weight of its {modality} input is {shown}, not a number above zero and below {MOST_WEIGHT:g}."
-    if work.parts is not None and (len(inputs) != 1 or work.side is None or work.mode != "queue"):
+    if work.parts is not None and (len(input_sql) != 1 or work.side is None or work.mode != "queue"):
         return "It has parts, and not the one input, the side table and the queue that these take."
     if work.fusion is not None and not _puts_all_side_by_side(work.fusion, cast("dict[str, Any]", inputs)):
         return f"Its fusion is {str(work.fusion)[:60]}, whose parts are not its inputs."
