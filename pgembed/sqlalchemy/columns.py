@@ -216,7 +216,7 @@ def _of_nearest_part(column: EmbeddingColumn, query: object) -> ColumnElement[fl
 def _same_row(side: FromClause, column: EmbeddingColumn) -> ColumnElement[bool]:
     """That a row of a side table is of the row of a column's table, or alias."""
     mine = cast(Any, column.table)
-    table = cast(Table, _of_table(column).table)
+    table = _of_table(column).table
     own = [mine.corresponding_column(key) for key in table.primary_key]
     return and_(*(key == there for key, there in zip(row_key(side, table), own, strict=True)))
 

@@ -17,7 +17,7 @@ from sqlalchemy import (
     Text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.elements import NamedColumn
 
 from pgembed.declared import OPERATOR_CLASSES, Declared
 from pgembed.errors import InvalidQuery
@@ -60,7 +60,7 @@ def side_table(column: Column[Any], declared: Declared, kind: Any) -> Table:  # 
     return side
 
 
-def row_key(side: FromClause, table: Table) -> list[ColumnElement[Any]]:
+def row_key(side: FromClause, table: Table) -> list[NamedColumn[Any]]:
     """The columns of a side table, or of an alias of it, that are the key of a row of ``table``, of which it is: all of
     its own key, which may have the number of a part after them."""
     return [*side.primary_key][: len(table.primary_key)]
