@@ -33,6 +33,7 @@ LEAST, MOST = 5, 20  # abstracts of a long document
 QUICK_ABSTRACTS, QUICK_MOST = 120, 5
 TOKENS = 128
 CONTEXTS = ("none", "prefix", "late")
+LENGTHS = (10_000, 100_000, 1_000_000)  # tokens of one text whose splitting is timed
 
 Judgments = Mapping[str, Mapping[str, int]]
 Values = NDArray[np.float64]
@@ -59,7 +60,7 @@ class Ranked:
 
 
 def joined(name: str, task: Task, order: Sequence[str], most: int, chance: np.random.Generator) -> Task:
-    """Long documents of the abstracts in an order, ``most`` in each at most, with the best judgment of its abstracts."""
+    """Long documents of the abstracts in an order, at most ``most`` in each, with the best of their judgments."""
     texts: dict[str, str] = {}
     document_of: dict[str, str] = {}
     place = 0
@@ -156,6 +157,23 @@ def compared(task: Task, name: str, encoder: Encoder) -> list[dict[str, Any]]:
     return rows
 
 
+def splitting(texts: Sequence[str], encoder: Encoder) -> list[dict[str, Any]]:
+    """How long it takes to divide one text, by its length."""
+    text = "\n\n".join(texts)
+    each = sum(encoder.text_tokens().counts(list(texts)))
+    rows: list[dict[str, Any]] = []
+    for tokens in LENGTHS:
+        long = ((text + "\n\n") * (tokens // each + 1))[: len(text) * tokens // each]
+        row: dict[str, Any] = {"tokens": f"{tokens:,}"}
+        for context in CONTEXTS:
+            splitter = load_splitter({"kind": "chunks", "context": context})
+            started = time.process_time()
+            row["parts"] = len(list(splitter.split(long, encoder, Limits())))
+            row[f"{context}, s"] = round(time.process_time() - started, 2)
+        rows.append(row)
+    return rows
+
+
 def main() -> int:
     """Run it; gives the exit status."""
     options = arguments(__doc__, flags={"--lot": "documents of abstracts drawn by lot, not of neighbours"})
@@ -185,6 +203,9 @@ def main() -> int:
         report.table(f"{len(task.texts):,} {task.name}, of {tokens:,.0f} tokens each; {len(queries)} queries", rows)
         if task is documents:
             found = {row["way"]: float(row["nDCG@10"]) for row in rows if row["encoder"] == "MiniLM"}
+    report.table(
+        "Dividing one text for MiniLM, seconds of the processor", splitting(list(corpus.values()), encoders["MiniLM"])
+    )
     whole = found["whole text"]
     return report.finish(
         Figure("chunks_of_whole", found["chunks, none"] / whole, 1.0, at_least=True),

@@ -198,7 +198,7 @@ class _Divider:
         reach = min(self._ruler.after(start, self._budget), start + CHARACTERS_PER_TOKEN * self._budget)
         if reach <= start:  # a word of more tokens than the budget has
             reach = start + self._budget
-        reach = min(reach, self._section_end(start))
+        reach = min(reach, self._section_end(start), start + (self._measure.characters or len(self._text)))
         least = max(start, covered)
         while reach > least:
             end = self._best(start, least, min(reach, len(self._text)))
