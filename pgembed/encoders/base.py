@@ -60,6 +60,8 @@ class Encoder(ABC):
     metric: Metric = "cosine"
     normalized: bool = True
     batch_size: int = 64
+    page_pixels: int = 1024  # the longest side at which pages and parts of pictures are handed to it
+    reads_words: bool = False  # a picture is to it the words on it: where these are known already, it gets them instead
     preparation: str | None = None
     """``package.module:function``, where ``preprocess`` is that function, returns an array, and needs no model: workers
     then call it in the process that decodes, and whole pictures need not be handed on."""
