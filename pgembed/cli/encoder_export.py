@@ -21,11 +21,17 @@ if TYPE_CHECKING:
     epilog=examples(
         "pgembed encoder export open_clip:ViT-B-32/laion2b_s34b_b79k models/shop",
         "pgembed encoder export shop models/shop-int8 --int8",
+        "pgembed encoder export sentence-transformers:all-MiniLM-L6-v2 models/minilm",
     ),
 )
 @loads_encoders
 def encoder_export(
-    source: Annotated[str, typer.Argument(help="A spec, open_clip:MODEL/TAG, or the name of a registered encoder.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A spec, open_clip:MODEL/TAG or sentence-transformers:NAME, or the name of a registered encoder."
+        ),
+    ],
     folder: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
     settings: Annotated[
         str | None, typer.Option(help='With a spec, its settings: \'{"checkpoint": "model.safetensors"}\'.')

@@ -198,13 +198,12 @@ class _Divider:
         reach = min(self._ruler.after(start, self._budget), start + CHARACTERS_PER_TOKEN * self._budget)
         if reach <= start:  # a word of more tokens than the budget has
             reach = start + self._budget
-        reach = min(reach, self._section_end(start))
+        reach = min(reach, self._section_end(start), start + (self._measure.characters or len(self._text)))
         least = max(start, covered)
         while reach > least:
             end = self._best(start, least, min(reach, len(self._text)))
-            passage = self._text[start:end].rstrip()
-            count = self._measure.counts([passage])[0]
-            if end == start + 1 or (count <= self._budget and not self._measure.cut([passage])[0]):
+            count = self._measure.counts([self._text[start:end].rstrip()])[0]
+            if end == start + 1 or count <= self._budget:
                 return end
             shorter = start + int((end - start) * min(self._budget / max(count, 1), 0.95))
             reach = max(min(shorter, end - 1), start + 1)
@@ -214,7 +213,7 @@ class _Divider:
         """The rest of a section that was divided is not put together with the next ones; whole sections may be."""
         number = int(np.searchsorted(self._sections, start, side="right"))
         begin = int(self._sections[number - 1]) if number else 0
-        if number == len(self._sections) or not self._text[begin:start].strip():
+        if number == len(self._sections) or self._skip(begin) >= start:
             return len(self._text)
         return int(self._sections[number])
 
@@ -278,7 +277,8 @@ class _Prefixes:
         for piece in (self._title(number), *near):
             if piece and piece not in chosen:
                 given = _prefix([*chosen, piece]) + content
-                if self._measure.counts([given])[0] <= self._budget and not self._measure.cut([given])[0]:
+                most = self._measure.characters or len(given)
+                if len(given) <= most and self._measure.counts([given])[0] <= self._budget:
                     chosen.append(piece)
         return _prefix(chosen)
 

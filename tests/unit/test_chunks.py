@@ -336,6 +336,7 @@ PARAGRAPH = (
         (PARAGRAPH, "plain"),
         ("## A heading\n\n" + PARAGRAPH, "markdown"),
         ("<h2>A heading</h2><p>" + PARAGRAPH, "html"),
+        ("<p>" + PARAGRAPH, "html"),
         ("<svg><a \"<!--x<p '", "html"),
         ("def f(x):\n    return x\n\n", "code"),
         ("日本語", "plain"),
@@ -348,13 +349,15 @@ PARAGRAPH = (
         ("<p>", "auto"),
         ("\n \n;", "code"),
         ("[a]: b\n", "markdown"),
+        ("one line of many in a paragraph\n", "markdown"),
     ],
 )
 def test_time_grows_with_the_length_alone(piece: str, structure: str) -> None:
     """Ten times the text takes about ten times as long: a square would take a hundred."""
     for context in ("none", "prefix"):
-        short = seconds(piece * (20_000 // len(piece)), structure=structure, context=context)
-        long = seconds(piece * (200_000 // len(piece)), structure=structure, context=context)
+        last = "\n\n# The end\n\nof it" if structure == "markdown" else ""
+        short = seconds(piece * (20_000 // len(piece)) + last, structure=structure, context=context)
+        long = seconds(piece * (200_000 // len(piece)) + last, structure=structure, context=context)
         assert long <= 40 * max(short, 0.02), json.dumps([context, short, long])
 
 

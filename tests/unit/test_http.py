@@ -26,6 +26,7 @@ import pytest
 import trustme
 from PIL import Image
 
+from pgembed.decoding.picture import Limits
 from pgembed.encoders import EncoderPolicy, load_encoder
 from pgembed.encoders.base import what_differs
 from pgembed.encoders.http import HttpEncoder
@@ -35,6 +36,7 @@ from pgembed.encoders.http.limits import Rate, batches
 from pgembed.encoders.http.sample import same, sketch
 from pgembed.errors import EncoderError, EncoderUnavailable, InvalidInput
 from pgembed.metering import count_tokens, rough_tokens
+from pgembed.parts.chunks import ChunkSplitter
 from tests.embedding_server import LITE, Answer, EmbeddingServer, Request, embedding_server, openai_answer
 
 KEY = "sk-QWERTYsecret0123456789abcdef"
@@ -485,9 +487,24 @@ def test_a_vector_that_is_not_finite_or_zero_is_its_rows_fault(server: Embedding
     assert len(server.requests) == before
 
 
-def test_long_texts_are_cut_where_the_settings_say(server: EmbeddingServer) -> None:
-    load(server, max_chars=5).encode_text(["dogs and cats"])
-    assert server.posts()[-1].inputs == ["dogs "]
+def test_long_texts_are_cut_where_the_settings_say(server: EmbeddingServer, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = load(server, max_chars=5)
+    with caplog.at_level(logging.WARNING, "pgembed"):
+        encoder.encode_text(["dogs and cats"])
+        encoder.encode_text(["cats and dogs"])
+    assert server.posts()[-2].inputs == ["dogs "]
+    assert encoder.is_cut(["dogs and cats", "dogs "]) == [True, False]
+    (told,) = [record.getMessage() for record in caplog.records if "max_chars" in record.getMessage()]
+    assert "sends 5 characters of a text (max_chars); one of 13 was cut" in told
+
+
+def test_passages_are_no_longer_than_is_sent(server: EmbeddingServer) -> None:
+    encoder = load(server, max_chars=40)
+    text = "Some words of a longer text, and more. " * 20
+    for context in ("none", "prefix"):
+        parts = list(ChunkSplitter.load({"context": context}).split(text, encoder, Limits()))
+        assert len(parts) >= 20
+        assert not any(encoder.is_cut([str(part.input) for part in parts]))
 
 
 # Keys
