@@ -366,7 +366,7 @@ class Pgembed(Views, Configured):
         self._connections.refuse_open_transaction()
         with self._connections.new() as conn:  # a read on the caller's might leave a transaction open
             conn.autocommit = True
-            own = Pgembed(Connections(conn), self._searcher)
+            own = Pgembed(Connections(conn, told=True), self._searcher)
             statement = own.index_statement(
                 table, target, m=m, ef_construction=ef_construction, quantization=quantization
             )

@@ -380,4 +380,4 @@ class AsyncPgembed(AsyncViews):
         """Run a rare call on a synchronous connection of its own, in a thread."""
         with self._connections.new() as conn:
             conn.autocommit = True
-            return call(Pgembed(Connections(conn), self._searcher))
+            return call(Pgembed(Connections(conn, told=True), self._searcher))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 from psycopg import sql
 from psycopg.rows import class_row
 
 from pgembed.errors import NotInstalled
-from pgembed.plans import Call, Plan
+from pgembed.plans import Call, Plan, Within
 from pgembed.schema import compared, head
 
 T = TypeVar("T")
 _log = logging.getLogger("pgembed")
+_lock = threading.Lock()
+_looked_at: WeakSet[Any] = WeakSet()  # whose database's version was looked at
 _READABLE = """
 SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT') AS readable
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -45,9 +49,20 @@ class Difference:
 def told_before(plan: Plan[T]) -> Plan[T]:
     """The plan, and before it a warning in the log where the database's schema is older or newer than this library.
     Both may work all the same while one is upgraded after the other."""
-    if differs := (yield from difference()):
+    differs: Difference | None = yield Within(difference())  # which leaves no transaction open that the plan would find
+    if differs:
         _log.warning("%s %s", differs.told, differs.remedy)
     return (yield from plan)
+
+
+def told_once(source: object, plan: Plan[T]) -> Plan[T]:
+    """The same before the first plan of a connection, a pool or an engine that the caller has, however many clients are
+    made of it; from then on the plan alone."""
+    with _lock:
+        if source in _looked_at:
+            return plan
+        _looked_at.add(source)
+    return told_before(plan)
 
 
 def required() -> Plan[Difference | None]:

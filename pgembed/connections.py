@@ -14,7 +14,7 @@ from psycopg.errors import Diagnostic
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from pgembed.compatibility import told_before
+from pgembed.compatibility import told_before, told_once
 from pgembed.errors import InvalidInput
 from pgembed.plans import Plan
 from pgembed.pooling import unprepared, unprepared_async
@@ -56,10 +56,10 @@ def conninfo(dsn: str | None) -> str:
 class Connections:
     """Gives connections in autocommit, from a pool of its own, or the caller's connection or pool as it is."""
 
-    def __init__(self, source: SyncSource) -> None:
+    def __init__(self, source: SyncSource, *, told: bool = False) -> None:
         self._source = source
         self._pool: ConnectionPool[Any] | None = None
-        self._told = not isinstance(source, str)  # the caller's own connections are asked for nothing by the way
+        self._told = told  # of a database whose schema is of another version
         if isinstance(source, psycopg.Connection):
             register_packed(source.adapters)
 
@@ -80,7 +80,7 @@ class Connections:
     def first(self, plan: Plan[T]) -> Plan[T]:
         """The plan; before the first of all, the log is told where the database's schema is of another version."""
         self._told, told = True, self._told
-        return plan if told else told_before(plan)
+        return plan if told else _first(self._source, plan)
 
     def new(self) -> psycopg.Connection[Any]:
         """A connection to the same database that the caller closes: for workers and index builds."""
@@ -110,7 +110,7 @@ class AsyncConnections:
     def __init__(self, source: AsyncSource) -> None:
         self._source = source
         self._pool: AsyncConnectionPool[Any] | None = None
-        self._told = not isinstance(source, str)
+        self._told = False
 
     @asynccontextmanager
     async def get(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
@@ -141,7 +141,7 @@ class AsyncConnections:
     def first(self, plan: Plan[T]) -> Plan[T]:
         """See Connections.first."""
         self._told, told = True, self._told
-        return plan if told else told_before(plan)
+        return plan if told else _first(self._source, plan)
 
     def new(self) -> psycopg.Connection[Any]:
         """A synchronous connection to the same database, for workers and index builds, which run in threads."""
@@ -156,6 +156,10 @@ class AsyncConnections:
         if self._pool is not None:
             await self._pool.close()
             self._pool = None
+
+
+def _first(source: SyncSource | AsyncSource, plan: Plan[T]) -> Plan[T]:
+    return told_before(plan) if isinstance(source, str) else told_once(source, plan)
 
 
 def _refuse_open_transaction(source: SyncSource | AsyncSource) -> None:

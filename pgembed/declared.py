@@ -69,8 +69,11 @@ class Declared:
 
     @property
     def unusual(self) -> dict[str, Any]:
-        """The options that are not as usual."""
-        return {name: value for name, usual in OPTIONS.items() if (value := getattr(self, name)) != usual}
+        """The options that are not as usual; without the storage of parts, which stand in a side table in any case."""
+        found = {name: value for name, usual in OPTIONS.items() if (value := getattr(self, name)) != usual}
+        if self.parts is not None:
+            del found["storage"]
+        return found
 
     @property
     def attached(self) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from pgembed.sqlalchemy.columns import Embedding, EmbeddingColumn
 from pgembed.sqlalchemy.ddl import is_installed
 from pgembed.sqlalchemy.reflection import Attached, Side, attached_of
 from pgembed.sqlalchemy.running import qualified
+from pgembed.sqlalchemy.side import row_key
 from pgembed.sqlalchemy.tables import embedding_columns, indexes_over
 
 ALLOW_DROP = "allow-drop"  # alembic -x allow-drop
@@ -167,7 +168,7 @@ def _following(connection: Connection, place: Place, side: Side, column: Embeddi
     wanted = column.side
     now, then, table = (_quoted(connection, place.schema, name) for name in (side.table, wanted.name, place.table))
     renamed = [] if side.table == wanted.name else [(f"{now} RENAME TO", side.table, f"{then} RENAME TO", wanted.name)]
-    for old, new in zip(side.key, wanted.primary_key.columns, strict=True):
+    for old, new in zip(side.key, row_key(wanted, column.table), strict=True):
         if old != new.name:
             names = [_quoted(connection, None, name) for name in (old, new.name)]
             renamed.append((f"{then} RENAME {names[0]} TO", old, f"{then} RENAME {names[1]} TO", new.name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -79,7 +80,10 @@ def _declared(declared: Declared) -> list[str]:
             given = inputs[modality]
             short = given.get("template" if modality == "text" else "column")
             written.append(f"{modality}={(short if len(given) == 1 else given)!r}")
-    return written + [f"{name}={value!r}" for name, value in declared.unusual.items()]
+    options = dict(declared.unusual)
+    if declared.parts is not None and declared.parts.startswith("{"):
+        options["parts"] = json.loads(declared.parts)
+    return written + [f"{name}={value!r}" for name, value in options.items()]
 
 
 def _encoder(operation: AddEncoderOp) -> list[str]:

@@ -115,6 +115,7 @@ def options(
     """Options that stand before the command."""
     _ = version
     settings.dsn = dsn
+    settings.encoders = None
 
 
 def database(prefer: Preference | None = None) -> Pgembed:

@@ -22,7 +22,7 @@ _OPERATORS: Mapping[Metric, str] = {"cosine": "<=>", "ip": "<#>", "l2": "<->"}
 class Distance(Func):
     """How far rows are from a query, the nearest first: ``order_by(Distance("embedding", Text("a red shoe")))`` takes
     the vector index. A query is a Text, an Image or a sum of such, numbers, or another expression of vectors. Cosine
-    distance is 1 - cosine, from 0 to 2. Raises InvalidQuery."""
+    distance is 1 - cosine, from 0 to 2. Of a row with parts it is that of the nearest one. Raises InvalidQuery."""
 
     output_field: Any = FloatField()
     template_of: Mapping[Metric, str] = {"cosine": "({})", "ip": "({})", "l2": "({})"}
@@ -59,8 +59,10 @@ class Distance(Func):
         else:
             asked, more = "%s::vector", [query.value]
         metric: Metric = own.declared.metric if own is not None else "cosine"
-        written = self.template_of[metric].format(f"{stored} {_OPERATORS[metric]} {asked}")
-        return written, (*params, *more)
+        compared = f"{stored} {_OPERATORS[metric]} {asked}"
+        if own is not None and own.declared.parts is not None:
+            compared = f"SELECT min({compared}){_of_row(embedding, own, compiler)}"
+        return self.template_of[metric].format(compared), (*params, *more)
 
 
 class Score(Distance):
@@ -76,10 +78,17 @@ def _stored(embedding: Any, field: EmbeddingField | None, compiler: Any) -> tupl
         raise InvalidQuery(f"{embedding!r} is no vector.", "Name the field of an embedding.")
     if field is None or field.declared.storage == "column":
         return compiler.compile(embedding)
+    if field.declared.parts is not None:  # of which there are many, all of them compared
+        return "side.vector", []
+    return f"(SELECT side.vector{_of_row(embedding, field, compiler)})", []
+
+
+def _of_row(embedding: Any, field: EmbeddingField, compiler: Any) -> str:  # noqa: ANN401
+    """What comes after the SELECT of a look into a side table."""
     quote = compiler.connection.ops.quote_name
     keys = [key.column for key in field.model._meta.pk_fields]
     same = " AND ".join(f"side.{quote(key)} = {quote(embedding.alias)}.{quote(key)}" for key in keys)
-    return f"(SELECT side.vector FROM {_side_table(field, quote)} AS side WHERE {same})", []
+    return f" FROM {_side_table(field, quote)} AS side WHERE {same}"
 
 
 def _side_table(field: EmbeddingField, quote: Callable[[str], str]) -> str:

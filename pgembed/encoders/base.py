@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from pgembed.encoders.late_chunking import no_token_outputs
+from pgembed.encoders.text_tokens import TextTokens
 from pgembed.errors import UnsupportedModality
 
 if TYPE_CHECKING:
@@ -73,6 +75,10 @@ class Encoder(ABC):
         distill`` takes it for the words of a static side."""
         return None
 
+    def text_tokens(self) -> TextTokens:
+        """Where the tokens of rows' texts lie, and how many of them it reads; roughly, where it cannot tell."""
+        return TextTokens()
+
     @property
     def static_text(self) -> str | None:
         """The name of the static text side in the database."""
@@ -127,16 +133,14 @@ class Encoder(ABC):
         raise UnsupportedModality(f"Encoder '{self.spec}' takes no pictures.")
 
     def is_cut(self, texts: Sequence[str]) -> list[bool]:
-        """Which of these texts are longer than the model reads, so that their end is left out."""
-        return [False] * len(texts)
+        """Which of these texts of rows are longer than the model reads, so that their end is left out."""
+        return self.text_tokens().cut(texts)
 
     def embed_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> Vectors:
         """Characters ``start`` to ``end`` of one text, each encoded in its context: ``(n, dim) float32``, the mean of
-        the span's token outputs. Raises UnsupportedModality where the model gives no outputs of single tokens."""
-        raise UnsupportedModality(
-            f"Encoder '{self.spec}' gives no outputs of single tokens, which late chunking needs.",
-            'Use {"context": "prefix"}, or an encoder such as sentence_transformers:all-MiniLM-L6-v2.',
-        )
+        the span's token outputs; zero where it has no token. Raises UnsupportedModality where the model gives no
+        outputs of single tokens, for no spans too, and InvalidInput for a span that is not in the text."""
+        raise no_token_outputs(self.spec, "gives no outputs of single tokens")
 
     def embed_query_texts(self, texts: Sequence[str]) -> Vectors:
         """``embed_texts`` for what is searched with."""

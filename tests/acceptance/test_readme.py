@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from contextlib import chdir
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from tests.command_line import in_this_process
 from tests.composed_datasets import cirr
 from tests.integration.test_sqlalchemy import url_of
 from tests.psql import psql
@@ -96,11 +98,13 @@ class Reader:
             return str(done.stdout)
         if kind == "python":
             return self._program("-c", block)
-        return "".join(
-            self._program("-m", "pgembed.cli", *words[1:])
-            for words in commands(block)
-            if words[0] not in ("pip", "export")
-        )
+        return "".join(self._command(words[1:]) for words in commands(block) if words[0] not in ("pip", "export"))
+
+    def _command(self, words: list[str]) -> str:
+        with chdir(self.folder):
+            done = in_this_process(words, self.environment)
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
 
     def _program(self, *words: str) -> str:
         done = subprocess.run(

@@ -7,15 +7,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
 import pgembed
+from pgembed import parts
 from pgembed.configuration import Configuration, read
 from pgembed.errors import CatalogError, InvalidInput
 from tests.conftest import Connection
+from tests.fakes import use_splitters
+from tests.integration.test_parts import Lines
 
 ROOT = Path(__file__).parents[2]
 LITE = '[encoders.lite]\nspec = "builtin:lite"\n'
@@ -144,6 +148,42 @@ def test_what_does_not_fit_the_database(db: pgembed.Pgembed, database: Connectio
     )
     with pytest.raises(CatalogError, match="registered as test:x, and declared as builtin:lite"):
         db.differences(declared(file, LITE))
+
+
+class LongLines(Lines):
+    """Lines, with an option."""
+
+    @classmethod
+    def load(cls, options: Mapping[str, Any]) -> Self:
+        return super().load({name: one for name, one in options.items() if name != "size"})
+
+
+def test_parts_are_a_splitter_or_a_table_of_its_options(
+    db: pgembed.Pgembed, database: Connection, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "splitters", lambda: use_splitters(lines=LongLines))
+
+    def standing() -> list[tuple[object, ...]]:
+        return database.execute("SELECT parts, storage FROM pgembed.embedding").fetchall()
+
+    wanted = declared(file, LITE + PRODUCT + 'parts = "lines"\nindex = true\n')
+    db.apply(wanted, db.differences(wanted))
+    assert standing() == [({"kind": "lines"}, "side")]
+    assert told(db, wanted) == []
+    assert told(db, declared(file, LITE + PRODUCT + 'parts = { kind = "lines" }\nindex = true\n')) == []
+    database.execute("INSERT INTO product VALUES (1, E'a dog\\na cat')")
+    db.work(until_idle=True)
+    assert database.execute("SELECT count(*) FROM product_embedding").fetchone() == (2,)
+    wanted = declared(file, LITE + PRODUCT + 'parts = { kind = "lines", size = 3 }\n')
+    (change,) = db.differences(wanted)
+    assert (change.action, change.kind, change.loses_vectors) == ("alter", "embedding", True)
+    assert change.told == 'parts lines → {"kind": "lines", "size": 3}'
+    db.apply(wanted, [change])
+    assert standing() == [({"kind": "lines", "size": 3}, "side")]
+    assert told(db, wanted) == []
+    for given in ("3", "{ size = 3 }", "[]", "{ kind = 2026-01-01 }"):
+        with pytest.raises(InvalidInput, match="parts is the name of a splitter, or a mapping with its kind, not"):
+            declared(file, LITE + PRODUCT + f"parts = {given}\n")
 
 
 def run(dsn: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

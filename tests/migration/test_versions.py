@@ -10,10 +10,13 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from sqlalchemy import MetaData, Table, create_engine, select, text
 
 import pgembed
 from pgembed import schema
@@ -21,6 +24,7 @@ from pgembed.errors import CatalogError, NotInstalled
 from tests.conftest import new_database
 from tests.facts import facts_of_schema, facts_of_table
 from tests.fakes import Connection, FakeEncoder, use_encoders, vector_of
+from tests.integration.test_sqlalchemy import url_of
 from tests.migration.keep_version import KEPT, make
 from tests.psql import psql
 
@@ -164,6 +168,89 @@ def test_another_version_is_told_when_a_client_connects(
     asyncio.run(look())
     told = f"is of another version: schema {version}, functions {schema.library_version()}; the library has schema"
     assert [told in message and remedy in message for message in caplog.messages] == [True] * 2
+
+
+def counted(conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What is sent over a connection, from now on."""
+    sent: list[object] = []
+    execute = psycopg.Cursor.execute
+
+    def noting(cursor: psycopg.Cursor[Any], query: Any, *more: Any, **options: Any) -> Any:  # noqa: ANN401
+        if cursor.connection is conn:
+            sent.append(query)
+        return execute(cursor, query, *more, **options)
+
+    monkeypatch.setattr(psycopg.Cursor, "execute", noting)
+    return sent
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_another_version_is_told_once_of_a_connection_of_the_callers(
+    autocommit: bool,
+    database: Connection,
+    database_dsn: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    database.execute("CREATE TABLE product (id int PRIMARY KEY, title text)")
+    database.execute("UPDATE pgembed.schema_version SET version_num = '9999'")
+    with psycopg.connect(database_dsn, autocommit=autocommit) as conn:
+        pgembed.connect(conn).add_encoder("lite", "builtin:lite")
+        assert ["pip install --upgrade" in message for message in caplog.messages] == [True]
+        conn.rollback()
+        is_there = database.execute("SELECT 1 FROM pgembed.encoder").fetchone() is not None
+        assert is_there == autocommit  # the look itself has committed nothing, and left nothing open
+        sent = counted(conn, monkeypatch)
+        for _ in range(2):
+            pgembed.connect(conn).encoders()
+        assert len(sent) == 2
+        assert not any("schema_version" in str(query) for query in sent)
+    assert len(caplog.messages) == 1
+
+
+def test_another_version_is_told_once_of_a_pool_and_of_an_engine(
+    database: Connection, database_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    database.execute("CREATE TABLE product (id int PRIMARY KEY, title text)")
+    with pgembed.connect(database) as db:
+        db.add_encoder("lite", "builtin:lite")
+        db.attach("product", "embedding", encoder="lite", text="title")
+    database.execute("UPDATE pgembed.schema_version SET version_num = '9999'")
+    assert caplog.messages == []
+    with ConnectionPool(database_dsn, min_size=1, open=True) as pool:
+        for _ in range(2):
+            pgembed.connect(pool).status()
+    assert len(caplog.messages) == 1
+
+    async def look() -> None:
+        async with AsyncConnectionPool(database_dsn, min_size=1, open=False) as pool:
+            for _ in range(2):
+                await pgembed.connect_async(pool).status()
+
+    asyncio.run(look())
+    assert len(caplog.messages) == 2
+    engine = create_engine(url_of(database_dsn))
+    table = Table("product", MetaData(), autoload_with=engine)
+    for words in ("a dog", "a cat"):
+        with engine.begin() as connection:
+            connection.execute(select(table.c.id).order_by(table.c.embedding.distance(pgembed.Text(words)))).all()
+            assert connection.scalar(text("SELECT 1")) == 1
+    engine.dispose()
+    assert len(caplog.messages) == 3
+    assert all("the library has schema" in message for message in caplog.messages)
+
+
+def test_a_look_at_the_version_spoils_no_transaction_of_the_callers(
+    database: Connection, database_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    database.execute("UPDATE pgembed.schema_version SET version_num = '9999'")
+    with psycopg.connect(database_dsn) as conn:
+        conn.execute("CREATE TABLE mine (id int)")
+        assert pgembed.connect(conn).encoders() == []
+        conn.execute("INSERT INTO mine VALUES (1)")
+        conn.commit()
+        assert conn.execute("SELECT id FROM mine").fetchall() == [(1,)]
+    assert len(caplog.messages) == 1
 
 
 def test_a_role_that_may_not_read_the_version_is_told_nothing(

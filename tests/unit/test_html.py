@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +27,10 @@ RED = b"<svg xmlns='http://www.w3.org/2000/svg' width='99' height='99'><rect wid
 
 
 @pytest.fixture(autouse=True)
-def real_chromium(monkeypatch: pytest.MonkeyPatch) -> None:
+def real_chromium(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     try:
         monkeypatch.setenv(chromium.VARIABLE, any_chromium())
     except NotAvailable as reason:
@@ -83,7 +86,7 @@ def has_red(picture: Image.Image) -> bool:
 def nothing_left_behind() -> Iterator[None]:
     """No process and no folder of Chromium's is there afterwards."""
     yield
-    folders = list(Path(os.environ.get("TMPDIR", "/tmp")).glob("pgembed-chromium-*"))
+    folders = list(Path(tempfile.gettempdir()).iterdir())
     until = time.monotonic() + 5
     while (running := processes()) and time.monotonic() < until:
         time.sleep(0.05)
@@ -99,7 +102,7 @@ def processes() -> list[str]:
             line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if "pgembed-chromium-" in line:
+        if f"{tempfile.gettempdir()}/pgembed-chromium-" in line:
             found.append(line[:200])
     return found
 
