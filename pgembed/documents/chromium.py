@@ -29,6 +29,7 @@ from pgembed.media_errors import reason
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 VARIABLE = "PGEMBED_CHROMIUM"
 MEMORY = 1536 * 1024 * 1024  # bytes of data in each of its processes; an empty page has 0.6 GB set aside
+LONGEST_PLACE = 40  # letters of the temporary folder: a socket below it has a path of at most 107
 MOST_BYTES = 256 * 1024 * 1024  # of one answer
 _FLAGS = (
     "--headless=new", "--remote-debugging-pipe", "--no-first-run", "--no-default-browser-check", "--disable-gpu",
@@ -84,7 +85,10 @@ class Chromium:
         self._last = 0
         self._session: str | None = None
         path = found_chromium()
-        self._folder = folder = tempfile.mkdtemp(prefix="pgembed-chromium-")
+        place = tempfile.gettempdir()
+        self._folder = folder = tempfile.mkdtemp(
+            prefix="pgembed-chromium-", dir=place if len(place) <= LONGEST_PLACE else "/tmp"
+        )
         flags = [*_FLAGS, f"--user-data-dir={folder}/profile", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         try:
             with Path(folder, "log").open("wb") as log:
