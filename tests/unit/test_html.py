@@ -28,15 +28,15 @@ RED = b"<svg xmlns='http://www.w3.org/2000/svg' width='99' height='99'><rect wid
 
 
 @pytest.fixture(autouse=True)
-def real_chromium(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="html-")  # tmp_path is too long for Chromium's socket
+def real_chromium(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    folder = tempfile.mkdtemp(prefix="html-")  # tmp_path, which is made before, is too long for Chromium's socket
     monkeypatch.setattr(tempfile, "tempdir", folder)
     try:
         monkeypatch.setenv(chromium.VARIABLE, any_chromium())
     except NotAvailable as reason:
         cannot_be_had(NO_CHROMIUM, reason)
     yield
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Site(HTTPServer):
