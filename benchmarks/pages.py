@@ -1,7 +1,8 @@
 """What documents cost a worker: time a page, and the most memory that it and its processes have at once.
 
 A book of 2,000 pages with a text layer; scanned pages, whose words are read; a picture of 100 million pixels in tiles,
-read too; and HTML, where there is a Chromium. Each is a row of its own, encoded with builtin:lite.
+read too; and HTML, where there is a Chromium. Each is a row of its own, encoded with builtin:lite by a worker of its
+own, whose start is counted.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from __future__ import annotations
 import io
 import os
 import re
+import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from benchmarks.common import Figure, Report, arguments, fresh_database
 from pgembed.documents.chromium import found_chromium
 from pgembed.errors import MediaError
 
+WORKER = "import sys; from pgembed.cli.main import main; sys.argv[1:] = ['worker', '--until-idle']; main()"
 MOST_MB = 2000  # a worker stays under 2 GB
 LINE = "the quick brown fox jumps over the lazy dog near the harbour, number {}"
 
@@ -82,47 +83,39 @@ def work(db: pgembed.Pgembed, dsn: str, file: bytes, options: Mapping[str, Any])
         conn.execute("INSERT INTO document VALUES (1, %s)", [file])
         db.attach("document", "pages", encoder="lite", image="file", parts={"kind": "pages", **options})
         began = time.perf_counter()
-        with measured() as peak:
-            db.work(until_idle=True)
+        peak = peak_of(
+            subprocess.Popen(
+                [sys.executable, "-c", WORKER], env=os.environ | {"PGEMBED_DSN": dsn}, stderr=subprocess.DEVNULL
+            )
+        )
         took = time.perf_counter() - began
         failures = db.failures("document")
         assert not failures, failures
         ((parts,),) = conn.execute("SELECT count(*) FROM document_pages").fetchall()
         db.detach("document")
         conn.execute("DROP TABLE document")
-    return took, parts, max(peak)
+    return took, parts, peak
 
 
-@contextmanager
-def measured() -> Iterator[list[float]]:
-    """Megabytes that this process and its children have in memory, every 50 ms; the database server is not counted."""
-    found: list[float] = []
-    over = threading.Event()
-
-    def sample() -> None:
-        while not over.wait(0.05):
-            found.append(sum(resident(pid) for pid in family()))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield found
-    finally:
-        over.set()
-        thread.join()
+def peak_of(worker: subprocess.Popen[bytes]) -> float:
+    """The most megabytes that a worker and the processes that descend from it have in memory, seen every 50 ms."""
+    peak = 0.0
+    while worker.poll() is None:
+        peak = max(peak, sum(resident(pid) for pid in family(worker.pid)))
+        time.sleep(0.05)
+    assert worker.returncode == 0, worker.returncode
+    return peak
 
 
-def family() -> set[int]:
-    """This process and those that descend from it, but for Postgres."""
+def family(ancestor: int) -> set[int]:
+    """A process and those that descend from it."""
     parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            name, rest = (folder / "stat").read_text().rsplit(")", 1)
+            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
         except OSError:
             continue
-        if "(postgres" not in name:
-            parents[int(folder.name)] = int(rest.split()[1])
-    found = {os.getpid()}
+    found = {ancestor}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return found

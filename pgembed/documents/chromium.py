@@ -29,6 +29,7 @@ from pgembed.media_errors import reason
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 VARIABLE = "PGEMBED_CHROMIUM"
 MEMORY = 1536 * 1024 * 1024  # bytes of data in each of its processes; an empty page has 0.6 GB set aside
+LONGEST_PLACE = 40  # letters of the temporary folder: a socket below it has a path of at most 107
 MOST_BYTES = 256 * 1024 * 1024  # of one answer
 _FLAGS = (
     "--headless=new", "--remote-debugging-pipe", "--no-first-run", "--no-default-browser-check", "--disable-gpu",
@@ -84,8 +85,10 @@ class Chromium:
         self._last = 0
         self._session: str | None = None
         path = found_chromium()
-        self._folder = tempfile.TemporaryDirectory(prefix="pgembed-chromium-", ignore_cleanup_errors=True)
-        folder = self._folder.name
+        place = tempfile.gettempdir()
+        self._folder = folder = tempfile.mkdtemp(
+            prefix="pgembed-chromium-", dir=place if len(place) <= LONGEST_PLACE else "/tmp"
+        )
         flags = [*_FLAGS, f"--user-data-dir={folder}/profile", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         try:
             with Path(folder, "log").open("wb") as log:
@@ -104,7 +107,7 @@ class Chromium:
                     },
                 )
         except OSError as error:
-            self._folder.cleanup()
+            _remove(folder)
             raise MediaError(f"Chromium could not be started: {reason(error)}.", transient=True) from None
         self._requests = cast(FileIO, self._process.stdin)
         self._answers = cast(FileIO, self._process.stdout)
@@ -184,7 +187,7 @@ class Chromium:
     def _death(self) -> MediaError:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
-        log = Path(self._folder.name, "log").read_text(errors="replace")
+        log = Path(self._folder, "log").read_text(errors="replace")
         if "No usable sandbox" in log:
             return MediaError(
                 "Chromium finds no sandbox on this machine, and does not run without one.",
@@ -203,4 +206,13 @@ class Chromium:
         for pipe in (self._requests, self._answers):
             with suppress(OSError):
                 pipe.close()
-        self._folder.cleanup()
+        _remove(self._folder)
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder, into which a process that is being killed may still write."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            return
+        time.sleep(0.05)

@@ -48,7 +48,7 @@ class Reader:
             )
             for text, score, box in zip(found.txts, found.scores, found.boxes, strict=True)
         ]
-        return [line for line in lines if line[0]], b""
+        return [line for line in lines if any(map(str.isalnum, line[0]))], b""  # not the edge of a bar, as a dash
 
 
 def main() -> None:

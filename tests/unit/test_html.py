@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,11 +28,15 @@ RED = b"<svg xmlns='http://www.w3.org/2000/svg' width='99' height='99'><rect wid
 
 
 @pytest.fixture(autouse=True)
-def real_chromium(monkeypatch: pytest.MonkeyPatch) -> None:
+def real_chromium(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    folder = tempfile.mkdtemp(prefix="html-")  # tmp_path, which is made before, is too long for Chromium's socket
+    monkeypatch.setattr(tempfile, "tempdir", folder)
     try:
         monkeypatch.setenv(chromium.VARIABLE, any_chromium())
     except NotAvailable as reason:
         cannot_be_had(NO_CHROMIUM, reason)
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Site(HTTPServer):
@@ -83,7 +88,7 @@ def has_red(picture: Image.Image) -> bool:
 def nothing_left_behind() -> Iterator[None]:
     """No process and no folder of Chromium's is there afterwards."""
     yield
-    folders = list(Path(os.environ.get("TMPDIR", "/tmp")).glob("pgembed-chromium-*"))
+    folders = list(Path(tempfile.gettempdir()).iterdir())
     until = time.monotonic() + 5
     while (running := processes()) and time.monotonic() < until:
         time.sleep(0.05)
@@ -99,7 +104,7 @@ def processes() -> list[str]:
             line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if "pgembed-chromium-" in line:
+        if f"{tempfile.gettempdir()}/pgembed-chromium-" in line:
             found.append(line[:200])
     return found
 
