@@ -67,6 +67,18 @@ BEGIN
 END
 $$;
 
+-- Queue all rows of a table. Called by sync: nobody knows which of them changed, but no vector is doubted, so that
+-- parts that are as they were keep theirs.
+CREATE OR REPLACE FUNCTION pgembed._queue_all(embedding pgembed.embedding, relation regclass) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgembed._check_place(embedding, relation, 'looked at');
+    EXECUTE pg_catalog.format('INSERT INTO pgembed.%I (%s) SELECT %s FROM %s AS t', 'change_' || embedding.id,
+        pgembed._key_list(embedding, 'key_%s'), pgembed._key_columns_sql(embedding), relation);
+END
+$$;
+
 -- That a row of the user's table, alias t, has inputs, no vector and no failure, and does not wait, as SQL. Called by
 -- reconcile and doctor.
 CREATE OR REPLACE FUNCTION pgembed._unseen_sql(embedding pgembed.embedding) RETURNS text

@@ -111,7 +111,7 @@ BEGIN
     WITH gone AS (DELETE FROM pgembed.missed AS m WHERE m.embedding = _renew.embedding.id RETURNING 1)
     SELECT EXISTS (SELECT FROM gone) INTO missed;
     IF requeue OR retyped OR queueless OR emptied OR missed THEN
-        PERFORM pgembed.reconcile(relation, embedding.target, 'true');
+        PERFORM pgembed._queue_all(embedding, relation);
         IF embedding.storage = 'side' THEN
             PERFORM pgembed._queue_left_over(embedding);
         END IF;

@@ -155,3 +155,30 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- The embedding in whose parts words are looked for: the one that `columns` names as 'target.content', or, where the
+-- table has no column to look in, the first of a vector leg, or of any, that has parts; NULL where there is none.
+-- Called by hybrid and explain_hybrid.
+CREATE OR REPLACE FUNCTION pgembed._words_parts(relation oid, columns text[], legs text[]) RETURNS pgembed.embedding
+LANGUAGE sql STABLE
+RETURN (
+    SELECT e FROM pgembed.embedding AS e
+    WHERE e.relation = _words_parts.relation AND e.parts IS NOT NULL AND CASE
+        WHEN columns IS NOT NULL THEN columns = ARRAY[e.target || '.content']
+        ELSE (e.target = ANY (legs) OR legs = '{}') AND pgembed._words_columns(e.relation) = '{}' AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_attribute AS a
+            WHERE a.attrelid = e.relation AND a.atttypid = 'tsvector'::regtype AND NOT a.attisdropped)
+    END
+    ORDER BY e.id LIMIT 1
+);
+
+-- The words of an embedding's parts by the keys of their rows, in a column "pgembed document" of type tsvector, which
+-- is `document`. Called by _hybrid_words and explain_hybrid.
+CREATE OR REPLACE FUNCTION pgembed._part_words_sql(parts pgembed.embedding, document text) RETURNS text
+LANGUAGE sql STABLE
+RETURN (
+    SELECT format('SELECT %s, %s AS "pgembed document" FROM %s',
+        string_agg(format('%I AS "pgembed key %s"', k.side_name, k.ordinal), ', ' ORDER BY k.ordinal), document,
+        (parts).side::regclass)
+    FROM pgembed._side_keys(parts) AS k
+);

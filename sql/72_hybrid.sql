@@ -23,6 +23,8 @@
 -- depth       how many rows each leg gives, at least k: these are the candidates, and each counts in every leg.
 -- filter, params  as of search, for all legs. filters: one more for each leg, NULL for none, with the same params.
 -- columns     what words are looked for in; config: the text search configuration, else detected for each column.
+--             '{passages.content}' is the words of an embedding's parts, of which a row's best counts; these are taken
+--             too where the table has no column of text.
 -- words_function  a function of yours in place of full text search, for a BM25 extension say: it takes (words text,
 --             depth integer) and gives rows of the key's columns, in order, and a score, the higher the better.
 -- wide, exact as of search.
@@ -160,7 +162,7 @@ BEGIN
     END LOOP;
     IF words IS NOT NULL THEN
         SELECT w.* INTO matched, wanted, unwanted FROM pgembed._hybrid_words(target.relation, source, words,
-            columns, config, words_function, CASE WHEN conditions[cardinality(shares)] IS NULL THEN ''
+            columns, config, words_function, legs, CASE WHEN conditions[cardinality(shares)] IS NULL THEN ''
                 ELSE pgembed._filter_condition(source, conditions[cardinality(shares)], params) END,
             keys.named, names, joined) AS w;
         ctes := concat_ws(', ', ctes, matched, format('"hybrid leg %1$s" AS MATERIALIZED (SELECT %2$s '
@@ -285,6 +287,8 @@ BEGIN
 END
 $$;
 
+DROP FUNCTION IF EXISTS pgembed._hybrid_words(oid, text, text, text[], regconfig, regproc, text, text, text, text);
+
 -- The rows that words find, as common table expressions of hybrid's statement, the last called "hybrid matched", which
 -- has the key's columns and "hybrid score"; there $6 is the words, $7 and $8 what _words_query makes of them, which is
 -- given too. Called by hybrid.
@@ -295,6 +299,7 @@ CREATE OR REPLACE FUNCTION pgembed._hybrid_words(
     columns text[],
     config regconfig,
     words_function regproc,
+    legs text[],
     condition text,
     named text,
     names text,
@@ -310,6 +315,7 @@ DECLARE
     configs regconfig[];
     trigrams text; -- the schema of pg_trgm
     texts text[];
+    parts CONSTANT pgembed.embedding := pgembed._words_parts(relation, columns, legs);
 BEGIN
     IF words_function IS NOT NULL THEN
         IF NOT EXISTS (SELECT FROM pg_catalog.pg_proc AS p WHERE p.oid = words_function AND p.proretset
@@ -322,6 +328,21 @@ BEGIN
         matched := format('"hybrid matched" AS MATERIALIZED (SELECT %1$s, "hybrid score" FROM %2$s($6, $4) '
             'AS f (%1$s, "hybrid score") JOIN %3$s ON %4$s WHERE "hybrid score" < ''NaN''%5$s)', names, words_function,
             source, joined, condition);
+        RETURN;
+    END IF;
+    IF parts.id IS NOT NULL THEN
+        SELECT ARRAY[d.document], ARRAY[d.used] INTO documents, configs
+        FROM pgembed._words_documents(parts.side, '{content}', config) AS d LIMIT 1;
+        SELECT q.wanted, q.unwanted INTO wanted, unwanted FROM pgembed._words_query(words, configs) AS q;
+        -- what must not be there is in none of a row's parts
+        matched := format('"hybrid matched" AS MATERIALIZED (SELECT %1$s, max(ts_rank(document, $7, 16))::float8 '
+            'AS "hybrid score" FROM (SELECT %2$s, "pgembed document" AS document FROM %3$s JOIN (%4$s) AS p ON %5$s '
+            'WHERE "pgembed document" @@ $7%6$s) AS found WHERE $8 IS NULL OR NOT EXISTS (SELECT FROM (%4$s) AS p '
+            'WHERE %7$s AND NOT "pgembed document" @@ $8) GROUP BY %1$s)',
+            names, named, source, pgembed._part_words_sql(parts, documents[1]),
+            replace(joined, 'hybrid key', 'pgembed key'), condition,
+            (SELECT string_agg(format('"hybrid key %s" = "pgembed key %1$s"', n), ' AND ' ORDER BY n)
+                FROM generate_series(1, jsonb_array_length(parts.key_columns)) AS n));
         RETURN;
     END IF;
     SELECT array_agg(d.document), array_agg(DISTINCT d.used) INTO documents, configs

@@ -243,6 +243,7 @@ DECLARE
         filters, columns, config, words_function, depth, false, exact);
     told text; -- the key, in JSON
     document text; -- what words are looked for in
+    parts CONSTANT pgembed.embedding := pgembed._words_parts(relation, columns, made.legs);
     began timestamptz;
     took float8;
     found jsonb;
@@ -255,7 +256,12 @@ BEGIN
         USING made.vectors, k, params, greatest(depth, k), made.shares, words, made.wanted, made.unwanted;
     took := extract(epoch FROM clock_timestamp() - began) * 1000;
 
-    IF words IS NOT NULL AND words_function IS NULL THEN
+    IF words IS NOT NULL AND words_function IS NULL AND parts.id IS NOT NULL THEN
+        SELECT format('(SELECT array_to_tsvector(array_agg(DISTINCT l)) FROM (%s) AS p '
+            'CROSS JOIN unnest(tsvector_to_array("pgembed document")) AS l WHERE %s)',
+            pgembed._part_words_sql(parts, w.document), replace(made.joined, 'hybrid key', 'pgembed key'))
+        INTO document FROM pgembed._words_documents(parts.side, '{content}', config) AS w LIMIT 1;
+    ELSIF words IS NOT NULL AND words_function IS NULL THEN
         SELECT string_agg(format('coalesce(%s, '''')', d.document), ' || ') INTO document
         FROM pgembed._words_documents(relation, columns, config) AS d;
     END IF;

@@ -194,6 +194,7 @@ def bare_database(bare_dsn: str) -> Iterator[Connection]:
 NO_FULL_SERVER = "no full server: "
 NO_POOLER = "no pooler: "
 NO_SMALL_DISK = "no small file system: "
+NO_CHROMIUM = "no Chromium: "
 
 
 def cannot_be_had(want: str, reason: NotAvailable) -> NoReturn:
@@ -259,6 +260,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         (NO_FULL_SERVER, "full-server tests"),
         (NO_POOLER, "tests behind PgBouncer"),
         (NO_SMALL_DISK, "tests with a full disk"),
+        (NO_CHROMIUM, "tests of HTML in Chromium"),
     ):
         missing = [report for report in skipped if want in str(report.longrepr)]
         if not missing:

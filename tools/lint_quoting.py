@@ -74,6 +74,7 @@ MADE_OF_SQL: dict[str, set[str]] = {
         "numbered.keys",
         "numbered.named",
     },
+    "_part_words_sql": {"document"},
     "_planned_indexes": {"statement"},
     "_put_trigger": {"event", "name", "whom"},  # of the functions that create triggers
     "_revoke": {"object.revocation"},

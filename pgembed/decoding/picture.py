@@ -43,7 +43,8 @@ _LOOKS_LIKE = (  # first bytes -> what to call it
 _PICTURE = "Give a picture file: PNG, JPEG, WebP, GIF, AVIF or TIFF."
 _HINTS = {
     "an SVG drawing": "Draw it to pixels first, as PNG.",
-    "a PDF": "Draw its pages to pixels first, as PNG.",
+    "a PDF": "Draw its pages to pixels first, as PNG, or attach it with parts => 'pages'.",
+    "an HTML page": "Attach it with parts => 'pages'.",
     "a JPEG XL picture": "Store it as PNG, JPEG, WebP or AVIF.",
     "text": _PICTURE,
     "unknown data": _PICTURE,

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from io import FileIO
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from pgembed.decoding.child import Child
 from pgembed.decoding.picture import Limits
-from pgembed.decoding.process import ANSWER, ARRAY, ERROR, REQUEST, SIZE, bands, fill, read_exactly
+from pgembed.decoding.process import ANSWER, ARRAY, ERROR, REQUEST, SIZE, bands
 from pgembed.decoding.turns import Places
 from pgembed.errors import MediaError
 from pgembed.media_errors import reason
@@ -25,11 +21,6 @@ from pgembed.media_errors import reason
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image as Picture
-
-# The path is handed over, so that the process finds what this one has found, and nothing of the folder it stands in.
-_PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from pgembed.decoding.process import main; main()"
-_PIPE = 1024 * 1024
-_SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ, of Linux
 
 
 class ProcessPool:
@@ -118,43 +109,25 @@ class ProcessPool:
             self._all.discard(process)
 
 
-class _Process:
-    """One process; ``ready`` unless it died, or was left in the middle of an answer."""
+class _Process(Child):
+    """One process that decodes."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _PROGRAM, *(os.path.abspath(folder) for folder in sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            process_group=0,  # what a terminal sends to the worker is for the worker
-        )
-        self._requests = cast(FileIO, self._process.stdin)
-        self._answers = cast(FileIO, self._process.stdout)
-        self.ready = True
-        if sys.platform == "linux":
-            import fcntl
-
-            for pipe in (self._requests, self._answers):
-                with suppress(OSError):  # as much as the system lets a user have
-                    fcntl.fcntl(pipe, _SET_PIPE_SIZE, _PIPE)
+        super().__init__("pgembed.decoding.process")
 
     def ask(self, request: bytes, data: bytes) -> None:
         self.ready = False
-        for part in (request, data):
-            left = memoryview(part)
-            while left:
-                left = left[self._requests.write(left) or 0 :]
+        self.write(request, data)
 
     def answer(self, announce: Callable[[int], object] | None) -> Picture | NDArray[Any]:
-        kind, first, second = ANSWER.unpack(self._read(ANSWER.size))
+        kind, first, second = ANSWER.unpack(self.read(ANSWER.size))
         if kind == SIZE:
             if announce is not None:
                 announce(first)
-            self._requests.write(b"\0")
-            kind, first, second = ANSWER.unpack(self._read(ANSWER.size))
+            self.write(b"\0")
+            kind, first, second = ANSWER.unpack(self.read(ANSWER.size))
         if kind == ERROR:
-            told = json.loads(self._read(first))
+            told = json.loads(self.read(first))
             self.ready = not told["transient"]
             raise MediaError(told["message"], told["hint"], transient=told["transient"])
         found = self._read_array(first, second) if kind == ARRAY else self._read_picture(first, second)
@@ -164,8 +137,8 @@ class _Process:
     def _read_array(self, description_length: int, length: int) -> NDArray[Any]:
         import numpy as np
 
-        description = json.loads(self._read(description_length))
-        return np.frombuffer(self._read(length), dtype=description["dtype"]).reshape(description["shape"])
+        description = json.loads(self.read(description_length))
+        return np.frombuffer(self.read(length), dtype=description["dtype"]).reshape(description["shape"])
 
     def _read_picture(self, width: int, height: int) -> Picture:
         picture = Image.new("RGB", (width, height))
@@ -173,29 +146,12 @@ class _Process:
         buffer = memoryview(bytearray(lines[0][1] * width * 3))
         for top, bottom in lines:
             part = buffer[: (bottom - top) * width * 3]
-            if not fill(self._answers, part):
-                raise EOFError
+            self.fill(part)
             band = Image.frombytes("RGB", (width, bottom - top), part)
             if len(lines) == 1:
                 return band
             picture.paste(band, (0, top))
         return picture
-
-    def _read(self, length: int) -> bytearray:
-        data = read_exactly(self._answers, length)
-        if data is None:
-            raise EOFError
-        return data
-
-    def end(self, *, kill: bool = False) -> int:
-        """Wait until it has died, and say of what: a signal is below zero."""
-        if kill:
-            self._process.kill()
-        code = self._process.wait()
-        for pipe in (self._requests, self._answers):
-            with suppress(OSError):
-                pipe.close()
-        return code
 
 
 def _death(shown: str, code: int, seconds: float) -> MediaError:

@@ -64,7 +64,7 @@ class Server:
                 return
             prepared_by = _function(prepare.decode()) if prepare else None
             if self._memory is None:  # once all is loaded
-                self._memory = _memory_in_use()
+                self._memory = memory_in_use()
             self._allow(seconds, length)
             try:
                 self._answer(bytes(data), Limits(max_pixels=max_pixels), shown.decode(), prepared_by)
@@ -113,13 +113,8 @@ class Server:
         self._limit(length)
 
     def _limit(self, bytes_: int) -> None:
-        if not self._memory:
-            return
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        soft = self._memory + _BYTES_BESIDES + bytes_
-        resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+        if self._memory:
+            limit_memory(self._memory + _BYTES_BESIDES + bytes_)
 
 
 @cache
@@ -151,7 +146,7 @@ def fill(file: FileIO, view: memoryview) -> bool:
     return True
 
 
-def _memory_in_use() -> int:
+def memory_in_use() -> int:
     """Bytes of data, as RLIMIT_DATA counts them; 0 where the system does not tell."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -162,8 +157,17 @@ def _memory_in_use() -> int:
     return 0
 
 
-def main() -> None:
-    """Serve on standard input and output, which nothing else gets hold of."""
+def limit_memory(bytes_: int) -> None:
+    """Let this process have so many bytes of data, as far as it may say so itself."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = bytes_ if hard == resource.RLIM_INFINITY else min(bytes_, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def pipes() -> tuple[FileIO, FileIO]:
+    """Standard input and output, which nothing else gets hold of; makes this process one that works for another."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # it ends with its input: whoever asked gets an answer before
     with suppress(ImportError):
@@ -173,16 +177,22 @@ def main() -> None:
     with suppress(OSError, AttributeError):
         os.nice(NICENESS)  # what works ahead of the encoder takes no core from it
     warnings.simplefilter("ignore")
+    requests, answers = FileIO(os.dup(0), "r"), FileIO(os.dup(1), "w")
+    silent = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(silent, descriptor)
+    return requests, answers
+
+
+def main() -> None:
+    """Serve on standard input and output."""
+    requests, answers = pipes()
     Image.init()
     with suppress(ImportError):
         from PIL import AvifImagePlugin
 
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is one such process a core
     Image.core.set_blocks_max(_KEPT_BLOCKS)
-    requests, answers = FileIO(os.dup(0), "r"), FileIO(os.dup(1), "w")
-    silent = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(silent, descriptor)
     try:
         Server(requests, answers).run()
     except (BrokenPipeError, KeyboardInterrupt):

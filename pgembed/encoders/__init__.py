@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODALITIES", "Encoder", "EncoderPolicy", "Metric", "Modality", "Needs", "Role", "Settings", "fingerprint_of",
-    "kinds", "load_encoder", "load_registered", "named_fingerprint", "split_spec",
+    "kinds", "load_encoder", "load_kind", "load_registered", "named_fingerprint", "split_spec",
 ]  # fmt: skip
 
 GROUP = "pgembed.encoders"
@@ -37,11 +37,15 @@ def kinds() -> dict[str, EntryPoint]:
 
 
 def split_spec(spec: str) -> tuple[str, str]:
-    """``open_clip:ViT-B-32/openai`` -> ``("open_clip", "ViT-B-32/openai")``. Raises UnknownEncoder without a scheme."""
+    """``open_clip:ViT-B-32/openai`` -> ``("open_clip", "ViT-B-32/openai")``. Raises UnknownEncoder without a scheme.
+
+    Of a kind before another, ``ocr+builtin:lite``, the name is the other's spec: ``("ocr", "builtin:lite")``.
+    """
     scheme, colon, name = spec.partition(":")
     if not colon or not scheme or not name:
         raise UnknownEncoder(f"'{spec}' is not an encoder spec.", "Write KIND:NAME, for example builtin:lite.")
-    return scheme, name
+    first, plus, second = scheme.partition("+")
+    return (first, f"{second}:{name}") if plus else (scheme, name)
 
 
 def load_encoder(spec: str, settings: Settings | None = None, *, policy: EncoderPolicy | None = None) -> Encoder:
@@ -50,17 +54,23 @@ def load_encoder(spec: str, settings: Settings | None = None, *, policy: Encoder
     Without a policy everything is allowed, as to the person who types the spec; what comes from a catalog is loaded
     under one.
     """
-    scheme, name = split_spec(spec)
     if policy is not None:
-        policy.check_kind(spec, scheme)
+        for scheme in spec.partition(":")[0].split("+"):
+            policy.check_kind(spec, scheme)
+    kind, name = load_kind(spec)
+    if policy is not None:
+        policy.check_needs(spec, kind.needs(name, settings or {}))
+    return kind.load(name, settings or {})
+
+
+def load_kind(spec: str) -> tuple[type[Encoder], str]:
+    """The class of a spec's kind, and the name that it loads. Raises UnknownEncoder."""
+    scheme, name = split_spec(spec)
     installed = kinds()
     if scheme not in installed:
         known = ", ".join(sorted(installed)) or "none"
         raise UnknownEncoder(f"No encoder kind '{scheme}' is installed (for '{spec}').", f"Installed kinds: {known}.")
-    kind: type[Encoder] = installed[scheme].load()
-    if policy is not None:
-        policy.check_needs(spec, kind.needs(name, settings or {}))
-    return kind.load(name, settings or {})
+    return installed[scheme].load(), name
 
 
 def load_registered(

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from pgembed.encoders.late_chunking import no_token_outputs
+from pgembed.encoders.text_tokens import TextTokens
 from pgembed.errors import UnsupportedModality
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ class Encoder(ABC):
     metric: Metric = "cosine"
     normalized: bool = True
     batch_size: int = 64
+    page_pixels: int = 1024  # the longest side at which pages and parts of pictures are handed to it
+    reads_words: bool = False  # a picture is to it the words on it: where these are known already, it gets them instead
     preparation: str | None = None
     """``package.module:function``, where ``preprocess`` is that function, returns an array, and needs no model: workers
     then call it in the process that decodes, and whole pictures need not be handed on."""
@@ -70,6 +74,10 @@ class Encoder(ABC):
         """The tokenizer of its texts as the package ``tokenizers`` writes it, where it has one; ``pgembed encoder
         distill`` takes it for the words of a static side."""
         return None
+
+    def text_tokens(self) -> TextTokens:
+        """Where the tokens of rows' texts lie, and how many of them it reads; roughly, where it cannot tell."""
+        return TextTokens()
 
     @property
     def static_text(self) -> str | None:
@@ -125,16 +133,14 @@ class Encoder(ABC):
         raise UnsupportedModality(f"Encoder '{self.spec}' takes no pictures.")
 
     def is_cut(self, texts: Sequence[str]) -> list[bool]:
-        """Which of these texts are longer than the model reads, so that their end is left out."""
-        return [False] * len(texts)
+        """Which of these texts of rows are longer than the model reads, so that their end is left out."""
+        return self.text_tokens().cut(texts)
 
     def embed_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> Vectors:
         """Characters ``start`` to ``end`` of one text, each encoded in its context: ``(n, dim) float32``, the mean of
-        the span's token outputs. Raises UnsupportedModality where the model gives no outputs of single tokens."""
-        raise UnsupportedModality(
-            f"Encoder '{self.spec}' gives no outputs of single tokens, which late chunking needs.",
-            'Use {"context": "prefix"}, or an encoder such as sentence_transformers:all-MiniLM-L6-v2.',
-        )
+        the span's token outputs; zero where it has no token. Raises UnsupportedModality where the model gives no
+        outputs of single tokens, for no spans too, and InvalidInput for a span that is not in the text."""
+        raise no_token_outputs(self.spec, "gives no outputs of single tokens")
 
     def embed_query_texts(self, texts: Sequence[str]) -> Vectors:
         """``embed_texts`` for what is searched with."""

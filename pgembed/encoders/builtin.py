@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
 from pgembed.encoders.base import Encoder, Modality, Settings, fingerprint_of, named_fingerprint
+from pgembed.encoders.text_tokens import TextTokens, TokenizerTokens
 from pgembed.errors import EncoderError, InvalidInput, UnknownEncoder
 from pgembed.static_text import StaticText
 
@@ -112,6 +113,14 @@ class LiteEncoder(Encoder):
     def static_side(self) -> StaticText:
         """Its token table, which ``install`` copies into Postgres."""
         return self.text
+
+    def text_tokens(self) -> TextTokens:
+        """Those of the token table. It reads texts of any length."""
+        return self._text_tokens
+
+    @cached_property
+    def _text_tokens(self) -> TextTokens:
+        return TokenizerTokens(self.text.tokenizer.to_str(), None, special=False)
 
     @cached_property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]

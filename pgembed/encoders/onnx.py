@@ -20,9 +20,12 @@ import numpy as np
 
 from pgembed.encoders.base import Encoder, Modality, Needs, Settings, fingerprint_of, named_fingerprint
 from pgembed.encoders.batching import MOST, Batcher, chosen_size, without_auto
+from pgembed.encoders.late_chunking import span_means
+from pgembed.encoders.length_limit import CutTexts
 from pgembed.encoders.onnx_inputs import Tokens, cleaner, pixels
 from pgembed.encoders.onnx_manifest import NAME, ImageSide, Manifest, TextSide
 from pgembed.encoders.settings import Known, check_settings
+from pgembed.encoders.text_tokens import TextTokens
 from pgembed.encoders.torch_models import first_line
 from pgembed.errors import EncoderError
 
@@ -42,6 +45,8 @@ _PROVIDERS = {
     "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
     "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
 }  # and the package that brings it
+TOKEN_BATCH = 8  # windows at once of a text that is chunked late
+TINY = 1e-12  # the length of a zero vector, which stays one
 _NO_WEIGHTS = (".md", ".txt", ".lock")  # and hidden files: they do not count for the fingerprint
 
 
@@ -63,6 +68,7 @@ class OnnxEncoder(Encoder):
         self.fingerprint = _fingerprint(folder, manifest)
         self._batches = {side: Batcher(spec, batch_size, out_of_memory=_out_of_memory) for side in ("text", "image")}
         self._tokens = _tokens(spec, folder, manifest.text) if manifest.text else None
+        self._limit = CutTexts(spec, self._tokens.limit if self._tokens else None)
         self._graphs = {
             side.file: _Graph(spec, folder / side.file, side, threads, provider)
             for side in (manifest.text, manifest.image)
@@ -116,6 +122,7 @@ class OnnxEncoder(Encoder):
             return super().embed_texts(texts)
         if not texts:
             return self._joined([])
+        self._limit.look(texts, self._tokens.places)
         graph = self._graphs[side.file]
         ids, lengths = self._tokens.ids(texts)
         if not side.trim:
@@ -133,6 +140,30 @@ class OnnxEncoder(Encoder):
         vectors = self._joined(self._batches["text"].run(order, encode, work))  # pyright: ignore[reportArgumentType]
         return vectors[np.argsort(order)]
 
+    def embed_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> Vectors:
+        """Late chunking -> ``(n, dim) float32``. Raises UnsupportedModality for graphs without outputs of tokens."""
+        side = self.manifest.text
+        if side is None or self._tokens is None or side.token_output is None:
+            return super().embed_spans(text, spans)
+        means = span_means(text, spans, self._tokens.places, self._token_outputs, dim=self.dim, batch=TOKEN_BATCH)
+        return self._finished(means)
+
+    def _token_outputs(self, windows: Sequence[Sequence[int]]) -> Vectors:
+        side = self.manifest.text
+        assert side is not None
+        assert self._tokens is not None
+        ids = self._tokens.replaced(np.array(windows, dtype=np.int64))
+        return self._graphs[side.file].run(ids, side.token_output)
+
+    @property
+    def cut_texts(self) -> int:
+        """How many texts so far were longer than the model reads."""
+        return self._limit.cut_texts
+
+    def text_tokens(self) -> TextTokens:
+        """Those of the manifest's text side."""
+        return super().text_tokens() if self._tokens is None else self._tokens.places
+
     def tokenizer_json(self) -> str | None:
         """That of the manifest's text side."""
         return None if self._tokens is None else self._tokens.json
@@ -145,8 +176,12 @@ class OnnxEncoder(Encoder):
         return self.manifest.image
 
     def _joined(self, found: Sequence[Vectors]) -> Vectors:
-        vectors = np.concatenate(found) if found else np.zeros((0, self.dim), dtype=np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if self.normalized else vectors
+        return self._finished(np.concatenate(found) if found else np.zeros((0, self.dim), dtype=np.float32))
+
+    def _finished(self, vectors: Vectors) -> Vectors:
+        if not self.normalized:
+            return vectors
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), TINY)
 
     def _check_dimensions(self) -> None:
         from PIL import Image
@@ -208,9 +243,11 @@ class _Graph:
             types[side.input], np.float32
         )
 
-    def run(self, value: NDArray[Any]) -> Vectors:
-        """The vectors of one batch."""
-        found: Any = self._session.run([self._output], {self._input: value.astype(self._dtype, copy=False)})[0]
+    def run(self, value: NDArray[Any], output: str | None = None) -> Vectors:
+        """The vectors of one batch, or another output."""
+        found: Any = self._session.run([output or self._output], {self._input: value.astype(self._dtype, copy=False)})[
+            0
+        ]
         return found.astype(np.float32, copy=False)
 
 

@@ -1,4 +1,7 @@
-"""``pgembed encoder export``: an ``open_clip:`` encoder made into the folder that ``onnx:`` reads, and measured."""
+"""``pgembed encoder export``: an encoder made into the folder that ``onnx:`` reads, and measured.
+
+Both sides of ``open_clip:``, or the text side of ``sentence-transformers:``.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pgembed.encoders.base import Encoder, Settings
+from pgembed.encoders.base import Encoder, Modality, Settings
 from pgembed.encoders.onnx import OnnxEncoder, has_provider
 from pgembed.encoders.onnx_inputs import Tokens, cleaner
 from pgembed.encoders.onnx_manifest import ImageSide, Manifest, Source, TextSide
 from pgembed.encoders.onnx_tokenizer import export_tokenizer, probes
-from pgembed.encoders.onnx_towers import as_module, image_side, text_side
+from pgembed.encoders.onnx_towers import as_module, image_side, text_modules, text_side
 from pgembed.encoders.open_clip import OpenClipEncoder
+from pgembed.encoders.sentence_transformers import SentenceTransformerEncoder
 from pgembed.encoders.torch_models import first_line
 from pgembed.errors import EncoderError, MissingExtra
 
@@ -96,7 +100,8 @@ def export(
     measure: bool = True,
     say: Say = lambda _: None,
 ) -> Exported:
-    """Export an ``open_clip:`` encoder into a new folder; ``space`` is its space where that is not its own.
+    """Export an ``open_clip:`` or ``sentence-transformers:`` encoder into a new folder; ``space`` is its space where
+    that is not its own.
 
     With ``measure`` its speed is compared with torch's, which takes minutes for a large model.
 
@@ -104,8 +109,16 @@ def export(
     by more than PARITY; MissingExtra without onnx or onnxscript.
     """
     scheme, _, name = spec.partition(":")
-    if scheme != OpenClipEncoder.scheme:
-        raise EncoderError(f"Encoder '{spec}' cannot be exported: only open_clip: can.", "Give open_clip:MODEL/TAG.")
+    kinds: dict[str, tuple[type[Encoder], type[_Export]]] = {
+        OpenClipEncoder.scheme: (OpenClipEncoder, _OpenClipExport),
+        SentenceTransformerEncoder.scheme: (SentenceTransformerEncoder, _TextExport),
+    }
+    if scheme not in kinds:
+        raise EncoderError(
+            f"Encoder '{spec}' cannot be exported: only open_clip: and sentence-transformers: can.",
+            "Give open_clip:MODEL/TAG.",
+        )
+    kind, exporting = kinds[scheme]
     if settings.get("precision", "fp32") != "fp32":
         raise EncoderError(f"Encoder '{spec}' has the precision {settings['precision']}; fp32 is exported.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -117,10 +130,10 @@ def export(
             raise MissingExtra("The export of an encoder", "onnx-export") from None
     say("loading the model")
     plain = {key: value for key, value in settings.items() if key not in ("device", "compile", "batch_size")}
-    encoder = OpenClipEncoder.load(name, {**plain, "device": "cpu", "batch_size": max(BATCHES)})
+    encoder = kind.load(name, {**plain, "device": "cpu", "batch_size": max(BATCHES)})
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.absolute().parent) as work:
-        exported = _Export(encoder, Path(work), opset, say).run(space or encoder.space, int8=int8, measure=measure)
+        exported = exporting(encoder, Path(work), opset, say).run(space or encoder.space, int8=int8, measure=measure)
         Path(work).chmod(0o755)
         if folder.is_dir():
             folder.rmdir()
@@ -130,53 +143,34 @@ def export(
 
 
 class _Export:
-    def __init__(self, encoder: OpenClipEncoder, folder: Path, opset: int | None, say: Say) -> None:
+    def __init__(self, encoder: Any, folder: Path, opset: int | None, say: Say) -> None:  # noqa: ANN401
         self._encoder = encoder
         self._folder = folder
         self._opset = opset
         self._say = say
         self._torch: Any = importlib.import_module("torch")
 
+    def sides(self) -> tuple[TextSide, ImageSide | None]:
+        """Write the files of the sides; tells what they are."""
+        raise NotImplementedError
+
     def run(self, space: str, *, int8: bool, measure: bool) -> Exported:
         encoder, torch = self._encoder, self._torch
-        self._say("exporting the tokenizer")
-        text = self._tokenizer()
-        self._say("exporting the text side")
-        words, trim = text_side(encoder.model, torch)
-        text = replace(text, trim=trim)
-        length = int(encoder.tokenizer(["a"]).shape[1])
-        ids = encoder.tokenizer(["a photo of a cat", "a red dress"])[:, : min(length, 16) if trim else length]
-        self._graph(
-            as_module(words, encoder.model, torch),
-            ids,
-            text.file,
-            text.input,
-            text.output,
-            dynamic=(0, 1) if trim else (0,),
-        )
-        self._say("exporting the image side")
-        image = _image_side(encoder)
-        pixels = torch.zeros((2, 3, *image.size))
-        self._graph(
-            as_module(image_side(encoder.model), encoder.model, torch),
-            pixels,
-            image.file,
-            image.input,
-            image.output,
-            dynamic=(0,),
-        )
+        text, image = self.sides()
         manifest = Manifest(
             dim=encoder.dim,
-            modalities=("text", "image", "screenshot"),
+            modalities=("text",) if image is None else ("text", "image", "screenshot"),
             text=text,
             image=image,
+            metric=encoder.metric,
+            normalized=encoder.normalized,
             source=Source(encoder.spec, encoder.fingerprint, space),
             same_space=True,
         )
         manifest.write(self._folder)
         self._say("comparing with torch")
         threads = int(torch.get_num_threads())
-        inputs = sample_inputs()
+        inputs = {side: items for side, items in sample_inputs().items() if side in manifest.modalities}
         wanted = {side: _encode(encoder, side, items) for side, items in inputs.items()}
         exact = self._exported(threads)
         parity = {
@@ -194,7 +188,7 @@ class _Export:
         if int8:
             self._say("quantizing to int8")
             manifest = replace(manifest, precision="int8", same_space=False)
-            self._quantize(text.file, image.file)
+            self._quantize(text.file, *([image.file] if image else []))
             manifest.write(self._folder)
             timed = {"onnx": self._exported(threads), "torch": encoder, "fp32": exact}
             for modality, items in inputs.items():
@@ -218,24 +212,7 @@ class _Export:
         sizes = {path.name: path.stat().st_size for path in sorted(self._folder.iterdir())}
         return Exported(self._folder, manifest, sizes, parity, loss, rates, threads)
 
-    def _tokenizer(self) -> TextSide:
-        from tokenizers import Tokenizer
-
-        spec, tokenizer = self._encoder.spec, self._encoder.tokenizer
-        found = export_tokenizer(spec, tokenizer)
-        side = TextSide("text.onnx", "tokenizer.json", found.cleanup, found.replace)
-        (self._folder / side.tokenizer).write_text(found.json, encoding="utf-8")
-        ours = Tokens(
-            Tokenizer.from_file(str(self._folder / side.tokenizer)),
-            cleaner(spec, side.cleanup),
-            {int(old): new for old, new in side.replace.items()},
-        )
-        for text in probes():
-            if ours.ids([text])[0].tolist() != tokenizer([text]).tolist():
-                raise EncoderError(f"The exported tokenizer of '{spec}' gives other ids for {text!r}.")
-        return side
-
-    def _graph(self, module: Any, example: Any, file: str, given: str, gives: str, *, dynamic: Sequence[int]) -> None:  # noqa: ANN401
+    def _graph(self, module: Any, example: Any, file: str, given: str, *gives: str, dynamic: Sequence[int]) -> None:  # noqa: ANN401
         torch = self._torch
         path = self._folder / file
         size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
@@ -247,7 +224,7 @@ class _Export:
                     (example,),
                     path,
                     input_names=[given],
-                    output_names=[gives],
+                    output_names=list(gives),
                     dynamic_shapes=(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),),
                     dynamo=True,
                     external_data=size > ONE_FILE,
@@ -284,6 +261,89 @@ class _Export:
     def _exported(self, threads: int, provider: str = "cpu") -> OnnxEncoder:
         settings = {"threads": threads, "batch_size": max(BATCHES), "provider": provider}
         return OnnxEncoder.load(str(self._folder), settings)
+
+
+class _OpenClipExport(_Export):
+    def sides(self) -> tuple[TextSide, ImageSide | None]:
+        encoder, torch = self._encoder, self._torch
+        self._say("exporting the tokenizer")
+        text = self._tokenizer()
+        self._say("exporting the text side")
+        words, trim = text_side(encoder.model, torch)
+        text = replace(text, trim=trim)
+        length = int(encoder.tokenizer(["a"]).shape[1])
+        ids = encoder.tokenizer(["a photo of a cat", "a red dress"])[:, : min(length, 16) if trim else length]
+        self._graph(
+            as_module(words, encoder.model, torch),
+            ids,
+            text.file,
+            text.input,
+            text.output,
+            dynamic=(0, 1) if trim else (0,),
+        )
+        self._say("exporting the image side")
+        image = _image_side(encoder)
+        pixels = torch.zeros((2, 3, *image.size))
+        self._graph(
+            as_module(image_side(encoder.model), encoder.model, torch),
+            pixels,
+            image.file,
+            image.input,
+            image.output,
+            dynamic=(0,),
+        )
+        return text, image
+
+    def _tokenizer(self) -> TextSide:
+        from tokenizers import Tokenizer
+
+        spec, tokenizer = self._encoder.spec, self._encoder.tokenizer
+        found = export_tokenizer(spec, tokenizer)
+        side = TextSide("text.onnx", "tokenizer.json", found.cleanup, found.replace)
+        (self._folder / side.tokenizer).write_text(found.json, encoding="utf-8")
+        ours = Tokens(
+            Tokenizer.from_file(str(self._folder / side.tokenizer)),
+            cleaner(spec, side.cleanup),
+            {int(old): new for old, new in side.replace.items()},
+        )
+        for text in probes():
+            if ours.ids([text])[0].tolist() != tokenizer([text]).tolist():
+                raise EncoderError(f"The exported tokenizer of '{spec}' gives other ids for {text!r}.")
+        return side
+
+
+class _TextExport(_Export):
+    """Of sentence-transformers: what its modules make of the tokens, which are padding where their id says so."""
+
+    def sides(self) -> tuple[TextSide, ImageSide | None]:
+        encoder: SentenceTransformerEncoder = self._encoder
+        model = encoder.model
+        tokenizer_json, pad = encoder.tokenizer_json(), getattr(model.tokenizer, "pad_token_id", None)
+        if encoder.modalities != frozenset[Modality]({"text"}) or tokenizer_json is None or pad is None:
+            raise EncoderError(f"The model of '{encoder.spec}' takes more than texts, and cannot be exported.")
+        if encoder.has_prompts:
+            raise EncoderError(
+                f"The model of '{encoder.spec}' puts prompts before its texts, which onnx: does not.",
+                "Run it as sentence-transformers: instead.",
+            )
+        self._say("exporting the tokenizer")
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+        if encoder.text_tokens().room is not None:
+            tokenizer.enable_truncation(int(model.max_seq_length))
+        tokenizer.enable_padding(pad_id=pad, pad_token=str(model.tokenizer.pad_token))
+        side = TextSide("text.onnx", "tokenizer.json", trim=True)
+        tokenizer.save(str(self._folder / side.tokenizer))
+        self._say("exporting the text side")
+        names = [side.output]
+        if encoder.averages_alone:
+            side = replace(side, token_output="tokens")
+            names.append("tokens")
+        module = text_modules(model, pad, encoder.dim, self._torch, tokens=side.token_output is not None)
+        ids = self._torch.tensor([each.ids for each in tokenizer.encode_batch(["a photo of a cat", "a red dress"])])
+        self._graph(module, ids, side.file, side.input, *names, dynamic=(0, 1))
+        return side, None
 
 
 def _rates(encoders: Mapping[str, Encoder], inputs: Mapping[str, list[Any]]) -> Iterator[Rate]:

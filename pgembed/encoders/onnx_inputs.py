@@ -6,6 +6,7 @@ import html
 import importlib
 import string
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import ImageOps
 from PIL.Image import Resampling
 
 from pgembed.encoders.onnx_manifest import Cleanup, ImageSide
+from pgembed.encoders.text_tokens import TokenizerTokens
 from pgembed.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -87,6 +89,23 @@ class Tokens:
         self._clean = clean
         self._replace = replace
 
+    @cached_property
+    def places(self) -> TokenizerTokens:
+        """Where the tokens of texts lie, and how many of them are read."""
+        cutting = self._tokenizer.truncation
+        return TokenizerTokens(self.json, cutting["max_length"] if cutting else None, clean=self._clean)
+
+    @property
+    def limit(self) -> int | None:
+        """After how many tokens texts are cut, those around them included."""
+        return None if self.places.room is None else self.places.room + self.places.around
+
+    def replaced(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Ids as the graph takes them."""
+        for old, new in self._replace.items():
+            ids[ids == old] = new
+        return ids
+
     @property
     def json(self) -> str:
         """The tokenizer alone, as its file has it."""
@@ -97,6 +116,4 @@ class Tokens:
         found = self._tokenizer.encode_batch([self._clean(text) for text in texts])
         ids = np.array([one.ids for one in found], dtype=np.int64)
         lengths = np.array([sum(one.attention_mask) for one in found], dtype=np.int64)
-        for old, new in self._replace.items():
-            ids[ids == old] = new
-        return ids, lengths
+        return self.replaced(ids), lengths

@@ -40,6 +40,8 @@ class TextSide:
     ``tokenizer`` is a file of the package tokenizers, which says how texts are cut off and padded. ``cleanup`` is done
     before: open_clip's mending, and lower case or no punctuation. ``replace`` maps ids to others afterwards. With
     ``trim``, what is padding in all texts of a batch is left out: only for graphs to which it makes no difference.
+    ``token_output`` names an output ``(n, length, dim)``, of each token, where the graph has one and a text's vector is
+    the mean of those that are no padding: texts can then be chunked late.
     """
 
     file: str
@@ -49,6 +51,7 @@ class TextSide:
     trim: bool = False
     input: str = "ids"
     output: str = "vectors"
+    token_output: str | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,7 @@ def _is_text(value: Any) -> bool:  # noqa: ANN401
 _FITS: Mapping[str, Callable[[Any], bool]] = {
     **{key: (lambda value, words=words: value in words) for key, words in _WORDS.items()},
     **dict.fromkeys(("normalized", "trim", "same_space"), lambda value: isinstance(value, bool)),
+    "token_output": lambda value: value is None or _is_text(value),
     "text": lambda value: value is None or isinstance(value, TextSide),
     "image": lambda value: value is None or isinstance(value, ImageSide),
     "source": lambda value: value is None or isinstance(value, Source),

@@ -1,4 +1,4 @@
-"""The two sides of an open_clip model as functions to export: what they compute, without what makes no difference."""
+"""The sides of models as functions to export: what they compute, without what makes no difference."""
 
 from __future__ import annotations
 
@@ -72,3 +72,24 @@ def as_module(function: Callable[[Any], Any], model: Any, torch: Any) -> Any:  #
             return function(value)
 
     return Side()
+
+
+def text_modules(model: Any, pad: int, dim: int, torch: Any, *, tokens: bool) -> Any:  # noqa: ANN401
+    """The modules of a model of sentence-transformers as one, from ids to vectors; and to the outputs of tokens."""
+    reader, *later = model.children()
+
+    class Text(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reader = reader
+            self.later = torch.nn.ModuleList(later)
+
+        def forward(self, ids: Any) -> Any:  # noqa: ANN401
+            features = self.reader({"input_ids": ids, "attention_mask": (ids != pad).long()})
+            outputs = features["token_embeddings"]
+            for module in self.later:
+                features = module(features)
+            vectors = features["sentence_embedding"][:, :dim]
+            return (vectors, outputs) if tokens else vectors
+
+    return Text()

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -28,7 +29,9 @@ import numpy as np
 from pgembed.encoders.base import Encoder, Modality, Needs, Settings, named_fingerprint
 from pgembed.encoders.batching import MOST, Batcher, chosen_size, without_auto
 from pgembed.encoders.compiled import Compiled
+from pgembed.encoders.length_limit import CutTexts
 from pgembed.encoders.settings import Known, check_settings
+from pgembed.encoders.text_tokens import CountedTokens, TextTokens
 from pgembed.encoders.torch_models import choose_device, first_line, tensor_facts
 from pgembed.errors import EncoderError, MissingExtra
 
@@ -78,6 +81,7 @@ class OpenClipEncoder(Encoder):
         self._torch: Any = importlib.import_module("torch")
         self._device: Any = self._torch.device(device)
         self._transform = loaded.transform
+        self._limit = CutTexts(spec, int(loaded.tokenizer.context_length))
         self._image_side: Callable[[Any], Any] = loaded.model.encode_image
         self._text_side: Callable[[Any], Any] = loaded.model.encode_text
         self._dtype: Any = getattr(self._torch, _DTYPES[precision])
@@ -151,7 +155,21 @@ class OpenClipEncoder(Encoder):
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Texts, cut off at the model's context length, -> ``(n, dim) float32``, of unit length."""
+        self._limit.look(texts, self._text_tokens)
         return self._embed(texts, self._encode_texts, self._text_batches)
+
+    @property
+    def cut_texts(self) -> int:
+        """How many texts so far were longer than the model reads."""
+        return self._limit.cut_texts
+
+    def text_tokens(self) -> TextTokens:
+        """Those of the model's tokenizer, which cleans texts before it reads them."""
+        return self._text_tokens
+
+    @cached_property
+    def _text_tokens(self) -> TextTokens:
+        return _text_tokens(self.tokenizer)
 
     def _encode_pixels(self, pixels: Sequence[Any]) -> Any:  # noqa: ANN401
         return self._image_side(self._torch.stack(list(pixels)).to(device=self._device, dtype=self._dtype))
@@ -196,6 +214,27 @@ class _Loaded:
     transform: Any
     tokenizer: Any
     architecture: str
+
+
+def _text_tokens(tokenizer: Any) -> TextTokens:  # noqa: ANN401
+    inner: Any = getattr(tokenizer, "tokenizer", None)  # of transformers; open_clip's own for CLIP has none
+    if inner is None:
+        return CountedTokens(
+            lambda texts: [len(tokenizer.encode(text)) for text in texts], int(tokenizer.context_length) - 2
+        )
+    cleaning: Any = importlib.import_module("open_clip.tokenizer")
+
+    def clean(text: str) -> str:
+        cleaned = tokenizer.clean_fn(text) if hasattr(tokenizer, "clean_fn") else cleaning.basic_clean(text)
+        return str(cleaned if hasattr(tokenizer, "clean_fn") else cleaning.canonicalize_text(cleaned))
+
+    def count(texts: Sequence[str]) -> list[int]:
+        if not texts:
+            return []
+        found = inner([clean(text) for text in texts], add_special_tokens=False, verbose=False)["input_ids"]
+        return [len(ids) for ids in found]
+
+    return CountedTokens(count, int(tokenizer.context_length) - int(inner.num_special_tokens_to_add()))
 
 
 @contextmanager

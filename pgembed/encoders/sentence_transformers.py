@@ -13,6 +13,7 @@ import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pgembed.encoders.base import Encoder, Metric, Modality, Needs, Role, Settings, named_fingerprint
+from pgembed.encoders.late_chunking import no_token_outputs, span_means
 from pgembed.encoders.length_limit import LengthLimit
 from pgembed.encoders.model_folder import (
     architecture_facts,
@@ -33,6 +35,7 @@ from pgembed.encoders.model_folder import (
     tokenizer_facts,
 )
 from pgembed.encoders.settings import Known, check_settings
+from pgembed.encoders.text_tokens import TextTokens, TokenizerTokens
 from pgembed.encoders.torch_models import choose_device, first_line, tensor_facts
 from pgembed.errors import EncoderError, MissingExtra
 
@@ -78,6 +81,7 @@ class SentenceTransformerEncoder(Encoder):
         self.batch_size = settings.get("batch_size", 64)
         self.normalized = settings.get("normalize", True)
         self._model = model
+        self._torch = torch
         self.modalities = _modalities(spec, model)
         if not self.normalized:
             self.metric = _METRICS.get(str(model.similarity_fn_name), "cosine")
@@ -175,6 +179,73 @@ class SentenceTransformerEncoder(Encoder):
         backend = getattr(self._model.tokenizer, "backend_tokenizer", None)
         return None if backend is None else str(backend.to_str())
 
+    def text_tokens(self) -> TextTokens:
+        """Those of rows' texts, after the prompt for documents."""
+        return self._text_tokens
+
+    @property
+    def model(self) -> Any:  # noqa: ANN401
+        """The model of the library."""
+        return self._model
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether texts of rows or searches have a prompt."""
+        return any(prompt.text for prompt in self._prompts.values())
+
+    @property
+    def averages_alone(self) -> bool:
+        """Whether a text's vector is the mean of the outputs of its tokens, and nothing is done with it but scaling."""
+        kinds = [type(module).__name__ for module in self._model.children()][1:]
+        pooling = self._pooling
+        return (
+            pooling is not None
+            and kinds in (["Pooling"], ["Pooling", "Normalize"])
+            and (_is_mean(pooling) and self.dim == int(pooling.embedding_dimension))
+        )
+
+    def embed_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> Vectors:
+        """Late chunking -> ``(n, dim) float32``. Raises UnsupportedModality for models that do not average tokens."""
+        tokens, later = self._text_tokens, list(self._model.children())[1:]
+        if "text" not in self.modalities or not isinstance(tokens, TokenizerTokens):
+            return super().embed_spans(text, spans)
+        pooling = self._pooling
+        if pooling is None or not _is_mean(pooling):
+            raise no_token_outputs(self.spec, "does not average the outputs of its tokens")
+        means = span_means(
+            text,
+            spans,
+            tokens,
+            self._token_outputs,
+            dim=int(pooling.embedding_dimension),
+            batch=self.batch_size,
+            prompt_counts=bool(pooling.include_prompt) or not self._prompts["document"].text,
+        )
+        features: dict[str, Any] = {"sentence_embedding": self._torch.from_numpy(means).to(self._model.device)}
+        with self._torch.inference_mode():
+            for module in later[1:]:
+                features = module(features)
+        return self._finished(features["sentence_embedding"].float().cpu().numpy()[:, : self.dim])
+
+    @property
+    def _pooling(self) -> Any:  # noqa: ANN401
+        later = list(self._model.children())[1:2]
+        return next((module for module in later if type(module).__name__ == "Pooling"), None)
+
+    def _token_outputs(self, windows: Sequence[Sequence[int]]) -> Vectors:
+        """What the model gives for windows of token ids: ``(b, m, dim)``."""
+        ids = self._torch.tensor(windows, device=self._model.device)
+        with self._torch.inference_mode():
+            found = self._model[0]({"input_ids": ids, "attention_mask": self._torch.ones_like(ids)})
+        return found["token_embeddings"].float().cpu().numpy()
+
+    @cached_property
+    def _text_tokens(self) -> TextTokens:
+        tokenizer_json = self.tokenizer_json()
+        if tokenizer_json is None:
+            return super().text_tokens()
+        return TokenizerTokens(tokenizer_json, self._limit.limit, before=self._prompts["document"].text)
+
     def _embed_texts(self, texts: Sequence[str], role: Role) -> Vectors:
         # Bare strings that look like an address or a path of a picture would be fetched and read by the library.
         return self._embed([{"text": text} for text in texts], role)
@@ -184,9 +255,11 @@ class SentenceTransformerEncoder(Encoder):
             return np.zeros((0, self.dim), dtype=np.float32)
         encode = self._model.encode_query if role == "query" else self._model.encode_document
         found = encode(inputs, batch_size=self.batch_size, show_progress_bar=False, **self._prompts[role].arguments)
-        vectors: Vectors = np.asarray(found, dtype=np.float32)
+        return self._finished(np.asarray(found, dtype=np.float32))
+
+    def _finished(self, vectors: Vectors) -> Vectors:
         if self.normalized:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
     def _choose_dimensions(self, asked: int | None) -> int:
@@ -233,6 +306,10 @@ class SentenceTransformerEncoder(Encoder):
                         around = int(self._preprocess([{"text": ""}], prompt=prompt, **options)["attention_mask"].sum())
                     self._limit.note(around + len(self._tokens(given["text"])))
         return features
+
+
+def _is_mean(pooling: Any) -> bool:  # noqa: ANN401
+    return pooling.pooling_mode in ("mean", ("mean",), ["mean"])
 
 
 def _modalities(spec: str, model: Any) -> frozenset[Modality]:  # noqa: ANN401

@@ -18,12 +18,14 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
 
 from pgembed.encoders.base import MODALITIES, Encoder, Needs, Role, Settings, named_fingerprint
+from pgembed.encoders.late_chunking import no_token_outputs, span_means
 from pgembed.encoders.length_limit import LengthLimit
 from pgembed.encoders.model_folder import (
     architecture_facts,
@@ -35,6 +37,7 @@ from pgembed.encoders.model_folder import (
     tokenizer_facts,
 )
 from pgembed.encoders.settings import Known, check_settings
+from pgembed.encoders.text_tokens import TextTokens, TokenizerTokens
 from pgembed.encoders.torch_models import choose_device, first_line
 from pgembed.encoders.transformer_families import (
     FAMILIES,
@@ -206,6 +209,41 @@ class TransformersEncoder(Encoder):
         """That of the model, where it is one of the package tokenizers."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         return None if backend is None else str(backend.to_str())
+
+    def text_tokens(self) -> TextTokens:
+        """Those of rows' texts, in the prompt for documents."""
+        return self._text_tokens
+
+    def embed_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> Vectors:
+        """Late chunking -> ``(n, dim) float32``. Raises UnsupportedModality for models that do not average tokens."""
+        tokens, family = self._text_tokens, self._family
+        if not isinstance(tokens, TokenizerTokens) or self._prompts["document", "text"].blank:
+            return super().embed_spans(text, spans)
+        if (family.way, family.pooling) != ("joint", "mean"):
+            raise no_token_outputs(self.spec, "does not average the outputs of its tokens")
+        width = self._whole_dim
+        means = span_means(text, spans, tokens, self._token_outputs, dim=width, batch=self.batch_size)
+        return self._finished(self._torch.from_numpy(means))
+
+    def _token_outputs(self, windows: Sequence[Sequence[int]]) -> Vectors:
+        ids = self._torch.tensor(windows)
+        found, _ = self._run({"input_ids": ids, "attention_mask": self._torch.ones_like(ids)}, "get_text_features")
+        return found.cpu().numpy()
+
+    @cached_property
+    def _text_tokens(self) -> TextTokens:
+        tokenizer_json = self.tokenizer_json()
+        if tokenizer_json is None or "text" not in self.modalities or self._family.way == "many":
+            return super().text_tokens()
+        prompt = self._prompts["document", "text"]
+        return TokenizerTokens(
+            tokenizer_json,
+            self._limit.limit,
+            before=prompt.before,
+            after=prompt.after,
+            special=self._options(prompt).get("add_special_tokens", True),
+            clean=lambda text: self._special.sub(" ", text),
+        )
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Texts of rows, in the prompt for documents, cut where they are too long -> ``(n, dim) float32``."""
@@ -384,6 +422,7 @@ class TransformersEncoder(Encoder):
             raise EncoderError(
                 f"The model of '{self.spec}' has {whole} dimensions, not {asked}.", f"Give at most {whole}."
             )
+        self._whole_dim = whole
         return asked or whole
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 MOST_PARTS = 50_000  # of one row: a book of pages with their tiles
+MOST_PIXELS = 25_000_000  # of pictures that wait to be encoded together: 75 MB
 
 
 def encode_rows(encoder: Encoder, batch: Batch, limits: Limits) -> None:
@@ -83,17 +84,20 @@ class _Waiting:
     encoder: Encoder
     batch: Batch
     parts: list[tuple[Piece, Part]] = field(default_factory=list[tuple[Piece, Part]])
+    pixels: int = 0
 
     def add(self, piece: Piece, part: Part) -> None:
         if isinstance(part.input, Span):  # all of one text at once
             if self.parts and not (isinstance(last := self.parts[-1][1].input, Span) and last.text is part.input.text):
                 self.encode()
-        elif len(self.parts) >= self.encoder.batch_size:
+        elif len(self.parts) >= self.encoder.batch_size or self.pixels >= MOST_PIXELS:
             self.encode()
         self.parts.append((piece, part))
+        if not isinstance(part.input, str | Span):
+            self.pixels += part.input.width * part.input.height
 
     def encode(self) -> None:
-        parts, self.parts = self.parts, []
+        parts, self.parts, self.pixels = self.parts, [], 0
         for kind, some in groupby(parts, lambda pair: type(pair[1].input)):
             pieces, values = zip(*((piece, part.input) for piece, part in some), strict=True)
             if kind is str:
@@ -104,7 +108,8 @@ class _Waiting:
                 vectors = encode_values(self.encoder, "text", pieces, values, _in_context(self.encoder))
             else:
                 pieces, values = self._prepared(pieces, values)
-                vectors = encode_values(self.encoder, self.batch.work.modalities[0], pieces, values)
+                given = self.batch.work.modalities[0]
+                vectors = encode_values(self.encoder, "image" if given == "text" else given, pieces, values)  # of HTML
             for piece, vector in zip(pieces, vectors, strict=True):
                 if vector is not None:
                     piece.vector = finished(vector, normalize=self.encoder.normalized)

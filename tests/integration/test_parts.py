@@ -405,3 +405,91 @@ def test_what_is_cut_is_told(db: pgembed.Pgembed, conn: Connection, monkeypatch:
     conn.execute("DELETE FROM story WHERE id = 4")
     db.work(until_idle=True)
     assert {(row.target, *row.key) for row in db.cuts("story")} == {("whole", "1"), ("whole", "2")}
+
+
+@pytest.mark.parametrize("kind", ["(id)", "(id, price)", "(price, id), partitioned"])
+def test_every_kind_of_table(conn: Connection, database_dsn: str, kind: str) -> None:
+    """Keys of several columns, and partitions; altered in name and type, and encoded only where that is due."""
+    key, _, partitioned = kind.partition(", part")
+    conn.execute(
+        f"CREATE TABLE story (id integer, body text, price integer, PRIMARY KEY {key})"
+        f"{' PARTITION BY RANGE (price)' if partitioned else ''}".encode()
+    )
+    if partitioned:
+        conn.execute("CREATE TABLE cheap PARTITION OF story FOR VALUES FROM (0) TO (50)")
+        conn.execute("CREATE TABLE dear PARTITION OF story DEFAULT")
+    conn.execute("INSERT INTO story VALUES (1, %s, 10), (2, %s, 70), (3, NULL, 30)", [STORY, OTHER])
+    with pgembed.connect(database_dsn) as db:
+        db.add_encoder("lite", "builtin:lite")
+        db.attach("story", "passages", encoder="lite", text="body", parts="lines")
+
+        def assert_found(column: str = "id") -> None:
+            db.work(until_idle=True)
+            assert db.verify(table, sample=None).ok
+            (moon,) = db.search(table, Text("the moon over a lake"), limit=1)
+            assert (moon[column], moon.part, moon.content) == (type(moon[column])(2), 1, "the moon over a lake")
+            lines = conn.execute("SELECT count(*) FROM story_passages").fetchall()
+            assert lines == [
+                (
+                    sum(
+                        len(body.split("\n"))
+                        for (body,) in conn.execute(f"SELECT {text} FROM {table} WHERE {text} IS NOT NULL".encode())
+                    ),
+                )
+            ]
+
+        table, text = "story", "body"
+        assert_found()
+        conn.execute("UPDATE story SET body = body || E'\na bicycle', price = price + 60 WHERE id < 3")
+        conn.execute("INSERT INTO story VALUES (1, 'a new one', 10) ON CONFLICT DO NOTHING")
+        assert_found()
+        table, text = "tale", "words"
+        conn.execute("ALTER TABLE story RENAME TO tale; ALTER TABLE tale RENAME body TO words")
+        conn.execute("ALTER TABLE tale RENAME id TO number")
+        conn.execute("SELECT pgembed.sync('tale')")
+        conn.execute("UPDATE tale SET words = words || E'\na volcano' WHERE number = 2")
+        assert_found("number")
+        if not partitioned:
+            before = conn.execute("SELECT array_agg(xmin::text) FROM story_passages").fetchall()
+            conn.execute("SELECT pgembed.unhook('tale'); ALTER TABLE tale ALTER number TYPE text")
+            conn.execute("SELECT pgembed.sync('tale')")
+            assert_found("number")
+            assert before != conn.execute("SELECT array_agg(xmin::text) FROM story_passages").fetchall()
+        conn.execute("DELETE FROM tale WHERE number::text = '1'")
+        assert conn.execute("SELECT count(*) FROM story_passages WHERE content = 'a red shoe'").fetchall() == [(0,)]
+        db.detach("tale")
+    assert conn.execute("SELECT to_regclass('story_passages')").fetchall() == [(None,)]
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_words_are_looked_for_in_parts(db: pgembed.Pgembed, conn: Connection, indexed: bool) -> None:
+    if indexed:
+        conn.execute("CREATE INDEX ON story_passages USING gin (to_tsvector('english', content))")
+    conn.execute("INSERT INTO story VALUES (4, E'engines are steaming\\na red wagon', 1)")
+    db.work(until_idle=True)
+    for where, expected in ((None, {4}), ("price > 20", set[int]())):
+        rows = db.hybrid(
+            "story", "engine -violins", query=None, queries=[], words_columns=["passages.content"], where=where
+        )
+        assert {row.id for row in rows} == expected
+    explained = (
+        db.query("story").near(Text("a steam engine")).hybrid("steam engine", columns=["passages.content"]).explain()
+    )
+    assert explained.rows[0].id == 1
+    assert explained.words[0] == ["engin", "steam"]
+    with pytest.raises(CatalogError, match="no column 'nothing"):
+        db.hybrid("story", "engine", words_columns=["nothing.content"])
+
+
+def test_words_are_looked_for_in_parts_where_the_table_has_none(conn: Connection, database_dsn: str) -> None:
+    conn.execute("CREATE TABLE scan (id integer PRIMARY KEY, file bytea)")
+    with pgembed.connect(database_dsn) as db:
+        db.add_encoder("lite", "builtin:lite")
+        db.attach("scan", "look", encoder="lite", screenshot="file", parts="lines")
+        conn.execute("INSERT INTO scan VALUES (1, ''), (2, '')")
+        conn.execute(
+            "INSERT INTO scan_look SELECT id, part, 'line', '{}', content, '', pgembed.encode_text('lite', content)"
+            " FROM (VALUES (1, 1, 'a ship'), (1, 2, 'a harbour'), (2, 1, 'a mountain')) AS v (id, part, content)"
+        )
+        assert [row.id for row in db.hybrid("scan", "mountain")][:1] == [2]
+        assert [row.id for row in db.hybrid("scan", "harbour", queries=[])] == [1]

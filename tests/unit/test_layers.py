@@ -21,6 +21,7 @@ LAYERS = (
     {"shown"},
     {"inputs", "embedded", "media_errors", "fusing"},
     {"algebra", "regions", "vectors", "static_text", "buckets", "decoding", "download", "metering"},
+    {"documents"},
     {"media", "encoders", "query", "rerank"},
     {"parts"},
     {"composers"},
@@ -62,7 +63,7 @@ LAYERS = (
 INTEGRATIONS = {"sqlalchemy": "sqlalchemy", "django": "django", "alembic": "alembic"}
 HEAVY = {
     "torch", "open_clip", "onnxruntime", "tokenizers", "transformers", "sentence_transformers", "alembic", "sqlalchemy",
-    "django", "typer", "fsspec",
+    "django", "typer", "fsspec", "pypdfium2", "rapidocr", "cv2",
 }  # fmt: skip
 
 

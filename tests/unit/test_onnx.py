@@ -387,7 +387,7 @@ def test_what_torch_cannot_export_is_one_sentence(model: Path, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("spec", "given_settings", "message"),
     [
-        ("builtin:lite", {}, "only open_clip: can"),
+        ("builtin:lite", {}, "only open_clip: and sentence-transformers: can"),
         ("open_clip:ViT-B-32/openai", {"precision": "fp16"}, "has the precision fp16; fp32 is exported"),
         ("open_clip:ViT-B-33/openai", {}, "Did you mean"),
     ],
@@ -447,6 +447,6 @@ def test_the_command_says_what_was_written_and_how_to_register_it(
 
 def test_the_command_refuses_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("builtin:lite", str(tmp_path / "x")) == 1
-    assert capsys.readouterr().err.startswith("error: Encoder 'builtin:lite' cannot be exported: only open_clip: can.")
+    assert capsys.readouterr().err.startswith("error: Encoder 'builtin:lite' cannot be exported: only open_clip: and")
     assert command("open_clip:x", str(tmp_path / "x"), "--settings", "{") == 2
     assert "--settings is not JSON" in capsys.readouterr().err

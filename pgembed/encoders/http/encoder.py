@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
@@ -22,6 +24,7 @@ from pgembed.encoders.http.keys import read_key
 from pgembed.encoders.http.limits import batches
 from pgembed.encoders.http.sample import same, sketch
 from pgembed.encoders.http.server import Refused, Server
+from pgembed.encoders.text_tokens import TextTokens, TokenizerTokens
 from pgembed.errors import EncoderError, EncoderUnavailable, InvalidInput
 from pgembed.metering import Cost, rough_tokens
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 PLAIN = "a photo"
 _SAMPLE = " ~"  # in a fingerprint: what follows is compared with tolerance
 MOST_AT_ONCE = 2048
+_log = logging.getLogger("pgembed.encoders")
 LEARNED_FROM = 1000  # tokens, before a server's own count of them is believed
 
 
@@ -55,6 +59,9 @@ class HttpEncoder(Encoder):
         self._asked_tokens = self._billed_tokens = 0
         self._encoding: Encoding = config.get("encoding", "base64")
         self._tokenizer = _tokenizer(config)
+        self._text_tokens: TextTokens = self._tokenizer or TextTokens()
+        self._text_tokens.characters = config.get("max_chars", None)
+        self._told_of_cuts = False
         self._concurrency = int(config.get("concurrency", 4))
         info = self._told_by_server()
         self.dim = 0  # until the first answer
@@ -136,6 +143,15 @@ class HttpEncoder(Encoder):
     def _embed_texts(self, texts: Sequence[str], role: Role) -> Vectors:
         most = self._config.get("max_chars", None)
         prompt = self._config.prompt(role)
+        longest = max(map(len, texts), default=0)
+        if most is not None and longest > most and not self._told_of_cuts:
+            self._told_of_cuts = True
+            _log.warning(
+                "Encoder '%s' sends %d characters of a text (max_chars); one of %d was cut, and longer ones will be.",
+                self.spec,
+                most,
+                longest,
+            )
         return self._embed("text", role, [prompt + text[:most] for text in texts])
 
     def _embed(self, modality: str, role: Role, values: Sequence[str] | Sequence[bytes]) -> Vectors:
@@ -281,10 +297,15 @@ class HttpEncoder(Encoder):
             name = "max_batch" if modality == "text" else "max_images"
             self._form = replace(self._form, **{name: min(most, getattr(self._form, name))})
 
+    def text_tokens(self) -> TextTokens:
+        """By the tokenizer of the settings, or roughly. How many of them the server reads it does not tell; of texts
+        longer than ``max_chars`` only so much is sent."""
+        return self._text_tokens
+
     def _tokens(self, text: str) -> int:
         if self._tokenizer is None:
             return rough_tokens(text)
-        return len(self._tokenizer(text))
+        return self._tokenizer.counts([text])[0] + self._tokenizer.around
 
     def _count(self, answer: Any, tokens: int) -> None:  # noqa: ANN401
         """Compare the tokens that the server counted with ours."""
@@ -354,18 +375,15 @@ def _given(
         raise failed
 
 
-def _tokenizer(config: Config) -> Callable[[str], Sequence[int]] | None:
+def _tokenizer(config: Config) -> TokenizerTokens | None:
     """The tokenizer that the settings name. Raises EncoderError where it cannot be read."""
     path = config.get("tokenizer", None)
     if path is None:
         return None
-    from tokenizers import Tokenizer
-
     try:
-        tokenizer: Any = Tokenizer.from_file(path)
+        return TokenizerTokens(Path(path).read_text(encoding="utf-8"), None)
     except Exception as error:  # the library raises Exception itself
         raise EncoderError(f"The tokenizer '{path}' of '{config.spec}' cannot be read: {error}.") from None
-    return lambda text: tokenizer.encode(text).ids
 
 
 def _field(answer: Any, name: str) -> Any:  # noqa: ANN401
