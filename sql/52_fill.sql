@@ -59,7 +59,14 @@ DECLARE
     embedding pgembed.embedding;
     keys text;
     moved bigint;
+    filled regclass;
 BEGIN
+    -- the user's table before the queue's, as detach locks them: what follows reads it after it has written to these
+    SELECT c.oid INTO filled FROM pgembed.embedding AS e JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
+    WHERE e.id = embedding_id AND e.state = 'backfill';
+    IF FOUND THEN
+        EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', filled);
+    END IF;
     PERFORM pgembed._lock_queue(embedding_id);
     SELECT * INTO embedding FROM pgembed.embedding AS e WHERE e.id = embedding_id;
     IF NOT FOUND OR embedding.paused THEN

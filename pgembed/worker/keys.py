@@ -213,6 +213,11 @@ class KeyQueue(Queue):
             logged=self._logged(),
         )
 
+    @cached_property
+    def touch(self) -> sql.Composed:
+        """Locks the user's table as a reader does, before the queue's, which is the order in which detach does it."""
+        return sql.SQL("SELECT FROM {} LIMIT 0").format(self._table)
+
     def queue_swept(self, *, side: bool = False) -> sql.Composed:
         """Parameter: keys that the sweep found. Makes jobs of those for which it is still so, under the queue's lock.
 

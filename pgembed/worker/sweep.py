@@ -98,5 +98,6 @@ class Sweep:
 
     def _queue(self, work: Work, course: Course, keys: list[Key]) -> int:
         with self.conn.transaction():
+            self.conn.execute(KeyQueue(work).touch)
             self.conn.execute(Queue(work).lock)
             return self.conn.execute(KeyQueue(work).queue_swept(side=course.side), [Jsonb(keys)]).rowcount

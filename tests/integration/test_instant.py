@@ -14,6 +14,7 @@ import pgembed
 from pgembed.encoders import load_encoder
 from pgembed.errors import InvalidInput
 from tests.conftest import Connection
+from tests.fakes import deadlocks, until
 
 TEXTS = ["a red shoe", "two dogs in the snow", "Grüße aus Köln", "fire-fighter, 3 trucks", "naïve café"]
 INPUTS = '{"text": {"template": "{title} {body}"}}'
@@ -210,6 +211,32 @@ def test_a_failure_that_a_writer_cannot_see_is_forgotten_later(
         db.work(until_idle=True)
         assert db.failures("item") == []
     assert_true(table, kept, empty=[1] if "NULL" in end else [])
+
+
+def test_detach_and_a_backfill_wait_for_each_other_in_one_order(
+    table: Connection, database_dsn: str, kept: str
+) -> None:
+    """Both take the user's table first, and then the queue's: else each would have what the other wants."""
+    table.execute("SELECT pgembed.detach('item')")
+    table.execute("INSERT INTO item SELECT i, 'a dog' FROM generate_series(1, 10) AS i")
+    attach(table, kept)
+    (number,) = table.execute("SELECT id FROM pgembed.embedding").fetchall()[0]
+    with psycopg.connect(database_dsn) as detaching:
+        detaching.execute("LOCK TABLE item IN ACCESS EXCLUSIVE MODE")
+        filling = threading.Thread(target=fill_queue, args=(database_dsn, number))
+        filling.start()
+        blocked = "SELECT count(*) FROM pg_locks WHERE relation = 'item'::regclass AND NOT granted"
+        until(lambda: table.execute(blocked.encode()).fetchall() == [(1,)])
+        detaching.execute("SET lock_timeout = '1s'")
+        detaching.execute("SELECT pgembed.detach('item')")
+    filling.join()
+    assert deadlocks(table) == 0
+    assert table.execute("SELECT count(*) FROM pgembed.embedding").fetchall() == [(0,)]
+
+
+def fill_queue(dsn: str, number: object) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("SELECT pgembed._fill_queue(%s)", [number])
 
 
 def test_an_error_while_encoding_fails_no_statement(table: Connection, kept: str) -> None:
