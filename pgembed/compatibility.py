@@ -56,8 +56,8 @@ def told_before(plan: Plan[T]) -> Plan[T]:
 
 
 def told_once(source: object, plan: Plan[T]) -> Plan[T]:
-    """The same before the first plan of a connection, a pool or an engine that the caller has, however many clients are
-    made of it; from then on the plan alone."""
+    """The same before the first plan of a connection, a pool or an engine that the caller has, or of what stands for
+    one, however many clients are made of it; from then on the plan alone."""
     with _lock:
         if source in _looked_at:
             return plan

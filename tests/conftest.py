@@ -146,6 +146,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("server_kind", ["embedded", full], indirect=True)
 
 
+LONGEST = {  # modules that take more than a minute, of which none should begin when the others end
+    "test_onnx", "test_open_clip", "test_transformers", "test_demo", "test_infinity", "test_readme", "test_versions",
+    "test_state_machine", "test_worker_media",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the modules that take longest begin first: each runs in one process, and shorter ones fit in beside it."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture
 def storage(request: pytest.FixtureRequest) -> str:
     """Where the vectors of ``table`` stand: ``column`` or ``side``."""

@@ -16,7 +16,7 @@ from pgembed.catalog import InputSpec
 from pgembed.declared import Declared, EncoderSpec, VectorIndex, inputs_of, registered
 from pgembed.indexing import built
 from pgembed.plans import Plan
-from pgembed.sqlalchemy.ddl import AttachEmbedding, DetachEmbedding, RegisterEncoder, RemoveEncoder
+from pgembed.sqlalchemy.ddl import AlterEmbedding, AttachEmbedding, DetachEmbedding, RegisterEncoder, RemoveEncoder
 from pgembed.sqlalchemy.queries import install
 from pgembed.sqlalchemy.running import qualified, run_plan
 
@@ -194,7 +194,8 @@ class AlterEmbeddingOp(PgembedOp):
     ) -> None:
         """Attach an embedding anew with another encoder, other inputs or options, in the migration's transaction.
 
-        Its vectors and its index go, and workers encode all rows again. ``options`` are those of attach_embedding.
+        Its vectors and its index go, and workers encode all rows again; one that is there and is the same is left as it
+        is. ``options`` are those of attach_embedding.
         """
         operations.invoke(cls(Place(table, target, schema), _declared(encoder, text, image, screenshot, options)))
 
@@ -291,9 +292,7 @@ def _detach(operations: Operations, operation: DetachEmbeddingOp) -> None:
 @Operations.implementation_for(AlterEmbeddingOp)
 def _alter(operations: Operations, operation: AlterEmbeddingOp) -> None:
     place = operation.place
-    if not _stands(operations, place, operation.declared):
-        operations.execute(DetachEmbedding(place.schema, place.table, place.target))
-        operations.execute(AttachEmbedding(place.schema, place.table, place.target, operation.declared))
+    operations.execute(AlterEmbedding(place.schema, place.table, place.target, operation.declared))
     for index in operation.indexes:
         operations.invoke(index)
 

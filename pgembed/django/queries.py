@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pgvector import Vector as PgVector
 from psycopg.adapt import Dumper
 
+from pgembed.compatibility import told_once
 from pgembed.django.apps import searcher
 from pgembed.django.running import own_cursors, run_before
 from pgembed.errors import InvalidQuery
@@ -124,6 +125,7 @@ def _vectors(connection: BaseDatabaseWrapper, waiting: Sequence[Waiting]) -> dic
         asked[one.place].append(one)
     found: dict[Waiting, NDArray[np.float32]] = {}
     for (table, target), those in asked.items():
-        plan = searcher(connection.alias).vectors(table, [one.query for one in those], embedding=target)
+        searching = searcher(connection.alias)
+        plan = told_once(searching, searching.vectors(table, [one.query for one in those], embedding=target))
         found.update(zip(those, run_before(connection, plan), strict=True))
     return found

@@ -30,6 +30,10 @@ class AttachEmbedding(ExecutableDDLElement):
         self.schema, self.table, self.embedding, self.declared = schema, table, embedding, declared
 
 
+class AlterEmbedding(AttachEmbedding):
+    """``SELECT pgembed.alter(…)``: another embedding in the place of the one that is there, unless it is the same."""
+
+
 class DetachEmbedding(ExecutableDDLElement):
     """``SELECT pgembed.detach(…)``; with ``if_attached`` nothing happens where there is nothing to detach."""
 
@@ -71,6 +75,12 @@ class RemoveEncoder(ExecutableDDLElement):
 def _attach(element: AttachEmbedding, compiler: DDLCompiler, **_: Any) -> str:  # noqa: ANN401
     table = qualified(compiler.preparer, element.schema, element.table)
     return _written(statements.attach(table, element.embedding, element.declared), compiler)
+
+
+@compiles(AlterEmbedding)
+def _alter(element: AlterEmbedding, compiler: DDLCompiler, **_: Any) -> str:  # noqa: ANN401
+    table = qualified(compiler.preparer, element.schema, element.table)
+    return _written(statements.alter(table, element.embedding, element.declared), compiler)
 
 
 @compiles(DetachEmbedding)

@@ -145,6 +145,16 @@ def test_searches_as_the_client_does(filled: str) -> None:
         assert np.allclose([row.score for row in found], [row.score for row in expected], atol=1e-6)
 
 
+def test_another_version_of_the_schema_is_told_once(filled: str, caplog: pytest.LogCaptureFixture) -> None:
+    with psycopg.connect(filled, autocommit=True) as conn:
+        conn.execute("UPDATE pgembed.schema_version SET version_num = '9999'")
+    for words in ("a red shoe", "a dog"):
+        with transaction.atomic():
+            assert titles(Product.objects.search(Text(words), 1)) == [words]
+            assert Product.objects.count() == len(TITLES)
+    assert ["is of another version: schema 9999" in message for message in caplog.messages] == [True]
+
+
 def test_is_lazy_and_composes(filled: str) -> None:
     brand = Brand.objects.create(name="Acme")
     Product.objects.filter(title__contains="shoe").update(brand=brand)
