@@ -247,6 +247,13 @@ def _bisect(
 ) -> list[NDArray[np.float32] | None]:
     """Halve a failing batch until the values at fault stand alone; the others get their vectors."""
     if len(values) == 1:
+        if not _is_declared(error):
+            try:
+                return _checked(encoder, call, values)  # what failed once, as a model may while it warms up
+            except EncoderUnavailable:
+                raise
+            except Exception as again:
+                error = again
         _require_working(encoder, modality, error)  # it may have broken meanwhile
         parts[0].fail(error)
         return [None]

@@ -456,3 +456,13 @@ def test_a_value_that_cannot_be_read_fails_its_row_alone(table: Table) -> None:
 def test_a_database_without_pgembed_is_told_of(bare_dsn: str) -> None:
     with pytest.raises(NotInstalled, match="pgembed install"):
         Worker(lambda: psycopg.connect(bare_dsn)).run("until_idle")
+
+
+def test_a_model_that_fails_once_fails_no_row(table: Table) -> None:
+    """As one may while it warms up: a row that is alone in its batch is tried once more before it is blamed."""
+    left = [NOT_FINITE]
+    table.encoder.after = lambda vectors: left.pop()(vectors) if left else vectors
+    table.insert("red shoe")
+    assert table.work().written == 1
+    assert table.failures() == {}
+    assert table.true_ids() == [1]
