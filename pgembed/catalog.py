@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
@@ -22,6 +22,7 @@ from pgembed.plans import Call, Compute, Plan, Within
 from pgembed.static_sides import stored
 
 InputSpec = str | Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def encoders() -> Plan[list[EncoderRow]]:
             " ORDER BY name"
         )
     )
-    return [EncoderRow(**row) for row in rows]
+    return [_known(EncoderRow, row) for row in rows]
 
 
 def encoder(name: str) -> Plan[EncoderRow]:
@@ -155,7 +156,7 @@ def encoder(name: str) -> Plan[EncoderRow]:
         ),
         [name],
     )
-    return EncoderRow(**rows[0])
+    return _known(EncoderRow, rows[0])
 
 
 def add_encoder(name: str, spec: str, settings: Settings | None, space: str | None) -> Plan[EncoderRow]:
@@ -184,7 +185,7 @@ def _registered(arguments: Mapping[str, Any], encoder: Encoder | None) -> Plan[E
         sql.SQL("{} => {}").format(sql.Identifier(key), sql.Placeholder(key)) for key in arguments
     )
     rows = yield Call(sql.SQL("SELECT e.* FROM pgembed.add_encoder({}) e").format(named), arguments)
-    return EncoderRow(**rows[0])
+    return _known(EncoderRow, rows[0])
 
 
 def remove_encoder(name: str) -> Plan[None]:
@@ -226,6 +227,11 @@ def _parts(parts: str | Mapping[str, Any] | None) -> str | None:
     return found
 
 
+def _known(kind: type[T], row: Mapping[str, Any]) -> T:
+    """A row as this library knows it: a later schema may have more columns."""
+    return kind(**{field.name: row[field.name] for field in fields(cast(Any, kind)) if field.name in row})
+
+
 def detach(table: str, target: str | None) -> Plan[None]:
     """Detach an embedding; the table is as it was before."""
     yield Call(sql.SQL("SELECT pgembed.detach(%s::regclass, %s)"), [table, target])
@@ -241,7 +247,7 @@ def status(table: str | None = None) -> Plan[list[StatusRow]]:
         ),
         {"table": table},
     )
-    return [StatusRow(**row) for row in rows]
+    return [_known(StatusRow, row) for row in rows]
 
 
 _OF_TABLE = sql.SQL(
@@ -258,7 +264,7 @@ def failures(table: str | None = None, limit: int = 100) -> Plan[list[FailureRow
         ),
         {"table": table, "limit": limit},
     )
-    return [FailureRow(**row) for row in rows]
+    return [_known(FailureRow, row) for row in rows]
 
 
 def cuts(table: str | None = None, limit: int = 100) -> Plan[list[CutRow]]:
@@ -267,13 +273,13 @@ def cuts(table: str | None = None, limit: int = 100) -> Plan[list[CutRow]]:
         sql.SQL("SELECT u.* FROM pgembed.cuts u WHERE {} ORDER BY at DESC LIMIT %(limit)s").format(_OF_TABLE),
         {"table": table, "limit": limit},
     )
-    return [CutRow(**row) for row in rows]
+    return [_known(CutRow, row) for row in rows]
 
 
 def failure_reasons(table: str | None = None) -> Plan[list[FailureReason]]:
     """Why rows were given up; the reason that most have first."""
     rows = yield Call(sql.SQL("SELECT f.* FROM pgembed.failure_reasons f WHERE {}").format(_OF_TABLE), {"table": table})
-    return [FailureReason(**row) for row in rows]
+    return [_known(FailureReason, row) for row in rows]
 
 
 def retry(table: str, target: str | None, reason: str | None, keys: Sequence[Sequence[str]] | None) -> Plan[int]:

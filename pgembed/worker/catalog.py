@@ -6,6 +6,7 @@ A catalog is data. Who may write it must not bring a worker down, or have it do 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import fields
 from typing import Any, cast
 
 import psycopg
@@ -16,7 +17,7 @@ from pgembed.worker.faults import is_lost
 from pgembed.worker.queue import Work
 from pgembed.worker.state import State
 
-READ = "SELECT * FROM pgembed._work"
+READ = f"SELECT {', '.join(field.name for field in fields(Work))} FROM pgembed._work"  # a later view may have more
 MOST_WEIGHT = 1e30
 
 

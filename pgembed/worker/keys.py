@@ -215,7 +215,7 @@ class KeyQueue(Queue):
 
     @cached_property
     def touch(self) -> sql.Composed:
-        """Locks the user's table as a reader does, before the queue's, which is the order in which detach does it."""
+        """Locks the user's table as a reader does, before the side table and the queue: the order of detach."""
         return sql.SQL("SELECT FROM {} LIMIT 0").format(self._table)
 
     def queue_swept(self, *, side: bool = False) -> sql.Composed:

@@ -89,6 +89,7 @@ class Sweep:
         for plain in (False, True):
             try:
                 with self.conn.transaction():
+                    self.conn.execute(KeyQueue(work).touch)
                     statement = KeyQueue(work).sweep(course.after, STEP, side=course.side, plain=plain)
                     return self.conn.execute(statement).fetchall()[0]
             except psycopg.DataError:  # of a generated column, say: the worker finds the row that has it

@@ -21,7 +21,7 @@ from pgembed.errors import CatalogError, InvalidInput
 from pgembed.media import MediaPolicy
 from pgembed.media_errors import too_long
 from pgembed.worker.batch import Batch, Row
-from pgembed.worker.catalog import fault_of
+from pgembed.worker.catalog import READ, fault_of
 from pgembed.worker.decode import Decoder
 from pgembed.worker.keys import Key, KeyQueue
 from pgembed.worker.memory import READ_BYTES, largest_row, parts
@@ -124,7 +124,7 @@ def verify(
 
 def _work(conn: psycopg.Connection[Any], embedding: int) -> Work:
     with conn.cursor(row_factory=class_row(Work)) as cursor:
-        work = cursor.execute("SELECT * FROM pgembed._work WHERE id = $1", [embedding]).fetchone()
+        work = cursor.execute(f"{READ} WHERE id = $1".encode(), [embedding]).fetchone()
     if work is not None and (fault := fault_of(work)):
         raise CatalogError(f"{work.name} cannot be verified. {fault}", "Run pgembed doctor.")
     if work is None or not work.present:

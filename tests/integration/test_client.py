@@ -161,3 +161,23 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(InvalidInput) as caught:
         conninfo("postgresql://user:secret@host/x?no=such")
     assert "secret" not in str(caught.value)
+
+
+def test_a_later_schema_may_have_more_columns(database: psycopg.Connection, database_dsn: str) -> None:
+    """As while a database is upgraded under workers and clients that are not yet."""
+    with pgembed.connect(database_dsn) as db:
+        db.add_encoder("lite", "builtin:lite")
+        database.execute(
+            "CREATE TABLE later (id integer PRIMARY KEY, title text); INSERT INTO later VALUES (1, 'a dog')"
+        )
+        db.attach("later", "embedding", encoder="lite", text="title")
+        database.execute("ALTER TABLE pgembed.encoder ADD COLUMN later integer")
+        for view in ("_work", "status", "failures", "failure_reasons", "cuts"):
+            database.execute(f"ALTER VIEW pgembed.{view} RENAME TO {view}_before".encode())
+            database.execute(f"CREATE VIEW pgembed.{view} AS SELECT *, 1 AS later FROM pgembed.{view}_before".encode())
+        assert db.work(until_idle=True).written == 1
+        assert db.verify("later").ok
+        assert [row.ready for row in db.status()] == [1]
+        assert [row.name for row in db.encoders()] == ["lite"]
+        assert (db.failures(), db.failure_reasons(), db.cuts()) == ([], [], [])
+        assert db.search("later", pgembed.Text("a dog"))[0].id == 1

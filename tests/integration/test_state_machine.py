@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -371,7 +372,7 @@ class Faults(RuleBasedStateMachine):
         keys = self.conn.execute(f"SELECT id FROM product WHERE {self.text} = %s".encode(), [REFUSED]).fetchall()
         reasons = dict(self.conn.execute("SELECT key ->> 0, error FROM pgembed.failure").fetchall())
         assert all(reasons.values())
-        assert deadlocks(self.conn) == 0
+        assert deadlocks(self.conn) == 0, told_of_deadlocks(self.server)
         assert_kept(
             self.conn,
             storage=self.storage,
@@ -402,6 +403,12 @@ class Faults(RuleBasedStateMachine):
 def forks() -> Iterator[Workers]:
     with Workers.ready() as workers:
         yield workers
+
+
+def told_of_deadlocks(server: EmbeddedServer) -> str:
+    """What the server's log says of them: which statement waited for which."""
+    log = server.log_file.read_text(errors="replace")
+    return "\n".join(line[:2000] for line in re.findall(r"(?m)^.*deadlock detected\n(?:.*\n){1,12}", log)[-2:])
 
 
 def try_orders(number: int, machine: type[Faults], steps: int) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
 import pytest
 
 from pgembed.errors import InvalidInput
-from pgembed.worker import Worker
-from tests.fakes import Connection, FakeEncoder, Log, Table, register, until, vector_of
+from pgembed.worker import Worker, WorkerOptions
+from pgembed.worker.run import session_connection
+from pgembed.worker.state import State
+from pgembed.worker.sweep import Course, Sweep
+from pgembed.worker.verification import _work
+from tests.fakes import Connection, FakeEncoder, Log, Table, deadlocks, register, until, vector_of
 
 SWEEP = {"sweep_every": 0.1}
 
@@ -176,3 +181,28 @@ def test_an_input_that_cannot_be_computed_becomes_a_failure(table: Table, databa
         until(lambda: conn.execute(ready.encode()).fetchone() == (1,))
         until(lambda: list(table.failures()) == ["1"])
     assert not any("sweep failed" in line for line in log.lines)
+
+
+def test_a_sweep_locks_in_the_order_of_detach(table: Table, database_dsn: str) -> None:
+    """It waits for the user's table before it has the side table, which whoever detaches will want."""
+    if not is_side(table):
+        pytest.skip("only a side table is locked after")
+    table.insert("red shoe")
+    table.work()
+    (number,) = table.conn.execute("SELECT id FROM pgembed.embedding").fetchall()[0]
+    with psycopg.connect(database_dsn) as detaching:
+        detaching.execute("LOCK TABLE product IN ACCESS EXCLUSIVE MODE")
+        sweeping = threading.Thread(target=look, args=(database_dsn, number))
+        sweeping.start()
+        blocked = "SELECT count(*) > 0 FROM pg_locks WHERE relation = 'product'::regclass AND NOT granted"
+        until(lambda: table.conn.execute(blocked.encode()).fetchall() == [(True,)])
+        detaching.execute("SELECT pgembed.detach('product')")
+    sweeping.join()
+    assert deadlocks(table.conn) == 0
+
+
+def look(dsn: str, embedding: int) -> None:
+    with session_connection(lambda: psycopg.connect(dsn)) as conn:
+        sweep = Sweep(State(WorkerOptions(), None), conn)
+        with suppress(psycopg.errors.UndefinedTable):  # it is gone when it is looked at
+            sweep._look(_work(conn, embedding), Course(embedding, side=True))
