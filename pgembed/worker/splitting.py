@@ -174,12 +174,18 @@ def _told(encoder: Encoder, work: Work) -> bytes:
     return json.dumps([encoder.fingerprint, work.space, work.modalities]).encode()
 
 
+@lru_cache(maxsize=2)
+def _digest(text: str) -> bytes:
+    """Of a text that many spans are of, one after the other."""
+    return hashlib.sha256(text.encode(errors="replace")).digest()
+
+
 def _hash(told: bytes, value: str | Span | Picture) -> bytes:
     digest = hashlib.sha256(told)
     if isinstance(value, str):
         digest.update(b"text\0" + value.encode(errors="replace"))
     elif isinstance(value, Span):
-        digest.update(f"span\0{value.start}\0{value.end}\0".encode() + value.text.encode(errors="replace"))
+        digest.update(f"span\0{value.start}\0{value.end}\0".encode() + _digest(value.text))
     else:
         digest.update(f"{value.mode}\0{value.width}\0{value.height}\0".encode() + value.tobytes())
     return digest.digest()
