@@ -171,7 +171,7 @@ def _collect(encoder: Encoder, rows: Sequence[Row], modality: str) -> tuple[list
                     part.fail(error)
                     break
                 except Exception as error:
-                    _require_working(encoder, modality, error)
+                    require_working(encoder, modality, error)
                     part.fail(error)
                     break
             chosen.append((part, value))
@@ -193,7 +193,7 @@ def encode_values(
         except EncoderUnavailable:
             raise
         except Exception as error:
-            _require_working(encoder, modality, error)
+            require_working(encoder, modality, error)
             out.extend(_bisect(encoder, modality, call, parts[start:stop], values[start:stop], error))
     return out
 
@@ -220,7 +220,7 @@ def _is_declared(error: Exception) -> bool:
     return isinstance(error, InvalidInput) and not isinstance(error, _NotFinite)
 
 
-def _require_working(encoder: Encoder, modality: str, error: Exception) -> None:
+def require_working(encoder: Encoder, modality: str, error: Exception) -> None:
     """Raise EncoderError unless a row is at fault: the encoder says so, or it still does a plain input."""
     if _is_declared(error):
         return
@@ -254,7 +254,7 @@ def _bisect(
                 raise
             except Exception as again:
                 error = again
-        _require_working(encoder, modality, error)  # it may have broken meanwhile
+        require_working(encoder, modality, error)  # it may have broken meanwhile
         parts[0].fail(error)
         return [None]
     out: list[NDArray[np.float32] | None] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,7 +17,7 @@ from pgembed.decoding.picture import Limits
 from pgembed.encoders import Encoder
 from pgembed.errors import EncoderUnavailable, InvalidInput, PgembedError
 from pgembed.parts import Part, Span, Splitter, load_splitter
-from pgembed.worker.batch import Batch, Piece, Row, encode, encode_values, finished
+from pgembed.worker.batch import Batch, Piece, Row, encode, encode_values, finished, require_working
 from pgembed.worker.queue import Work
 
 if TYPE_CHECKING:
@@ -54,27 +54,33 @@ def encode_parts(encoder: Encoder, batch: Batch, splitter: Splitter, limits: Lim
         if row.error is not None or not row.inputs:
             continue
         row.pieces = []
-        try:
-            for number, part in enumerate(splitter.split(_value(row), encoder, limits), start=1):
-                if number > MOST_PARTS:
-                    raise InvalidInput(
-                        f"The row has more than {MOST_PARTS:,} parts.", "Have larger parts, or split the row."
-                    )
-                digest = _hash(told, part.input)
-                piece = Piece(part.kind, part.location, part.content, digest)
-                row.pieces.append(piece)
-                if digest not in row.known:
-                    waiting.add(piece, part)
-        except EncoderUnavailable:
-            raise
-        except PgembedError as error:
-            row.error = error
-        except Exception as error:  # a splitter may raise anything
-            row.error = InvalidInput(f"The splitter '{_kind(batch.work)}' fails: {error or type(error).__name__}")
+        for part in _parts(row, encoder, batch, splitter, limits):
+            digest = _hash(told, part.input)
+            piece = Piece(part.kind, part.location, part.content, digest)
+            row.pieces.append(piece)
+            if digest not in row.known:
+                waiting.add(piece, part)
     waiting.encode()
     for row in batch.rows:
         if row.pieces is not None and row.error is None:
             _settle(row, batch.work)
+
+
+def _parts(row: Row, encoder: Encoder, batch: Batch, splitter: Splitter, limits: Limits) -> Iterator[Part]:
+    """The parts of a row; what the splitter raises is the row's error."""
+    try:
+        for number, part in enumerate(splitter.split(_value(row), encoder, limits), start=1):
+            if number > MOST_PARTS:
+                raise InvalidInput(
+                    f"The row has more than {MOST_PARTS:,} parts.", "Have larger parts, or split the row."
+                )
+            yield part
+    except EncoderUnavailable:
+        raise
+    except PgembedError as error:
+        row.error = error
+    except Exception as error:  # a splitter may raise anything
+        row.error = InvalidInput(f"The splitter '{_kind(batch.work)}' fails: {error or type(error).__name__}")
 
 
 @dataclass
@@ -107,16 +113,19 @@ class _Waiting:
             elif kind is Span:
                 vectors = encode_values(self.encoder, "text", pieces, values, _in_context(self.encoder))
             else:
-                pieces, values = self._prepared(pieces, values)
                 given = self.batch.work.modalities[0]
-                vectors = encode_values(self.encoder, "image" if given == "text" else given, pieces, values)  # of HTML
+                modality = "image" if given == "text" else given  # of HTML
+                pieces, values = self._prepared(modality, pieces, values)
+                vectors = encode_values(self.encoder, modality, pieces, values)
             for piece, vector in zip(pieces, vectors, strict=True):
                 if vector is not None:
                     piece.vector = finished(vector, normalize=self.encoder.normalized)
                     if piece.vector is None:
                         piece.fail(InvalidInput("The part gives a zero vector."))
 
-    def _prepared(self, pieces: Sequence[Piece], pictures: Sequence[Picture]) -> tuple[list[Piece], list[Any]]:
+    def _prepared(
+        self, modality: str, pieces: Sequence[Piece], pictures: Sequence[Picture]
+    ) -> tuple[list[Piece], list[Any]]:
         """Pictures as the encoder takes them, without those that it cannot prepare."""
         kept: list[Piece] = []
         pixels: list[Any] = []
@@ -124,7 +133,10 @@ class _Waiting:
             try:
                 pixels.append(self.encoder.preprocess(picture))
                 kept.append(piece)
-            except PgembedError as error:
+            except EncoderUnavailable:
+                raise
+            except Exception as error:
+                require_working(self.encoder, modality, error)
                 piece.fail(error)
         return kept, pixels
 

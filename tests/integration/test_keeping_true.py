@@ -101,7 +101,7 @@ def test_keys_of_many_types(table: Table, kind: str, monkeypatch: pytest.MonkeyP
 
     table.encoder.before = refuse
     conn.execute("UPDATE app.item SET title = 'z' || title")
-    monkeypatch.setattr("pgembed.worker.batch._require_working", lambda *_: None)
+    monkeypatch.setattr("pgembed.worker.batch.require_working", lambda *_: None)
     assert table.work().failed == len(all_true)
     conn.execute("SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'German'")
     table.encoder.before = lambda texts: None

@@ -17,7 +17,7 @@ from pgembed import Text, parts
 from pgembed.decoding.picture import Limits
 from pgembed.encoders import Encoder
 from pgembed.encoders.builtin import LiteEncoder
-from pgembed.errors import CatalogError, InvalidInput, InvalidQuery
+from pgembed.errors import CatalogError, EncoderError, InvalidInput, InvalidQuery
 from pgembed.parts import Part, Splitter
 from tests.fakes import Connection, use_splitters
 
@@ -493,3 +493,22 @@ def test_words_are_looked_for_in_parts_where_the_table_has_none(conn: Connection
         )
         assert [row.id for row in db.hybrid("scan", "mountain")][:1] == [2]
         assert [row.id for row in db.hybrid("scan", "harbour", queries=[])] == [1]
+
+
+def test_a_broken_encoder_marks_nothing_failed(
+    db: pgembed.Pgembed, conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it breaks while a row's parts are still being made."""
+    conn.execute("INSERT INTO story SELECT 4, string_agg('a word ' || i, E'\n') FROM generate_series(1, 200) AS i")
+
+    def broken(self: LiteEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
+        raise RuntimeError("the model is on fire")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LiteEncoder, "embed_texts", broken)
+        with pytest.raises(EncoderError, match="on a plain text too: the model is on fire"):
+            db.work(until_idle=True)
+    assert db.failures("story") == []
+    assert conn.execute("SELECT attempts FROM pgembed.job_1").fetchall() == [(0,)]
+    db.work(until_idle=True)
+    assert_true(conn)
