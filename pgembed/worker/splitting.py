@@ -16,6 +16,7 @@ import numpy as np
 from pgembed.decoding.picture import Limits
 from pgembed.encoders import Encoder
 from pgembed.errors import EncoderUnavailable, InvalidInput, PgembedError
+from pgembed.metering import count_tokens
 from pgembed.parts import Part, Span, Splitter, load_splitter
 from pgembed.worker.batch import Batch, Piece, Row, encode, encode_values, finished, require_working
 from pgembed.worker.queue import Work
@@ -106,6 +107,8 @@ class _Waiting:
         parts, self.parts, self.pixels = self.parts, [], 0
         for kind, some in groupby(parts, lambda pair: type(pair[1].input)):
             pieces, values = zip(*((piece, part.input) for piece, part in some), strict=True)
+            if self.batch.work.settings.get("tokens_per_day") and (texts := _texts(values)):
+                self.batch.tokens += count_tokens(self.encoder, texts)
             if kind is str:
                 for piece, cut in zip(pieces, self.encoder.is_cut(values), strict=True):
                     piece.is_cut = cut
@@ -139,6 +142,12 @@ class _Waiting:
                 require_working(self.encoder, modality, error)
                 piece.fail(error)
         return kept, pixels
+
+
+def _texts(values: Sequence[str | Span | Picture]) -> list[str]:
+    """What is read of these as text: spans as their texts, each once."""
+    texts = [value for value in values if isinstance(value, str)]
+    return texts + [text for text, _ in groupby(value.text for value in values if isinstance(value, Span))]
 
 
 def _in_context(encoder: Encoder) -> Callable[[Sequence[Span]], NDArray[np.float32]]:

@@ -19,7 +19,7 @@ from pgembed.encoders import Encoder
 from pgembed.encoders.builtin import LiteEncoder
 from pgembed.errors import CatalogError, EncoderError, InvalidInput, InvalidQuery
 from pgembed.parts import Part, Splitter
-from tests.fakes import Connection, use_splitters
+from tests.fakes import Connection, use_encoders, use_splitters
 
 STORY = "a red shoe\na steam engine\na violin in a case"
 OTHER = "the moon over a lake\na red rose"
@@ -512,3 +512,14 @@ def test_a_broken_encoder_marks_nothing_failed(
     assert conn.execute("SELECT attempts FROM pgembed.job_1").fetchall() == [(0,)]
     db.work(until_idle=True)
     assert_true(conn)
+
+
+def test_parts_count_against_the_budget(db: pgembed.Pgembed, conn: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_encoders(monkeypatch, {"builtin:lite": LiteEncoder.load("lite", {})})
+    conn.execute("""UPDATE pgembed.encoder SET settings = '{"tokens_per_day": 100000}'""")
+    conn.execute("INSERT INTO story VALUES (4, E'a shoe\\na lamp', 1)")
+    before = conn.execute("SELECT coalesce(sum(tokens), 0) FROM pgembed.written").fetchall()
+    assert before == [(0,)]
+    db.work(until_idle=True)
+    ((tokens,),) = conn.execute("SELECT sum(tokens) FROM pgembed.written").fetchall()
+    assert 4 <= tokens <= 8
