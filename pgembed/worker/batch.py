@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -53,7 +53,7 @@ class Piece:
     """One part of a row, with its vector ``(dim,) float32``; None where that is in the side table already."""
 
     kind: str
-    location: Mapping[str, Any]
+    location: str  # JSON
     content: str | None
     hash: bytes  # of what is encoded, and by what
     vector: NDArray[np.float32] | None = None

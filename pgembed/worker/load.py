@@ -34,7 +34,7 @@ from pgembed.worker.write import give_back, is_detached
 
 READ_ROWS = 64  # read at once, so that pictures are decoded as they come
 LIST_ROWS = 32  # claimed at once, of rows that hold lists of pictures
-PARTS_ROWS = 16  # claimed at once, of rows that have many vectors
+PARTS_ROWS, DOCUMENTS = 64, 8  # claimed at once, of texts that have many vectors, and of files
 FILL_ROWS = 1_000  # encoded by SQL in one transaction
 TEXTS = 256  # in a batch, at least
 FIRST_PICTURES = 8  # in the first batch after a rest; each one after it has twice as many
@@ -289,7 +289,7 @@ class Loader:
         if self.options.batch_size:
             return self.options.batch_size
         if work.parts is not None:
-            return PARTS_ROWS
+            return PARTS_ROWS if work.modalities == ["text"] else DOCUMENTS
         if work.modalities == ["text"]:
             return max(encoder.batch_size, TEXTS)
         self.pace = self.pace * 2 if self.state.holds_any() else FIRST_PICTURES

@@ -50,16 +50,13 @@ def encode_parts(encoder: Encoder, batch: Batch, splitter: Splitter, limits: Lim
     encoded, a line of dashes say, is left out where the row has others.
     """
     waiting = _Waiting(encoder, batch)
-    told = _told(encoder, batch.work)
     for row in batch.rows:
         if row.error is not None or not row.inputs:
             continue
         row.pieces = []
-        for part in _parts(row, encoder, batch, splitter, limits):
-            digest = _hash(told, part.input)
-            piece = Piece(part.kind, part.location, part.content, digest)
+        for piece, part in _parts(row, encoder, batch, splitter, limits):
             row.pieces.append(piece)
-            if digest not in row.known:
+            if piece.hash not in row.known:
                 waiting.add(piece, part)
     waiting.encode()
     for row in batch.rows:
@@ -67,15 +64,19 @@ def encode_parts(encoder: Encoder, batch: Batch, splitter: Splitter, limits: Lim
             _settle(row, batch.work)
 
 
-def _parts(row: Row, encoder: Encoder, batch: Batch, splitter: Splitter, limits: Limits) -> Iterator[Part]:
-    """The parts of a row; what the splitter raises is the row's error."""
+def _parts(
+    row: Row, encoder: Encoder, batch: Batch, splitter: Splitter, limits: Limits
+) -> Iterator[tuple[Piece, Part]]:
+    """The parts of a row; what the splitter raises, or gives that is no part, is the row's error."""
+    told = _told(encoder, batch.work)
     try:
         for number, part in enumerate(splitter.split(_value(row), encoder, limits), start=1):
             if number > MOST_PARTS:
                 raise InvalidInput(
                     f"The row has more than {MOST_PARTS:,} parts.", "Have larger parts, or split the row."
                 )
-            yield part
+            location = json.dumps(dict(part.location), allow_nan=False)
+            yield Piece(part.kind, location, part.content, _hash(told, part.input)), part
     except EncoderUnavailable:
         raise
     except PgembedError as error:

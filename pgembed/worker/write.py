@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Collection, Generator, Sequence
@@ -269,8 +268,8 @@ def _write_parts(conn: psycopg.Connection[Any], work: Work, rows: Sequence[Row])
             seqs, numbers, made = zip(*pieces, strict=True)
             values = [
                 bigint_array(seqs), list(numbers), [piece.kind for piece in made],
-                [json.dumps(dict(piece.location)) for piece in made],
-                [None if piece.content is None else piece.content.replace("\x00", "") for piece in made],
+                [piece.location for piece in made],
+                [None if piece.content is None else _text(piece.content) for piece in made],
                 [piece.hash for piece in made], sparse_vector_array([piece.vector for piece in made], work.vector_oid),
             ]  # fmt: skip
             done.update(_array(conn, pipeline, conn.execute(statements.write_parts, values, binary=True)))
@@ -356,5 +355,9 @@ class DatabaseRefusal(PgembedError):
 def _sentence(error: Exception | None) -> str:
     """An error as it stands in pgembed.failure: one line, of bounded length."""
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    text = (primary or str(error)).replace("\x00", "").encode(errors="replace").decode()
-    return " ".join(text.split())[:1000] or type(error).__name__
+    return " ".join(_text(primary or str(error)).split())[:1000] or type(error).__name__
+
+
+def _text(text: str) -> str:
+    """A text as Postgres takes it: without what it has no character for."""
+    return text.replace("\x00", "").encode(errors="replace").decode()

@@ -26,7 +26,7 @@ OTHER = "the moon over a lake\na red rose"
 
 
 class Lines(Splitter):
-    """A part for each line; a line `!` breaks it."""
+    """A part for each line; a line `!` breaks it, and one `?` has a place that is none."""
 
     modalities = frozenset({"text"})
 
@@ -42,6 +42,8 @@ class Lines(Splitter):
         for line in value.split("\n"):
             if line == "!":
                 raise RuntimeError("it broke")
+            if line == "?":
+                yield Part("line", {"start": object()}, line, line)
             if line.strip():
                 yield Part("line", {"start": start, "end": start + len(line)}, line, line)
             start += len(line) + 1
@@ -269,9 +271,12 @@ def test_a_row_stands_for_the_mean_of_its_parts(db: pgembed.Pgembed) -> None:
 
 
 def test_one_broken_row_stops_no_other(db: pgembed.Pgembed, conn: Connection) -> None:
-    conn.execute("INSERT INTO story VALUES (8, '!', 1), (9, 'a rose', 1)")
+    conn.execute("INSERT INTO story VALUES (7, '?', 1), (8, '!', 1), (9, 'a rose', 1)")
     db.work(until_idle=True)
-    assert [(f.key, f.error) for f in db.failures("story")] == [(["8"], "The splitter 'lines' fails: it broke")]
+    assert {f.key[0]: f.error for f in db.failures("story")} == {
+        "7": "The splitter 'lines' fails: Object of type object is not JSON serializable",
+        "8": "The splitter 'lines' fails: it broke",
+    }
     assert (9, 1, "a rose") in stored(conn)
 
 
