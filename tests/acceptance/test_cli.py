@@ -661,7 +661,7 @@ def test_notices_of_the_server_are_told(cli: Cli, database: psycopg.Connection) 
     done = cli.run(*attach, process=True)
     assert re.fullmatch(r"notice: Table .+ has row-level security: .+\n", done.stderr), done.stderr
     assert "notice" not in cli.run("detach", "product").stderr  # what dropping drops is nobody's news
-    told = json.loads(cli.run(*attach, "--json").stderr)
+    told = json.loads(cli.run(*attach, "--json", process=True).stderr)
     assert "row-level security" in told["notice"]
 
 

@@ -17,7 +17,8 @@ ROLE = f"pgembed_worker_{os.getpid()}"
 RIGHTS = f"""
     GRANT USAGE ON SCHEMA pgembed TO {ROLE};
     GRANT SELECT ON ALL TABLES IN SCHEMA pgembed TO {ROLE};
-    GRANT INSERT, UPDATE, DELETE ON pgembed.failure, pgembed.written, pgembed.change_1, pgembed.job_1 TO {ROLE};
+    GRANT INSERT, UPDATE, DELETE ON pgembed.failure, pgembed.cut, pgembed.written, pgembed.change_1, pgembed.job_1
+        TO {ROLE};
     GRANT EXECUTE ON FUNCTION pgembed._take_requests, pgembed._tidy_requests TO {ROLE};
     GRANT SELECT, UPDATE ON product TO {ROLE};
 """
