@@ -65,7 +65,7 @@ BEGIN
     SELECT c.oid INTO filled FROM pgembed.embedding AS e JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
     WHERE e.id = embedding_id AND e.state = 'backfill';
     IF FOUND THEN
-        EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', filled);
+        EXECUTE format('SELECT FROM %s LIMIT 0', filled); -- which needs the right to some column alone
     END IF;
     PERFORM pgembed._lock_queue(embedding_id);
     SELECT * INTO embedding FROM pgembed.embedding AS e WHERE e.id = embedding_id;
