@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -38,6 +39,10 @@ class Estimate:
     cost: float
     partial: bool
     first: int | None
+
+
+# how many candidates to look at next, after so many, among which so many rows were found
+NextRound = Callable[[SearchPlan, Estimate, int, int], Plan[int | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ class Rounds:
         if not plan.target.graph:
             return (yield from _exact(plan, trace))
         trace.estimate = estimate = yield from self._estimate(plan, PARTS * plan.spread * plan.reach)
-        return (yield Within(_by_part_rounds(plan, trace, estimate)))
+        return (yield Within(_by_rounds(plan, trace, estimate, estimate.first, _next_part_round)))
 
     def _estimate(self, plan: SearchPlan, reach: int | None = None) -> Plan[Estimate]:
         reach = reach or plan.reach
@@ -167,7 +172,18 @@ def _next_round(
     return (yield Call(NEXT, values))[0]["candidates"]
 
 
-def _by_rounds(plan: SearchPlan, trace: Trace, estimate: Estimate, candidates: int | None) -> Plan[list[SearchRow]]:
+def _next_part_round(plan: SearchPlan, estimate: Estimate, candidates: int, matched: int) -> Plan[int | None]:
+    """How many parts to look at, as ``pgembed.search_parts`` has it: by how many rows the last ones had."""
+    if candidates >= plan.target.rows:
+        return None
+    wanted = math.ceil(2 * candidates * plan.spread * plan.reach / max(matched, 1))
+    following = yield from _next_round(plan, estimate, 0, 0, min(wanted, 100_000))
+    return following if following is not None and following > candidates else None
+
+
+def _by_rounds(
+    plan: SearchPlan, trace: Trace, estimate: Estimate, candidates: int | None, next_round: NextRound = _next_round
+) -> Plan[list[SearchRow]]:
     """With so many candidates at first, and more while that is worth it; the caller's settings are put back."""
     before: dict[str, Any] | None = None
     rows: list[SearchRow] = []
@@ -181,32 +197,7 @@ def _by_rounds(plan: SearchPlan, trace: Trace, estimate: Estimate, candidates: i
         trace.looks.append(Look(candidates, len(rows)))
         if len(rows) >= plan.limit:
             break
-        candidates = yield from _next_round(plan, estimate, candidates, len(rows))
-    if len(rows) < plan.limit:
-        rows = yield from _run_again(plan, trace)
-    if before is not None:
-        yield Restore(Call(plan.restore(before).text))
-    return rows
-
-
-def _by_part_rounds(plan: SearchPlan, trace: Trace, estimate: Estimate) -> Plan[list[SearchRow]]:
-    """As ``pgembed.search_parts`` does it: how many parts to look at follows from how many rows the last ones had."""
-    before: dict[str, Any] | None = None
-    rows: list[SearchRow] = []
-    candidates = estimate.first
-    while candidates is not None:
-        changed = plan.settings(candidates)
-        found: dict[str, Any] = (yield Call(changed.text, changed.values))[0]
-        before = before or found
-        if plan.starves(found, candidates):
-            break
-        rows = yield _call(plan.among(candidates))
-        trace.looks.append(Look(candidates, len(rows)))
-        if len(rows) >= plan.limit or candidates >= plan.target.rows:
-            break
-        wanted = math.ceil(2 * candidates * plan.spread * plan.reach / max(len(rows), 1))
-        following = yield from _next_round(plan, estimate, 0, 0, min(wanted, 100_000))
-        candidates = following if following is not None and following > candidates else None
+        candidates = yield from next_round(plan, estimate, candidates, len(rows))
     if len(rows) < plan.limit:
         rows = yield from _run_again(plan, trace)
     if before is not None:
